@@ -1,0 +1,60 @@
+# `make demo` and `make test` are all that a stranger needs: both make .venv first.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-check test test-vllm bench lint format lock clean
+
+help: ## What there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
+
+demo: $(VENV)/.runtime ## Simulated pods and a gateway before them, until Ctrl-C
+	@exec $(BIN)/poolgate demo $(ARGS)
+
+demo-check: $(VENV)/.dev ## The demo, one streamed chat through the OpenAI SDK, exit 0
+	@$(BIN)/python -m tests.demo_check
+
+test: $(VENV)/.dev lint ## Lint, types, import contracts, and every test that needs no root
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-vllm: $(VENV)/.dev ## End to end against a real vLLM on CPU (downloads about 1 GB once)
+	@tests/e2e/vllm/install.sh
+	@$(BIN)/python -m pytest -m vllm tests/e2e/vllm $(ARGS)
+
+bench: $(VENV)/.dev ## CPU time and memory, side by side with nginx, in one run
+	@$(BIN)/python -m loadtest.bench $(ARGS)
+
+lint: $(VENV)/.dev ## ruff, mypy, import contracts, what the repository must not name
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-timing > /dev/null || $(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Put the code into its form
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+lock: $(VENV)/.dev ## Write the lock files anew from pyproject.toml (wants uv: pip install uv)
+	@scripts/lock
+
+clean: ## Forget everything that was made
+	rm -rf $(VENV) .vllm .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+
+# pip checks every file against the lock's hashes; the project itself is then linked in without any download.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Poolgate needs Python 3.11 or newer; this is " + sys.version) if sys.version_info < (3, 11) else 0'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: requirements/runtime.lock requirements/build.lock pyproject.toml $(VENV)/bin/python
+	@echo "installing the locked dependencies into $(VENV) ..."
+	@$(PIP) install --require-hashes -r requirements/runtime.lock -r requirements/build.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements/dev.lock
+	@echo "installing what the tests need ..."
+	@$(PIP) install --require-hashes -r requirements/dev.lock
+	@touch $@

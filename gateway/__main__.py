@@ -1,0 +1,5 @@
+"""`python -m gateway` is `poolgate`."""
+
+from gateway.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The ops port (FastAPI), and the pipeline as an ASGI application."""

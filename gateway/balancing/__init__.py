@@ -1,0 +1,1 @@
+"""Which pod, and when?"""

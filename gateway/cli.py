@@ -1,0 +1,182 @@
+"""The command line: starts a process, and owns its signals."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvloop
+
+from gateway import __version__, process
+from gateway.app import Gateway
+from gateway.config import Config, ConfigError, add_key, load_config, load_keys
+from gateway.demo import Demo
+from gateway.limits.keys import KeyEntry, digest, new_key
+
+app = typer.Typer(
+    name="poolgate",
+    help="An OpenAI-compatible gateway in front of pools of vLLM pods.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+keys_app = typer.Typer(help="API keys in a keys file.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The configuration file (YAML).")]
+
+
+class Refused(Exception):
+    """A command that cannot go on; its text is for the operator. Exit code 2."""
+
+
+def main() -> None:
+    """Run the command line: faults we can name are told in words, without a traceback (unless --debug)."""
+    debug = "--debug" in sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        app(args=arguments, prog_name="poolgate")
+    except (ConfigError, Refused) as error:
+        if debug:
+            raise
+        typer.echo(f"poolgate: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    host: Annotated[str | None, typer.Option(help="Address of the public port.")] = None,
+    port: Annotated[int | None, typer.Option(help="The public port.")] = None,
+    ops_port: Annotated[int | None, typer.Option(help="The port of probes and metrics.")] = None,
+    insecure_no_auth: Annotated[bool, typer.Option(help="Serve everyone, without keys.")] = False,
+) -> None:
+    """Run the gateway."""
+    settings, entries = _settings(config, host, port, ops_port, insecure_no_auth)
+    public, ops = (
+        _listen(settings.server.host, settings.server.port),
+        _listen(settings.server.ops_host, settings.server.ops_port),
+    )
+
+    def started() -> None:
+        typer.echo(f"poolgate {__version__} serves on {_url(public)}, operations on {_url(ops)}", err=True)
+
+    run_gateway(settings, entries, public, ops, started)
+
+
+def run_gateway(
+    settings: Config,
+    entries: tuple[KeyEntry, ...] | None,
+    public: socket.socket,
+    ops: socket.socket,
+    started: Any,
+) -> None:
+    """Run one gateway on uvloop until SIGTERM or SIGINT; the second signal ends it at once."""
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        gateway = Gateway(settings, entries, access_out=sys.stdout.buffer)
+
+        def up() -> None:
+            # Only now: uvicorn takes the signals while it starts, and would not drain.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, stop.set)
+            started()
+
+        await process.run(gateway, public, ops, stop, up)
+
+    uvloop.run(run())
+
+
+@app.command()
+def check(file: Annotated[Path, typer.Argument(help="The configuration file (YAML).")]) -> None:
+    """Validate a configuration and the keys file it names. Exit 0 or 2."""
+    settings = load_config(file, os.environ)
+    keys = load_keys(settings.auth.keys_file) if settings.auth.mode == "keys" else ()
+    typer.echo(f"{file}: valid; {len(settings.discovery.pods)} pods, {len(keys)} keys")
+
+
+@app.command()
+def demo(
+    port: Annotated[int, typer.Option(help="The public port; 0: any free one.")] = 8000,
+    ops_port: Annotated[int, typer.Option(help="The port of probes and metrics; 0: any free one.")] = 9090,
+) -> None:
+    """Simulated vLLM pods and a gateway before them, on loopback, until Ctrl-C."""
+    public, ops = _listen("127.0.0.1", port), _listen("127.0.0.1", ops_port)
+    with Demo() as running:
+        settings = load_config(None, {}, {"discovery.pods": running.pods, "server.drain_seconds": 2.0})
+        run_gateway(settings, (running.key_entry,), public, ops, lambda: running.tell(_url(public), _url(ops)))
+
+
+@keys_app.command("create")
+def create_key(
+    team: Annotated[str, typer.Option(help="Who owns the key.")],
+    file: Annotated[Path, typer.Option(help="The keys file; made if it does not exist.")],
+    models: Annotated[list[str] | None, typer.Option(help="A glob of model names; repeatable.")] = None,
+    expires: Annotated[str | None, typer.Option(help="Days from now, such as 90d.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print {id, key} as JSON.")] = False,
+) -> None:
+    """Make a key, add its entry to the file, and print it once."""
+    key_id, key = new_key()
+    entry: dict[str, Any] = {
+        "id": key_id,
+        "sha256": digest(key.encode("ascii")),
+        "team": team,
+        "models": models or ["*"],
+    }
+    if expires is not None:
+        entry["expires"] = _expiry(expires)
+    add_key(file, entry)
+    typer.echo(json.dumps({"id": key_id, "key": key}) if as_json else key)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def _settings(
+    file: Path | None, host: str | None, port: int | None, ops_port: int | None, no_auth: bool
+) -> tuple[Config, tuple[KeyEntry, ...] | None]:
+    flags = {"server.host": host, "server.port": port, "server.ops_port": ops_port}
+    settings = load_config(file, os.environ, flags)
+    if no_auth:
+        return settings, None
+    if settings.auth.mode == "none":
+        raise Refused("auth.mode is none: add --insecure-no-auth if everyone may really use the pods")
+    entries = load_keys(settings.auth.keys_file)
+    if not entries:
+        raise Refused(f"{settings.auth.keys_file} holds no key: make one with 'poolgate keys create'")
+    return settings, entries
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise Refused(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from None
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _expiry(days: str) -> str:
+    if not days.removesuffix("d").isdigit():
+        raise Refused(f"--expires {days}: give days from now, such as 90d")
+    return (datetime.now(UTC) + timedelta(days=int(days.removesuffix("d")))).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""Values, errors, clock and cell: no I/O, no framework, imported by everyone."""

@@ -1,0 +1,27 @@
+"""Who calls: the tenant behind a key, and what it may use."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """The owner of a key. `key_id` is public (it stands in logs); the key itself is kept nowhere."""
+
+    key_id: str
+    team: str
+    models: tuple[str, ...] = ("*",)
+    """Globs over model names; one that matches is enough."""
+    allow_fields: frozenset[str] = frozenset()
+    """Guarded body fields that this key may send."""
+    debug: bool = False
+    expires_at: float | None = None
+    """Wall-clock seconds since 1970; None: never."""
+
+    def may_use(self, model: str) -> bool:
+        """Whether one of the key's globs admits the model name asked for."""
+        return any(glob == "*" or fnmatchcase(model, glob) for glob in self.models)
+
+
+ANONYMOUS = Tenant(key_id="anonymous", team="anonymous")
+"""Everyone, when authentication is off."""

@@ -1,0 +1,29 @@
+"""The only reader of time.
+
+Durations come from the monotonic clock; the wall clock is read for log lines and certificates of age only.
+A test hands over a `Clock` whose hands it moves itself.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import formatdate
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """`monotonic()` and `wall()` both in seconds; `wall()` since 1970, UTC."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+
+
+def http_date(wall: float) -> bytes:
+    """A wall-clock time in the form of RFC 9110 section 5.6.7."""
+    return formatdate(wall, usegmt=True).encode("ascii")
+
+
+def iso_date(wall: float) -> str:
+    """A wall-clock time as RFC 3339 with milliseconds, in UTC."""
+    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

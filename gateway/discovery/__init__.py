@@ -1,0 +1,1 @@
+"""Which pods are there, and what do they serve?"""

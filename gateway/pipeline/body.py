@@ -1,0 +1,129 @@
+"""The body as bytes: what it may look like, where its top level's members are, and the one edit we make.
+
+We forward what the client sent, so what we read must be what vLLM will read. Duplicate keys would break that, and
+finding them exactly means walking every token. So `plain` proves by counting bytes that the routed keys stand there
+once, which holds for nearly every request; only in doubt are the members walked. No function here recurses.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MAX_NESTING = 64
+
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\],:]', re.DOTALL)
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b'"{}[]'))
+_STRING = re.compile(rb'"[^"]*"')
+
+_WORTH_CUTTING_BYTES = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a JSON object: where it begins, and its value's span."""
+
+    key: str
+    start: int
+    value_start: int
+    value_end: int
+
+
+def members(text: bytes) -> list[Member]:
+    """The members of the top-level object of a valid JSON text, in order, duplicates included."""
+    found: list[Member] = []
+    depth = 0
+    key: re.Match[bytes] | None = None
+    value_start = -1
+    for token in _TOKEN.finditer(text):
+        mark = text[token.start()]
+        if mark == 0x22:
+            if depth == 1 and key is None:
+                key = token
+        elif mark == 0x7B or mark == 0x5B:
+            depth += 1
+        elif mark == 0x3A:
+            if depth == 1:
+                value_start = token.end()
+        else:
+            if depth == 1 and key is not None:
+                raw = text[value_start : token.start()]
+                start = value_start + len(raw) - len(raw.lstrip())
+                found.append(Member(json.loads(key[0]), key.start(), start, start + len(raw.strip())))
+                key = None
+            if mark != 0x2C:
+                depth -= 1
+    return found
+
+
+def plain(text: bytes, largest: tuple[bytes, bytes] | None, keys: dict[bytes, int]) -> bool:
+    """Whether each key (given as bytes with its quotes, or a prefix of them) stands in the text as often as told.
+
+    True proves that no routed key is there twice or in disguise; False proves nothing. `largest` is a top-level
+    member that may be left out of the search, as (key with quotes, value): its inside is not top level.
+    """
+    if largest is not None and len(largest[1]) >= _WORTH_CUTTING_BYTES:
+        text = _without(text, *largest)
+    # An ASCII letter can hide behind an escape: {"mod\u0065l": ...} is a model too.
+    return b"\\u00" not in text and all(text.count(key) == times for key, times in keys.items())
+
+
+def _without(text: bytes, key: bytes, value: bytes) -> bytes:
+    """The text without the value that stands behind the first such key, if it does stand there.
+
+    Cutting other than the top level's own value would be harmless as well: the same bytes are a complete JSON
+    value wherever they stand between quotes in the same order, and in any other order they are not valid JSON.
+    """
+    at = text.find(key) + len(key)
+    while text[at : at + 1] in (b" ", b":", b"\n", b"\t", b"\r"):
+        at += 1
+    return text[:at] + text[at + len(value) :] if text.startswith(value, at) else text
+
+
+def nesting(text: bytes) -> int:
+    """How deep a valid JSON text nests; exact up to `MAX_NESTING`, one more than that beyond.
+
+    Few brackets cannot nest deeply, so most texts are only counted. Otherwise all but the structure is dropped,
+    and empty pairs are taken out layer by layer: every step is one pass in C.
+    """
+    brackets = text.count(b"{") + text.count(b"[")
+    if brackets <= MAX_NESTING:
+        return brackets
+    structure = text.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NOT_STRUCTURE)
+    structure = _STRING.sub(b"", structure.replace(b'""', b""))
+    for depth in range(MAX_NESTING + 1):
+        if not structure:
+            return depth
+        structure = structure.replace(b"{}", b"").replace(b"[]", b"")
+    return MAX_NESTING + 1
+
+
+def asking_for_usage(text: bytes, options: Member | None) -> tuple[bytes | memoryview, ...]:
+    """The text, in parts, with `stream_options.include_usage` true, and no usage on each chunk.
+
+    `options` is the member `stream_options` if the text has one. Its other members stay as they are.
+    """
+    if options is None:
+        brace = len(text) - len(text.lstrip()) + 1
+        return (text[:brace] + b'"stream_options":{"include_usage":true},', memoryview(text)[brace:])
+    value = text[options.value_start : options.value_end]
+    kept = [b'"include_usage":true']
+    if value.startswith(b"{"):
+        kept += [
+            value[member.start : member.value_end]
+            for member in members(value)
+            if member.key not in ("include_usage", "continuous_usage_stats")
+        ]
+    whole = memoryview(text)
+    return (whole[: options.value_start], b"{" + b",".join(kept) + b"}", whole[options.value_end :])
+
+
+def repeated(found: Iterable[Member], keys: frozenset[str]) -> str | None:
+    """The first of `keys` that two members bear, or None."""
+    seen = set()
+    for member in found:
+        if member.key in keys:
+            if member.key in seen:
+                return member.key
+            seen.add(member.key)
+    return None

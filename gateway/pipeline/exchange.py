@@ -1,0 +1,63 @@
+"""The port to the client: one request and its answer, as the pipeline sees them.
+
+Two sides implement it, `edge.protocol` and `api.inference`. Nothing here waits: a side that cannot send at once
+keeps a bounded buffer and pauses the `Source` of the bytes until it is empty again.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What is known of a request before its body. Header names are lower case, the first of each name counts."""
+
+    method: bytes
+    target: bytes
+    """Path and query, raw."""
+    fields: dict[bytes, bytes]
+    repeated: frozenset[bytes]
+    """Names that came more than once."""
+    received_at: float
+    """Monotonic seconds."""
+
+
+class Source(Protocol):
+    """Where an answer's bytes come from."""
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+class Exchange(Protocol):
+    """One answer to one client."""
+
+    source: Source | None
+    """Paused while the client reads slower than bytes come."""
+
+    @property
+    def client_gone(self) -> bool:
+        """The client closed its connection, or its half of it."""
+        ...
+
+    def start(
+        self,
+        status: int,
+        content_type: bytes,
+        length: int | None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        """The answer's head. `length` None: not known, the body is framed as it comes."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """A piece of body, sent in the same turn of the loop."""
+        ...
+
+    def finish(self, data: bytes = b"") -> None:
+        """The last piece, and the clean end of the body."""
+        ...
+
+    def abort(self) -> None:
+        """Close the connection without a clean end: the body is not whole."""
+        ...

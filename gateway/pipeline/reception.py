@@ -1,0 +1,116 @@
+"""What is decided on a request's head, before its body is read: route, caller, bounds.
+
+A caller that cannot be told leaves no trace but one line and one count: nothing it sent is kept, as a label or
+otherwise.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gateway.core.call import Trail
+from gateway.core.caller import ANONYMOUS, Tenant
+from gateway.core.errors import (
+    BodyTooLarge,
+    ExpectationFailed,
+    InvalidApiKey,
+    InvalidRequest,
+    PoolgateError,
+    UnsupportedMediaType,
+)
+from gateway.limits.keys import KeyRing
+from gateway.pipeline.exchange import Head
+from gateway.pipeline.intake import check_content_type
+from gateway.pipeline.operations import MODELS, Operation, find
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
+_ONCE = (b"authorization", b"x-api-key", b"content-type", b"x-request-id", b"expect")
+
+
+@dataclass(slots=True)
+class Visit:
+    """A request whose head was looked at. With `error` set it goes no further."""
+
+    head: Head
+    trail: Trail
+    operation: Operation = MODELS
+    model_id: str | None = None
+    """Of `/v1/models/{id}`."""
+    tenant: Tenant = ANONYMOUS
+    error: PoolgateError | None = None
+
+
+def request_id(fields: dict[bytes, bytes]) -> str:
+    """The caller's `X-Request-Id` if it is harmless, else one of ours."""
+    given = fields.get(b"x-request-id")
+    if given is not None and _REQUEST_ID.match(given):
+        return given.decode("ascii")
+    return os.urandom(12).hex()
+
+
+class Reception:
+    """Tells who calls and what for. `keys` None: authentication is off."""
+
+    def __init__(self, keys: Callable[[], KeyRing | None], max_body_bytes: int) -> None:
+        self._keys = keys
+        self.max_body_bytes = max_body_bytes
+
+    def receive(self, head: Head) -> Visit:
+        """Look at a head. Never raises: a visit that is refused bears its error."""
+        visit = Visit(head, Trail(request_id(head.fields), head.received_at))
+        try:
+            visit.operation, visit.model_id = find(head.method, head.target)
+            visit.trail.operation = visit.operation.label
+            self._check_repeated(head)
+            visit.tenant = visit.trail.tenant = self._identify(head)
+            if visit.operation.has_body:
+                self._check_body(head)
+        except PoolgateError as error:
+            visit.error = error
+        return visit
+
+    def stranger(self, received_at: float, error: PoolgateError) -> Visit:
+        """A visit of someone whose very head could not be read."""
+        head = Head(b"", b"", {}, frozenset(), received_at)
+        return Visit(head, Trail(request_id({}), received_at), error=error)
+
+    def _check_repeated(self, head: Head) -> None:
+        for name in _ONCE:
+            if name in head.repeated:
+                raise InvalidRequest(f"the header {name.decode()} came more than once")
+
+    def _identify(self, head: Head) -> Tenant:
+        keys = self._keys()
+        if keys is None:
+            return ANONYMOUS
+        authorization = head.fields.get(b"authorization")
+        key = head.fields.get(b"x-api-key")
+        if authorization is not None:
+            scheme, _, bearer = authorization.partition(b" ")
+            bearer = bearer.strip()
+            if scheme.lower() != b"bearer" or (key is not None and key != bearer):
+                raise InvalidApiKey("send one key, as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'")
+            key = bearer
+        if not key:
+            raise InvalidApiKey("no API key: send 'Authorization: Bearer KEY'")
+        tenant = keys.tenant_of(key)
+        if tenant is None:
+            raise InvalidApiKey("this API key is unknown, disabled or expired")
+        return tenant
+
+    def _check_body(self, head: Head) -> None:
+        fields = head.fields
+        if fields.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise UnsupportedMediaType("send the body without a Content-Encoding")
+        check_content_type(fields.get(b"content-type", b""))
+        expect = fields.get(b"expect")
+        if expect is not None and expect.lower() != b"100-continue":
+            raise ExpectationFailed("the only expectation that is met is 100-continue")
+        length = fields.get(b"content-length")
+        if length is not None and int(length) > self.max_body_bytes:
+            raise self.too_large()
+
+    def too_large(self) -> BodyTooLarge:
+        """The refusal of a body beyond the bound."""
+        return BodyTooLarge(f"the body is larger than {self.max_body_bytes} bytes")

@@ -1,0 +1,398 @@
+"""Carries one answer from a pod to a client, without a task waking for its chunks.
+
+A relay is the receiver of one attempt. The coroutine in `serve` awaits two moments: `first`, which is the first
+content event, a whole answer or a failure (so that the 200 is committed, or the attempt repeated, by plain code),
+and `ended`. In between, whatever whole events one read of the pod completes go out in one write of the client's
+transport. Pausing one side pauses the other.
+
+The relay writes no ending: `[DONE]` and the usage event are held until the stream is judged, and what was held comes
+with `Ended`, for `serve` to send.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gateway.core.errors import (
+    PoolgateError,
+    StreamReset,
+    StreamStalled,
+    StreamTruncated,
+    UpstreamBadResponse,
+    UpstreamDisconnected,
+    UpstreamFailed,
+    UpstreamTimeout,
+    UpstreamTtftTimeout,
+)
+from gateway.core.fleet import Deadlines
+from gateway.pipeline.exchange import Exchange
+from gateway.upstream.connection import AnswerHead, Loss, PodConnection
+from gateway.upstream.failure import Failure
+from gateway.upstream.refusal import first_event_error, refusal
+from gateway.upstream.sse import EventFramer, payload
+from gateway.upstream.usage import AnswerReader, EventKind
+
+MAX_WHOLE_BYTES = 1 << 20
+"""An answer that is not a stream is held whole up to here, so that a cut can be told, or tried again."""
+MAX_TAIL_BYTES = 1 << 20
+"""The most of an unfinished event, and of the events before the first content, that a stream may hold."""
+KEEP_ALIVE = b": keep-alive\n"
+"""A comment in the form every SDK survives: one line end, not two."""
+DONE = b"data: [DONE]\n\n"
+
+
+class TailBudget:
+    """What all streams together may hold of unfinished events."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.left = limit_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The attempt failed with nothing shown to the client; `error` is the answer if there is no further one."""
+
+    failure: Failure
+    error: PoolgateError
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An answer that is not a stream, complete."""
+
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Large:
+    """An answer that is not a stream and passes `MAX_WHOLE_BYTES`: it goes through as it comes."""
+
+    length: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A stream's first content event is in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A committed answer is over. `held`: bytes that still belong to the client. `error` None: it is whole."""
+
+    held: bytes
+    error: PoolgateError | None
+    said: bool = False
+    """The pod's own error event was relayed: ours is not added."""
+
+
+First = Failed | Whole | Large | Content
+
+_FAILURES = {Loss.STALE: Failure.STALE, Loss.CUT: Failure.RESET, Loss.RESET: Failure.RESET, Loss.JUNK: Failure.JUNK}
+_JSON = b"application/json"
+_EVENTS = b"text/event-stream"
+
+
+class Relay:
+    """An answer that is not a stream. `first` and `ended` are the two moments; neither ever holds an exception."""
+
+    __slots__ = (
+        "_clock",
+        "_deadline",
+        "_exchange",
+        "_expected",
+        "_head",
+        "_held",
+        "_held_bytes",
+        "_paused",
+        "connection",
+        "ended",
+        "first",
+        "first_content_at",
+        "reader",
+    )
+
+    def __init__(self, reader: AnswerReader, deadline: float, clock: Callable[[], float]) -> None:
+        self.reader = reader
+        self.connection: PodConnection | None = None
+        """Set by who sends the request; paused while the client is slow."""
+        self._clock = clock
+        self._deadline = deadline
+        self._expected = _JSON
+        self._exchange: Exchange | None = None
+        self._head: AnswerHead | None = None
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._paused = False
+        self.first_content_at: float | None = None
+        loop = asyncio.get_running_loop()
+        self.first: asyncio.Future[First] = loop.create_future()
+        self.ended: asyncio.Future[Ended] = loop.create_future()
+
+    def commit(self, exchange: Exchange) -> None:
+        """The answer's head is on its way: send what is held, and from now on what comes."""
+        self._exchange = exchange
+        exchange.source = self
+        held, self._held = self._held, []
+        if held:
+            exchange.write(b"".join(held))
+
+    def fail(self, failure: Failure, error: PoolgateError) -> None:
+        """End the attempt: before the first moment for another try, after it with the error."""
+        if not self.first.done():
+            self.first.set_result(Failed(failure, error))
+        else:
+            self.end(Ended(b"", error))
+
+    def end(self, ended: Ended) -> None:
+        """The answer is over."""
+        if not self.ended.done():
+            self.ended.set_result(ended)
+
+    def discard(self) -> None:
+        """Give back what is held of any budget. The relay is not used afterwards."""
+
+    def sweep(self, now: float) -> None:
+        """Called about four times a second."""
+        if now >= self._deadline:
+            self.fail(Failure.TIMEOUT, UpstreamTimeout("the answer was not complete in time"))
+
+    # The client's side, as a Source.
+
+    def pause(self) -> None:
+        self._paused = True
+        if self.connection is not None:
+            self.connection.pause(self)
+
+    def resume(self) -> None:
+        self._paused = False
+        if self.connection is not None:
+            self.connection.resume(self)
+
+    # The connection's callbacks.
+
+    def head_received(self, head: AnswerHead) -> None:
+        self._head = head
+
+    def body_received(self, data: bytes) -> None:
+        if self._exchange is not None:
+            self._exchange.write(data)
+            return
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes > MAX_WHOLE_BYTES and not self.first.done():
+            head = self._head
+            if head is not None and head.status == 200 and head.content_type == self._expected == _JSON:
+                self.first.set_result(Large(head.content_length))
+            else:
+                self.fail(Failure.JUNK, UpstreamBadResponse("the pod's answer is too large for what it is"))
+
+    def answer_ended(self, by_close: bool) -> None:
+        if not self.first.done():
+            self.first.set_result(self._judge(b"".join(self._held)))
+        # Nothing tells whether a body that ends by a close is whole, and one this large is not read.
+        self.end(Ended(b"", StreamTruncated("the pod closed inside its answer") if by_close else None))
+
+    def answer_lost(self, loss: Loss) -> None:
+        if not self.first.done():
+            if loss is Loss.JUNK:
+                self.fail(Failure.JUNK, UpstreamBadResponse("the pod's answer is not valid HTTP"))
+            else:
+                self.fail(_FAILURES[loss], UpstreamDisconnected("the pod closed the connection before its answer"))
+        elif loss is Loss.JUNK:
+            self.end(Ended(b"", UpstreamFailed("the pod's answer stopped being valid HTTP")))
+        elif loss is Loss.RESET:
+            self.end(Ended(b"", StreamReset("the pod's connection broke inside its answer")))
+        else:
+            self.end(Ended(b"", StreamTruncated("the pod closed inside its answer")))
+
+    def _judge(self, body: bytes) -> First:
+        head = self._head
+        if head is None:
+            return Failed(Failure.JUNK, UpstreamBadResponse("the pod's answer has no head"))
+        if head.fields.get(b"content-encoding", b"identity") != b"identity":
+            return Failed(Failure.JUNK, UpstreamBadResponse("the pod compressed its answer unasked"))
+        if head.status != 200:
+            return Failed(*refusal(head.status, body, head.fields.get(b"retry-after")))
+        if head.content_type != self._expected or not self.reader.read_whole(body):
+            return Failed(Failure.JUNK, UpstreamBadResponse("the pod's answer is not what was asked for"))
+        return Whole(body)
+
+
+class StreamRelay(Relay):
+    """A stream of events. What comes with another status or type is collected and judged as a whole answer."""
+
+    __slots__ = (
+        "_budget",
+        "_events",
+        "_framer",
+        "_idle_seconds",
+        "_pod_error",
+        "_quiet_since",
+        "_streaming",
+        "_swept_events",
+        "_tail",
+        "_total_deadline",
+        "_usage_event",
+        "_wants_usage",
+    )
+
+    def __init__(
+        self,
+        reader: AnswerReader,
+        deadlines: Deadlines,
+        received_at: float,
+        clock: Callable[[], float],
+        *,
+        wants_usage: bool,
+        budget: TailBudget,
+    ) -> None:
+        super().__init__(reader, received_at + deadlines.ttft_seconds, clock)
+        self._expected = _EVENTS
+        self._total_deadline = received_at + deadlines.stream_seconds
+        self._idle_seconds = deadlines.idle_seconds
+        self._wants_usage = wants_usage
+        self._budget = budget
+        self._framer = EventFramer()
+        self._streaming = False
+        self._tail = 0
+        self._events = 0
+        self._swept_events = -1
+        self._quiet_since = 0.0
+        self._usage_event = b""
+        self._pod_error: PoolgateError | None = None
+
+    def sweep(self, now: float) -> None:
+        if not self.first.done():
+            if now >= self._deadline:
+                self.fail(Failure.TIMEOUT, UpstreamTtftTimeout("no token came in time"))
+        elif now >= self._total_deadline:
+            self.end(Ended(b"", UpstreamTimeout("the stream lasted longer than it may")))
+        elif self._paused or self._events != self._swept_events:
+            self._swept_events = self._events
+            self._quiet_since = now
+        elif now - self._quiet_since >= self._idle_seconds:
+            self.end(Ended(b"", StreamStalled(f"the pod sent nothing for {self._idle_seconds:g} s")))
+
+    def head_received(self, head: AnswerHead) -> None:
+        super().head_received(head)
+        self._streaming = (
+            head.status == 200
+            and head.content_type == _EVENTS
+            and head.fields.get(b"content-encoding", b"identity") == b"identity"
+        )
+
+    def body_received(self, data: bytes) -> None:
+        if not self._streaming:
+            super().body_received(data)
+            return
+        events = self._framer.feed(data)
+        tail = self._framer.tail_bytes
+        if tail != self._tail:
+            self._hold_tail(tail)
+        if events:
+            self._take(events)
+
+    def answer_ended(self, by_close: bool) -> None:
+        if not self._streaming:
+            super().answer_ended(by_close)
+            return
+        self._take(self._framer.close())
+        self._cut(StreamTruncated("the pod ended the stream before the answer was whole"))
+
+    def answer_lost(self, loss: Loss) -> None:
+        self._hold_tail(0)
+        if self._pod_error is not None:
+            self._cut(self._pod_error)
+        else:
+            super().answer_lost(loss)
+
+    def _take(self, events: list[bytes]) -> None:
+        """Pass on what these events are for the client, in one write."""
+        if self.ended.done():
+            return
+        out: list[bytes] = []
+        read = self.reader.read_event
+        for event in events:
+            kind = read(event)
+            if kind is _CONTENT:
+                out.append(event)
+                if self.first_content_at is None:
+                    self.first_content_at = self._clock()
+            elif kind is _COMMENT:
+                if self.first_content_at is not None:
+                    out.append(KEEP_ALIVE)
+                continue
+            elif kind is _USAGE:
+                self._usage_event = event
+            elif kind is _DONE:
+                self._emit(out)
+                self._judge_done(event)
+                return
+            elif kind is _ERROR:
+                if self.first_content_at is None:
+                    self._refuse(event)
+                    return
+                self._pod_error = UpstreamFailed("the pod reported an error in its stream")
+                out.append(event)
+            else:
+                out.append(event)
+            self._events += 1
+        self._emit(out)
+
+    def _emit(self, out: list[bytes]) -> None:
+        if not out:
+            return
+        data = out[0] if len(out) == 1 else b"".join(out)
+        if self._exchange is not None:
+            self._exchange.write(data)
+            return
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self.first_content_at is not None:
+            if not self.first.done():
+                self.first.set_result(Content())
+        elif self._held_bytes > MAX_TAIL_BYTES:
+            self.fail(Failure.JUNK, UpstreamBadResponse("the pod sent events but no content"))
+
+    def _judge_done(self, event: bytes) -> None:
+        if self._pod_error is not None:
+            self.end(Ended(event, self._pod_error, said=True))
+        elif self.reader.whole and self.first_content_at is not None:
+            self.end(Ended(self._usage_event + event if self._wants_usage else event, None))
+        else:
+            self._cut(StreamTruncated("the pod ended the stream without a finish reason"))
+
+    def _cut(self, error: PoolgateError) -> None:
+        """The stream is over and not whole."""
+        if self._pod_error is not None:
+            self.end(Ended(DONE, self._pod_error, said=True))
+        elif self.first_content_at is None:
+            self.fail(Failure.RESET, UpstreamDisconnected("the pod ended its stream before the first token"))
+        else:
+            self.end(Ended(b"", error))
+
+    def _refuse(self, event: bytes) -> None:
+        """An error as first event: a true status, or another attempt."""
+        pod_error = self.reader.error
+        if pod_error is not None and not self.first.done():
+            self.first.set_result(Failed(*first_event_error(payload(event) or b"", pod_error)))
+
+    def _hold_tail(self, tail: int) -> None:
+        """Account for the unfinished event; one that grows past its bounds ends the stream."""
+        self._budget.left += self._tail - tail
+        self._tail = tail
+        if tail > MAX_TAIL_BYTES or (self._budget.left < 0 and tail > 0):
+            error = UpstreamFailed("the pod sent an event larger than 1 MiB")
+            if self.first_content_at is None:
+                self.fail(Failure.JUNK, UpstreamBadResponse(error.message))
+            else:
+                self.end(Ended(b"", error))
+
+    def discard(self) -> None:
+        self._hold_tail(0)
+
+
+_CONTENT, _USAGE, _ERROR = EventKind.CONTENT, EventKind.USAGE, EventKind.ERROR
+_DONE, _COMMENT = EventKind.DONE, EventKind.COMMENT

@@ -1,0 +1,58 @@
+"""The contract's retry table, for what can happen before the first byte reached the client. Pure.
+
+vLLM answers every POST from scratch, so a request may be sent again as long as nothing of its answer was shown.
+Prefill is expensive and the SDKs above us retry as well, so we do it rarely: refused connections cost nothing and
+may be tried on two more pods; anything else once, within a budget.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from gateway.upstream.failure import Failure
+
+MAX_CONNECT_RETRIES = 2
+
+
+class Again(Enum):
+    """Where the next attempt goes."""
+
+    SAME_POD = "same pod, fresh connection"
+    OTHER_POD = "other pod"
+
+
+_ONCE_ELSEWHERE = frozenset((Failure.RESET, Failure.BUSY, Failure.DYING, Failure.SIDECAR, Failure.MODEL_GONE))
+
+
+@dataclass(slots=True)
+class Retries:
+    """The attempts one request has behind it."""
+
+    excluded: set[str] = field(default_factory=set)
+    """Pods that get no further attempt, by uid."""
+    _connects: int = 0
+    _stale: bool = False
+    _replayed: bool = False
+
+    def again(self, failure: Failure, uid: str, budget_left: bool) -> Again | None:
+        """What to do after a failure at a pod; None: give up."""
+        if failure is Failure.CONNECT:
+            self.excluded.add(uid)
+            self._connects += 1
+            return Again.OTHER_POD if self._connects <= MAX_CONNECT_RETRIES else None
+        if failure is Failure.STALE:
+            if self._stale:
+                return None
+            self._stale = True
+            return Again.SAME_POD
+        if failure in _ONCE_ELSEWHERE:
+            self.excluded.add(uid)
+            if self._replayed or not budget_left:
+                return None
+            self._replayed = True
+            return Again.OTHER_POD
+        return None
+
+    @property
+    def on_budget(self) -> bool:
+        """Whether the attempt that runs now draws on the retry budget."""
+        return self._replayed

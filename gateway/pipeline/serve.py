@@ -1,0 +1,314 @@
+"""The pipeline: identify → read → route → lease → send → relay → settle.
+
+One task per request runs `serve`; it decides, and callbacks carry the bytes (see `relay`). A client that leaves
+cancels the task, wherever it waits: the `finally` below closes the pod's connection, which is how vLLM is told to
+stop.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gateway.balancing.balancer import Balancer
+from gateway.core.call import Call, Outcome, Trail, Usage
+from gateway.core.cell import Cell
+from gateway.core.clock import Clock
+from gateway.core.errors import Draining, Forbidden, InternalError, ModelNotFound, NoReadyPod, PoolgateError
+from gateway.core.fleet import Fleet, Pod, Route
+from gateway.pipeline import catalogue
+from gateway.pipeline.body import members
+from gateway.pipeline.exchange import Exchange
+from gateway.pipeline.intake import call_of, look
+from gateway.pipeline.reception import Visit
+from gateway.pipeline.relay import Content, Ended, Failed, Large, Relay, StreamRelay, TailBudget, Whole
+from gateway.pipeline.retries import Retries
+from gateway.upstream.connection import PodConnection
+from gateway.upstream.failure import Failure
+from gateway.upstream.headers import request_head
+from gateway.upstream.pool import ConnectFailed, PodPool, Pools
+from gateway.upstream.usage import AnswerReader
+
+OFF_LOOP_BYTES = 262_144
+"""A body larger than this is walked in a thread when its keys are in doubt."""
+TAIL_BUDGET_BYTES = 128 << 20
+NO_POD_RETRY_SECONDS = 5.0
+DRAINING_RETRY_SECONDS = 1.0
+
+_JSON = b"application/json"
+_EVENTS = b"text/event-stream; charset=utf-8"
+_STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+
+log = logging.getLogger("poolgate")
+
+
+class Pipeline:
+    """Serves requests. `observe` takes each request's trail, once, at its end."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Cell[Fleet],
+        balancer: Balancer,
+        pools: Pools,
+        clock: Clock,
+        observe: Callable[[Trail], None],
+    ) -> None:
+        self._fleet = fleet
+        self._balancer = balancer
+        self._pools = pools
+        self._monotonic = clock.monotonic
+        self._observe = observe
+        self._budget = TailBudget(TAIL_BUDGET_BYTES)
+        self._relays: set[Relay] = set()
+        self.draining = False
+        """New work is refused: this replica goes away now."""
+
+    def sweep(self, now: float) -> None:
+        """Judge every running answer's deadlines; about four times a second."""
+        for relay in list(self._relays):
+            relay.sweep(now)
+
+    def end_all(self, error: PoolgateError) -> None:
+        """The drain's limit is reached: refuse new work, and end what still runs with this error."""
+        self.draining = True
+        for relay in list(self._relays):
+            relay.fail(Failure.TIMEOUT, error)
+
+    def refuse(self, visit: Visit, exchange: Exchange, error: PoolgateError) -> None:
+        """Answer with an error and close the trail; for what is refused before its body was read."""
+        self._answer_error(visit.trail, exchange, error)
+        self._settle(visit.trail)
+
+    async def serve(self, visit: Visit, body: bytes, exchange: Exchange) -> None:
+        """Answer one request whose body is whole. Returns when the last byte is handed over."""
+        trail = visit.trail
+        try:
+            if exchange.client_gone:
+                trail.outcome = Outcome.CLIENT_LEFT
+            elif visit.operation.has_body:
+                await self._forward(visit, body, exchange)
+            else:
+                self._list_models(visit, exchange)
+        except PoolgateError as error:
+            self._answer_error(trail, exchange, error)
+        except asyncio.CancelledError:
+            if not exchange.client_gone:
+                raise
+            trail.outcome = Outcome.CLIENT_LEFT
+        except Exception:
+            log.exception("request %s failed inside the gateway", trail.request_id)
+            self._answer_error(trail, exchange, InternalError("the gateway failed; the request may be sent again"))
+        finally:
+            self._settle(trail)
+
+    def _list_models(self, visit: Visit, exchange: Exchange) -> None:
+        fleet = self._fleet.value
+        if visit.model_id is None:
+            body = catalogue.listing(fleet, visit.tenant)
+        else:
+            body = catalogue.one(fleet, visit.tenant, visit.model_id)
+        self._begin(visit.trail, exchange, _JSON, len(body), ())
+        exchange.finish(body)
+        visit.trail.outcome = Outcome.COMPLETED
+
+    async def _forward(self, visit: Visit, body: bytes, exchange: Exchange) -> None:
+        """Read the body, find the route, and try pods until one has answered or the retry table says stop."""
+        if self.draining:
+            raise Draining("this replica is shutting down", retry_after_seconds=DRAINING_RETRY_SECONDS)
+        request = await self._read(visit, body, exchange)
+        del body
+        trail, route = visit.trail, request.route
+        retries = Retries()
+        failed: Failed | None = None
+        while True:
+            with self._balancer.lease_nowait(route, retries.excluded, retry=retries.on_budget) as pod:
+                if pod is None:
+                    raise failed.error if failed is not None else _no_ready_pod(route)
+                trail.pod, trail.decision = pod.name, "least"
+                failed = await self._attempt(pod, request)
+            if failed is None:
+                return
+            if not retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry):
+                raise failed.error
+            trail.retries.append((route.pool.name, failed.failure.value))
+
+    async def _read(self, visit: Visit, body: bytes, exchange: Exchange) -> "_Request":
+        trail = visit.trail
+        seen = look(body)
+        found = None
+        if seen.in_doubt:
+            found = members(body) if len(body) <= OFF_LOOP_BYTES else await asyncio.to_thread(members, body)
+        call = call_of(seen, found, visit.operation, visit.tenant)
+        trail.stream = call.stream
+        trail.model = call.model
+        route = self._fleet.value.routes.get(call.model)
+        trail.served_model = route is not None
+        if not visit.tenant.may_use(call.model):
+            raise Forbidden("this key may not use that model", code="model_not_allowed", param="model")
+        if route is None:
+            raise ModelNotFound(f"the model {call.model[:256]!r} is not served here: see /v1/models", param="model")
+        trail.pool = route.pool.name
+        return _Request(visit, call, route, exchange)
+
+    async def _attempt(self, pod: Pod, request: "_Request") -> Failed | None:
+        """One pod: on a connection that is open already, or a fresh one. None when the client has its answer."""
+        trail = request.visit.trail
+        pool = self._pools.of(pod)
+        connection = pool.take()
+        if connection is not None:
+            failed = await self._send(pool, connection, request)
+            if failed is None or failed.failure is not Failure.STALE:
+                return failed
+            trail.retries.append((pod.pool, Failure.STALE.value))
+        try:
+            connection = await pool.connect()
+        except ConnectFailed:
+            trail.attempts += 1
+            trail.attempt_outcomes.append((pod.pool, Failure.CONNECT.value))
+            return Failed(Failure.CONNECT, _no_ready_pod(request.route))
+        return await self._send(pool, connection, request)
+
+    async def _send(self, pool: PodPool, connection: PodConnection, request: "_Request") -> Failed | None:
+        """One request on one connection, to its end."""
+        visit, call = request.visit, request.call
+        trail = visit.trail
+        trail.attempts += 1
+        relay = self._relay(request)
+        relay.connection = connection
+        head = request_head(
+            visit.operation.path,
+            pool.host,
+            self._pools.authorization,
+            visit.head.fields,
+            _JSON,
+            f"{trail.request_id}-{trail.attempts}",
+            call.body_length,
+        )
+        outcome = "aborted"
+        self._relays.add(relay)
+        try:
+            connection.send((head, *call.body), relay)
+            trail.sent_at = self._monotonic()
+            first = await relay.first
+            if isinstance(first, Failed):
+                outcome = first.failure.value
+                return first
+            await self._deliver(first, relay, pool, request)
+            outcome = trail.outcome.value
+            return None
+        finally:
+            connection.drop(relay)
+            relay.discard()
+            self._relays.discard(relay)
+            trail.attempt_outcomes.append((pool.pod.pool, outcome))
+            _note_usage(relay.reader, call, trail)
+
+    def _relay(self, request: "_Request") -> Relay:
+        call, deadlines = request.call, request.route.pool.deadlines
+        received_at = request.visit.trail.received_at
+        reader = AnswerReader(call.choices)
+        if not call.stream:
+            return Relay(reader, received_at + deadlines.response_seconds, self._monotonic)
+        return StreamRelay(
+            reader,
+            deadlines,
+            received_at,
+            self._monotonic,
+            wants_usage=call.wants_usage,
+            budget=self._budget,
+        )
+
+    async def _deliver(self, first: Whole | Large | Content, relay: Relay, pool: PodPool, request: "_Request") -> None:
+        """Commit the 200 and see the answer to its end."""
+        trail, exchange = request.visit.trail, request.exchange
+        trail.first_content_at = relay.first_content_at or self._monotonic()
+        if isinstance(first, Whole):
+            self._begin(trail, exchange, _JSON, len(first.body), ())
+            exchange.finish(first.body)
+            trail.outcome = Outcome.COMPLETED
+            return
+        if isinstance(first, Large):
+            self._begin(trail, exchange, _JSON, first.length, ())
+        else:
+            self._begin(trail, exchange, _EVENTS, None, _STREAM_HEADERS)
+        relay.commit(exchange)
+        ended = await relay.ended
+        if ended.error is None and relay.connection is not None:
+            pool.release(relay.connection, relay)
+        self._conclude(ended, isinstance(first, Content), trail, exchange)
+
+    def _conclude(self, ended: Ended, is_stream: bool, trail: Trail, exchange: Exchange) -> None:
+        """Write the ending: the truth about it comes before anything else."""
+        error = ended.error
+        if error is None:
+            exchange.finish(ended.held)
+            trail.outcome = Outcome.COMPLETED
+            return
+        if not is_stream:
+            exchange.abort()
+        else:
+            exchange.finish(ended.held if ended.said else error.event())
+        trail.outcome = Outcome(error.outcome)
+        trail.code = error.code
+
+    def _begin(
+        self,
+        trail: Trail,
+        exchange: Exchange,
+        content_type: bytes,
+        length: int | None,
+        headers: tuple[tuple[bytes, bytes], ...],
+    ) -> None:
+        if trail.tenant is not None and trail.tenant.debug and trail.pod:
+            headers += (
+                (b"x-poolgate-pod", trail.pod.encode()),
+                (b"x-poolgate-attempts", b"%d" % trail.attempts),
+                (b"x-poolgate-decision", trail.decision.encode()),
+            )
+        exchange.start(200, content_type, length, headers)
+        trail.status = 200
+        trail.committed_at = self._monotonic()
+
+    def _answer_error(self, trail: Trail, exchange: Exchange, error: PoolgateError) -> None:
+        trail.outcome = Outcome(error.outcome)
+        trail.code = error.code
+        if exchange.client_gone:
+            trail.outcome = Outcome.CLIENT_LEFT
+        elif trail.committed_at is not None:
+            exchange.abort()
+        else:
+            trail.status = error.http_status
+            body = error.body()
+            exchange.start(error.http_status, _JSON, len(body), error.headers())
+            exchange.finish(body)
+
+    def _settle(self, trail: Trail) -> None:
+        trail.ended_at = self._monotonic()
+        self._observe(trail)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What every attempt needs: who asked, what, where it goes, and where the answer goes."""
+
+    visit: Visit
+    call: Call
+    route: Route
+    exchange: Exchange
+
+
+def _note_usage(reader: AnswerReader, call: Call, trail: Trail) -> None:
+    """What the last attempt that said anything spent: the pod's own count, or what was seen of it."""
+    if reader.content_events or reader.finished:
+        trail.finish = reader.finish
+        trail.content_events = reader.content_events
+        trail.usage = reader.usage() or Usage(call.prompt_tokens_estimate, reader.content_events, estimated=True)
+
+
+def _no_ready_pod(route: Route) -> NoReadyPod:
+    return NoReadyPod(
+        f"no pod of this model can be reached ({len(route.pods)} listed as ready)",
+        retry_after_seconds=NO_POD_RETRY_SECONDS,
+        param="model",
+    )

@@ -1,0 +1,1 @@
+"""Every metric and the access line, observed once per request from its trail."""

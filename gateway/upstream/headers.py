@@ -1,0 +1,41 @@
+"""Which headers go to a pod. Nothing of the caller's passes but what stands here.
+
+The caller's `Authorization` never reaches a pod: the pod's own key does. Our request id is one per attempt, since
+vLLM refuses a second request that bears the id of a running one.
+"""
+
+from collections.abc import Mapping
+
+_PASSED = (b"accept", b"traceparent", b"tracestate")
+_MAX_PASSED_BYTES = 512
+
+
+def request_head(
+    path: bytes,
+    host: bytes,
+    authorization: bytes,
+    fields: Mapping[bytes, bytes],
+    content_type: bytes,
+    attempt_id: str,
+    length: int,
+) -> bytes:
+    """The head of a POST to a pod. `fields` are the caller's headers, names lower case."""
+    passed = b""
+    for name in _PASSED:
+        value = fields.get(name)
+        if value and len(value) <= _MAX_PASSED_BYTES:
+            passed += b"%b: %b\r\n" % (name, value)
+    return b"POST %b HTTP/1.1\r\nhost: %b\r\n%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n" % (
+        path,
+        host,
+        authorization,
+        content_type,
+        length,
+        attempt_id.encode("ascii"),
+        passed,
+    )
+
+
+def fetch_head(path: bytes, host: bytes, authorization: bytes) -> bytes:
+    """The head of a GET to a pod."""
+    return b"GET %b HTTP/1.1\r\nhost: %b\r\n%baccept: application/json\r\n\r\n" % (path, host, authorization)

@@ -1,0 +1,199 @@
+"""Connections to pods, one pool per pod uid.
+
+An idle connection is dropped after `idle_seconds`, before vLLM's own 5 s: a request that meets the pod's close
+half-way would cost a retry. The most recently used is taken first, so that a pool shrinks when its load does.
+A pool lives as long as its pod is known, or its last exchange runs.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+
+from gateway.core.fleet import Pod
+from gateway.core.ports import FetchFailed
+from gateway.upstream.connection import AnswerHead, Loss, PodConnection, Receiver
+from gateway.upstream.headers import fetch_head
+
+RELEASED_SECONDS = 2.0
+"""How long a released connection may take to bring the end of its answer."""
+MAX_FETCH_BYTES = 1 << 20
+
+
+class ConnectFailed(Exception):
+    """The pod refused the connection, was unreachable, or did not answer in time."""
+
+
+class PodPool:
+    """The connections of one pod."""
+
+    __slots__ = ("_clock", "_connect_seconds", "_idle", "_released", "host", "live", "pod")
+
+    def __init__(self, pod: Pod, connect_seconds: float, clock: Callable[[], float]) -> None:
+        self.pod = pod
+        self.host = f"{f'[{pod.host}]' if ':' in pod.host else pod.host}:{pod.port}".encode("ascii")
+        self._connect_seconds = connect_seconds
+        self._clock = clock
+        self._idle: list[PodConnection] = []
+        self._released: dict[PodConnection, float] = {}
+        self.live = 0
+        """Connections open now, idle or not."""
+
+    def take(self) -> PodConnection | None:
+        """An idle connection to use again, or None. Never waits."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+        return None
+
+    async def connect(self) -> PodConnection:
+        """A fresh connection.
+
+        Raises `ConnectFailed` after at most `connect_seconds`.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_seconds):
+                _, connection = await loop.create_connection(
+                    lambda: PodConnection(self._on_idle, self._on_closed), self.pod.host, self.pod.port
+                )
+        except (OSError, TimeoutError) as error:
+            raise ConnectFailed(type(error).__name__) from None
+        self.live += 1
+        return connection
+
+    def release(self, connection: PodConnection, receiver: Receiver) -> None:
+        """Give back a connection whose answer is as good as over: its framing's end may still be on the way."""
+        if connection.release(receiver):
+            self._released[connection] = self._clock()
+
+    def sweep(self, now: float, idle_seconds: float) -> None:
+        """Close what was idle, or released without an end, for too long."""
+        while self._idle and now - self._idle[0].idle_since >= idle_seconds:
+            self._idle.pop(0).abort()
+        for connection, since in list(self._released.items()):
+            if now - since >= RELEASED_SECONDS:
+                del self._released[connection]
+                connection.abort()
+
+    def close_idle(self) -> None:
+        """Close every idle connection."""
+        while self._idle:
+            self._idle.pop().abort()
+
+    def _on_idle(self, connection: PodConnection) -> None:
+        self._released.pop(connection, None)
+        connection.idle_since = self._clock()
+        self._idle.append(connection)
+
+    def _on_closed(self, connection: PodConnection) -> None:
+        self.live -= 1
+        self._released.pop(connection, None)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+
+class Pools:
+    """All pools, by pod uid, and `Fetch` on top of them."""
+
+    def __init__(
+        self,
+        *,
+        connect_seconds: float,
+        idle_seconds: float,
+        clock: Callable[[], float],
+        api_key: str | None = None,
+    ) -> None:
+        self._connect_seconds = connect_seconds
+        self._idle_seconds = idle_seconds
+        self._clock = clock
+        self.authorization = b"" if api_key is None else b"authorization: Bearer %b\r\n" % api_key.encode("ascii")
+        """The pods' own key as a header line; empty without one."""
+        self._pools: dict[str, PodPool] = {}
+        self._known: Collection[str] = ()
+
+    def of(self, pod: Pod) -> PodPool:
+        """The pool of a pod, made when first asked for."""
+        pool = self._pools.get(pod.uid)
+        if pool is None:
+            pool = self._pools[pod.uid] = PodPool(pod, self._connect_seconds, self._clock)
+        return pool
+
+    def keep_only(self, uids: Collection[str]) -> None:
+        """The pods known now. A pool of another one goes when its last connection has closed."""
+        self._known = uids
+        for uid, pool in self._pools.items():
+            if uid not in uids:
+                pool.close_idle()
+
+    def sweep(self, now: float) -> None:
+        """Once in a while: drop idle connections and pools that nobody needs."""
+        for uid, pool in list(self._pools.items()):
+            gone = uid not in self._known
+            pool.sweep(now, 0.0 if gone else self._idle_seconds)
+            if gone and pool.live == 0:
+                del self._pools[uid]
+
+    def close(self) -> None:
+        """Close every idle connection; those in use end with their exchanges."""
+        for pool in self._pools.values():
+            pool.close_idle()
+
+    async def fetch(self, pod: Pod, path: bytes, timeout_seconds: float) -> bytes:
+        """See `core.ports.Fetch`."""
+        pool = self.of(pod)
+        parts = (fetch_head(path, pool.host, self.authorization),)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                connection = pool.take()
+                if connection is not None:
+                    try:
+                        return await _collect(connection, parts)
+                    except _Stale:
+                        pass
+                return await _collect(await pool.connect(), parts)
+        except (ConnectFailed, TimeoutError, _Stale) as error:
+            raise FetchFailed(f"{path.decode()}: {type(error).__name__}") from None
+
+
+class _Stale(Exception):
+    """A reused connection died before the first byte."""
+
+
+class _Collector:
+    """Takes a whole answer of bounded size."""
+
+    def __init__(self, done: "asyncio.Future[bytes]") -> None:
+        self._done = done
+        self._body = bytearray()
+        self._status = 0
+
+    def head_received(self, head: AnswerHead) -> None:
+        self._status = head.status
+
+    def body_received(self, data: bytes) -> None:
+        self._body += data
+        if len(self._body) > MAX_FETCH_BYTES:
+            self._fail(FetchFailed("answer too large"))
+
+    def answer_ended(self, by_close: bool) -> None:
+        if self._status != 200:
+            self._fail(FetchFailed(f"status {self._status}"))
+        elif not self._done.done():
+            self._done.set_result(bytes(self._body))
+
+    def answer_lost(self, loss: Loss) -> None:
+        self._fail(_Stale() if loss is Loss.STALE else FetchFailed(f"connection {loss}"))
+
+    def _fail(self, error: Exception) -> None:
+        if not self._done.done():
+            self._done.set_exception(error)
+
+
+async def _collect(connection: PodConnection, parts: Sequence[bytes]) -> bytes:
+    done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    connection.send(parts, _Collector(done))
+    try:
+        return await done
+    except BaseException:
+        connection.abort()
+        raise
