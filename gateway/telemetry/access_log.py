@@ -52,6 +52,11 @@ class AccessLog:
             self.dropped += len(self._lines)
         self._lines.clear()
 
+    def sync(self) -> None:
+        """Flush, and wait until all of it is written. Blocks: not for the loop's hot hours."""
+        self.flush()
+        self._batches.join()
+
     def close(self) -> None:
         """Write what is left; waits for the writer, two seconds at most."""
         self.flush()
@@ -67,6 +72,8 @@ class AccessLog:
             except (OSError, ValueError):
                 # Nobody reads any more. Requests are served all the same.
                 self.dropped += batch.count(b"\n")
+            finally:
+                self._batches.task_done()
 
 
 def _line(trail: Trail, wall: float) -> bytes:

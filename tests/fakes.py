@@ -1,0 +1,160 @@
+"""Fakes at ports we own, and a pod that plays a script on a real socket."""
+
+import asyncio
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from socket import SO_LINGER, SOL_SOCKET
+from types import TracebackType
+from typing import Self
+
+MODELS = b'{"object":"list","data":[{"id":"m","object":"model","created":1,"owned_by":"vllm"}]}'
+STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
+)
+
+
+def chunk(data: bytes) -> bytes:
+    """One HTTP chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def answer(body: bytes, status: bytes = b"200 OK", content_type: bytes = b"application/json", more: bytes = b"") -> bytes:
+    """One whole HTTP answer."""
+    return b"HTTP/1.1 %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b\r\n%b" % (
+        status,
+        content_type,
+        len(body),
+        more,
+        body,
+    )
+
+
+class Close:
+    """Script step: close in an orderly way."""
+
+
+class Reset:
+    """Script step: close with RST."""
+
+
+class Hang:
+    """Script step: nothing more, until the peer leaves."""
+
+
+Step = bytes | type[Close] | type[Reset] | type[Hang] | asyncio.Event
+
+
+@dataclass
+class ScriptedPod:
+    """Plays `script` for each POST, as long as the list lasts, then its last one. `/v1/models` lists `m`.
+
+    After a script without an ending step the connection stays open for the next request.
+    """
+
+    scripts: Sequence[Sequence[Step]]
+    models: bytes = MODELS
+    requests: list[bytes] = field(default_factory=list)
+    peer_left: asyncio.Event = field(default_factory=asyncio.Event)
+    """The gateway closed a connection while a script ran, or hung."""
+    port: int = 0
+    _server: asyncio.Server | None = None
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                if head.startswith(b"GET /v1/models "):
+                    writer.write(answer(self.models))
+                    continue
+                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or b"0")
+                self.requests.append(head + await reader.readexactly(length))
+                script = self.scripts[min(len(self.requests), len(self.scripts)) - 1]
+                for step in script:
+                    if isinstance(step, bytes):
+                        writer.write(step)
+                        await writer.drain()
+                    elif isinstance(step, asyncio.Event):
+                        await step.wait()
+                    elif step is Hang:
+                        await reader.read(1)
+                        self.peer_left.set()
+                        return
+                    else:
+                        if step is Reset:
+                            writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+                        return
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.peer_left.set()
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+
+class FakeExchange:
+    """Records what the pipeline tells a client."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.content_type = b""
+        self.length: int | None = None
+        self.headers: tuple[tuple[bytes, bytes], ...] = ()
+        self.writes: list[bytes] = []
+        self.finished = False
+        self.aborted = False
+        self.client_gone = False
+        self.source = None
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.writes)
+
+    def start(
+        self, status: int, content_type: bytes, length: int | None, headers: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> None:
+        self.status, self.content_type, self.length, self.headers = status, content_type, length, headers
+
+    def write(self, data: bytes) -> None:
+        assert not self.finished
+        self.writes.append(data)
+
+    def finish(self, data: bytes = b"") -> None:
+        assert not self.finished
+        self.writes.append(data)
+        self.finished = True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Hands:
+    """A clock whose hands a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now

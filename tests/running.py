@@ -1,0 +1,153 @@
+"""A gateway in the test's own process, on real sockets, served by either of its two sides."""
+
+import asyncio
+import io
+import json
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import uvicorn
+
+from gateway.app import Gateway
+from gateway.config import load_config
+from gateway.core.caller import Tenant
+from gateway.core.fleet import PodState
+from gateway.edge.protocol import Bounds
+from gateway.limits.keys import KeyEntry, digest, new_key
+
+Side = Literal["edge", "asgi"]
+
+
+class HasUrl(Protocol):
+    """A pod of any make."""
+
+    @property
+    def url(self) -> str: ...
+
+
+@dataclass
+class Running:
+    """A running gateway, and what a test looks at."""
+
+    gateway: Gateway
+    port: int
+    key: str
+    out: io.BytesIO
+    side: Side
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def settled(self, seconds: float = 2.0) -> None:
+        """Wait until nothing is in flight, and say so if it does not come."""
+        async with asyncio.timeout(seconds):
+            while self.gateway.balancer.active or self.gateway.edge.active:
+                await asyncio.sleep(0.005)
+        assert all(count == 0 for count in self.gateway.balancer.in_flight_by_model().values())
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The access lines so far."""
+        self.gateway.access_log.sync()
+        return [json.loads(line) for line in self.out.getvalue().splitlines()]
+
+    async def last_line(self) -> dict[str, Any]:
+        """The last request's line, once it has ended."""
+        await self.settled()
+        return self.lines()[-1]
+
+    def sample(self, name: str, **labels: str) -> float:
+        """A series' value now; 0 when there is none."""
+        return self.gateway.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@asynccontextmanager
+async def running(
+    pods: Sequence[HasUrl],
+    *,
+    side: Side = "edge",
+    pool: Mapping[str, Any] | None = None,
+    tenant: Mapping[str, Any] | None = None,
+    server: Mapping[str, Any] | None = None,
+    bounds: Bounds | None = None,
+    wait: bool = True,
+) -> AsyncIterator[Running]:
+    """A gateway before these pods, all of one pool; with a key of its own."""
+    key_id, key = new_key()
+    entry = KeyEntry(digest(key.encode()), Tenant(**({"key_id": key_id, "team": "tests"} | dict(tenant or {}))))
+    settings: dict[str, Any] = {
+        "discovery.pods": [{"url": pod.url, "pool": "chat"} for pod in pods],
+        "pools": {"chat": dict(pool or {})},
+        "server": dict(server or {}),
+    }
+    out = io.BytesIO()
+    gateway = Gateway(load_config(None, {}, settings), (entry,), access_out=out)  # type: ignore[arg-type]
+    if bounds is not None:
+        gateway.edge.bounds = bounds
+    async with AsyncExitStack() as stack:
+        stack.callback(gateway.close)
+        keeping = asyncio.create_task(gateway.keep())
+        stack.push_async_callback(_cancelled, keeping)
+        if wait:
+            await _ready(gateway)
+        listener = stack.enter_context(closing(socket.socket()))
+        listener.bind(("127.0.0.1", 0))
+        if side == "edge":
+            server_ = await asyncio.get_running_loop().create_server(gateway.edge.protocol, sock=listener)
+            stack.callback(gateway.edge.close)
+            stack.callback(server_.close)
+        else:
+            await stack.enter_async_context(_asgi(gateway, listener))
+        yield Running(gateway, listener.getsockname()[1], key, out, side)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _ready(gateway: Gateway) -> None:
+    async with asyncio.timeout(5):
+        while True:
+            fleet = gateway.fleet.value
+            if fleet.asked and all(pod.state is PodState.READY for pod in fleet.pods):
+                return
+            await gateway.fleet.wait_changed()
+
+
+@asynccontextmanager
+async def _asgi(gateway: Gateway, listener: socket.socket) -> AsyncIterator[None]:
+    server = uvicorn.Server(
+        uvicorn.Config(
+            gateway.inference,  # type: ignore[arg-type]  # uvicorn's own ASGI types are narrower
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
+    serving = asyncio.create_task(server.serve([listener]))
+    while not server.started:
+        await asyncio.sleep(0.001)
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
+
+
+CAPTURES = Path(__file__).parent / "captures" / "vllm"
+
+
+def captured(name: str) -> tuple[bytes, bytes]:
+    """(request body, raw answer) of a captured exchange with a real vLLM."""
+    text = (CAPTURES / name).read_bytes()
+    sent, _, rest = text.partition(b"### RESPONSE (raw bytes)\n")
+    came = rest.rpartition(b"\n### RECV TIMELINE")[0]
+    return sent.partition(b"\r\n\r\n")[2].rstrip(b"\n"), came
