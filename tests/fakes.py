@@ -109,6 +109,9 @@ class ScriptedPod:
                         return
         except (asyncio.IncompleteReadError, ConnectionError):
             self.peer_left.set()
+        except asyncio.CancelledError:
+            # The pod goes; asyncio.streams would log the cancellation of its own task as an error.
+            return
         finally:
             self._tasks.discard(task)
             writer.close()

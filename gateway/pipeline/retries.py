@@ -20,7 +20,9 @@ class Again(Enum):
     OTHER_POD = "other pod"
 
 
-_ONCE_ELSEWHERE = frozenset((Failure.RESET, Failure.BUSY, Failure.DYING, Failure.SIDECAR, Failure.MODEL_GONE))
+_ONCE_ELSEWHERE = frozenset(
+    (Failure.STALE, Failure.RESET, Failure.BUSY, Failure.DYING, Failure.SIDECAR, Failure.MODEL_GONE)
+)
 
 
 @dataclass(slots=True)
@@ -39,9 +41,7 @@ class Retries:
             self.excluded.add(uid)
             self._connects += 1
             return Again.OTHER_POD if self._connects <= MAX_CONNECT_RETRIES else None
-        if failure is Failure.STALE:
-            if self._stale:
-                return None
+        if failure is Failure.STALE and not self._stale:
             self._stale = True
             return Again.SAME_POD
         if failure in _ONCE_ELSEWHERE:

@@ -22,7 +22,7 @@ from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.intake import call_of, look
 from gateway.pipeline.reception import Visit
 from gateway.pipeline.relay import Content, Ended, Failed, Large, Relay, StreamRelay, TailBudget, Whole
-from gateway.pipeline.retries import Retries
+from gateway.pipeline.retries import Again, Retries
 from gateway.upstream.connection import PodConnection
 from gateway.upstream.failure import Failure
 from gateway.upstream.headers import request_head
@@ -126,12 +126,24 @@ class Pipeline:
                 if pod is None:
                     raise failed.error if failed is not None else _no_ready_pod(route)
                 trail.pod, trail.decision = pod.name, "least"
-                failed = await self._attempt(pod, request)
+                pool = self._pools.of(pod)
+                failed = await self._attempt(pool, pool.take(), request)
+                again = self._again(failed, pod, retries, trail)
+                if again is Again.SAME_POD:
+                    failed = await self._attempt(pool, None, request)
+                    again = self._again(failed, pod, retries, trail)
             if failed is None:
                 return
-            if not retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry):
+            if again is None:
                 raise failed.error
-            trail.retries.append((route.pool.name, failed.failure.value))
+
+    def _again(self, failed: Failed | None, pod: Pod, retries: Retries, trail: Trail) -> Again | None:
+        if failed is None:
+            return None
+        again = retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry)
+        if again is not None:
+            trail.retries.append((pod.pool, failed.failure.value))
+        return again
 
     async def _read(self, visit: Visit, body: bytes, exchange: Exchange) -> "_Request":
         trail = visit.trail
@@ -151,22 +163,16 @@ class Pipeline:
         trail.pool = route.pool.name
         return _Request(visit, call, route, exchange)
 
-    async def _attempt(self, pod: Pod, request: "_Request") -> Failed | None:
-        """One pod: on a connection that is open already, or a fresh one. None when the client has its answer."""
-        trail = request.visit.trail
-        pool = self._pools.of(pod)
-        connection = pool.take()
-        if connection is not None:
-            failed = await self._send(pool, connection, request)
-            if failed is None or failed.failure is not Failure.STALE:
-                return failed
-            trail.retries.append((pod.pool, Failure.STALE.value))
-        try:
-            connection = await pool.connect()
-        except ConnectFailed:
-            trail.attempts += 1
-            trail.attempt_outcomes.append((pod.pool, Failure.CONNECT.value))
-            return Failed(Failure.CONNECT, _no_ready_pod(request.route))
+    async def _attempt(self, pool: PodPool, connection: PodConnection | None, request: "_Request") -> Failed | None:
+        """One pod, on a connection that is open already or a fresh one. None when the client has its answer."""
+        if connection is None:
+            try:
+                connection = await pool.connect()
+            except ConnectFailed:
+                trail = request.visit.trail
+                trail.attempts += 1
+                trail.attempt_outcomes.append((pool.pod.pool, Failure.CONNECT.value))
+                return Failed(Failure.CONNECT, _no_ready_pod(request.route))
         return await self._send(pool, connection, request)
 
     async def _send(self, pool: PodPool, connection: PodConnection, request: "_Request") -> Failed | None:
