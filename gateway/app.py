@@ -12,7 +12,6 @@ from gateway.api.inference import InferenceApp
 from gateway.api.ops import ops_app
 from gateway.balancing.balancer import Balancer
 from gateway.config import Config
-from gateway.core.call import Trail
 from gateway.core.cell import Cell
 from gateway.core.clock import Clock
 from gateway.core.fleet import Fleet
@@ -23,6 +22,7 @@ from gateway.limits.keys import KeyEntry, KeyRing
 from gateway.pipeline.reception import Reception
 from gateway.pipeline.serve import Pipeline
 from gateway.telemetry.access_log import AccessLog
+from gateway.telemetry.journal import Journal
 from gateway.telemetry.metrics import Live, Metrics
 from gateway.upstream.pool import Pools
 
@@ -50,7 +50,8 @@ class Gateway:
         self.fleet: Cell[Fleet] = Cell(Fleet(pods))
         self.balancer = Balancer((rng or Random()).random)  # noqa: S311  # ties between pods need no secrecy
         self.metrics = Metrics()
-        self.access_log = AccessLog(access_out, self.clock.wall)
+        self.access_log = AccessLog(access_out)
+        self.journal = Journal(self.metrics, self.access_log)
         self.pools = Pools(
             connect_seconds=config.upstream.connect_seconds,
             idle_seconds=config.upstream.pool_idle_seconds,
@@ -64,9 +65,9 @@ class Gateway:
             balancer=self.balancer,
             pools=self.pools,
             clock=self.clock,
-            observe=self._observe,
+            settle=self.journal.add,
         )
-        self.reception = Reception(lambda: ring, config.server.max_body_bytes)
+        self.reception = Reception(ring, config.server.max_body_bytes)
         self.edge = Edge(self.pipeline, self.reception, self.clock)
         self.inference = InferenceApp(self.pipeline, self.reception, self.clock)
         self.metrics.watch(
@@ -81,12 +82,9 @@ class Gateway:
             fleet=lambda: self.fleet.value,
             draining=lambda: self.stopping,
             uptime=lambda: self.clock.monotonic() - self._started_at,
+            before_scrape=self.journal.observe,
             exposition=self.metrics.exposition,
         )
-
-    def _observe(self, trail: Trail) -> None:
-        self.metrics.observe(trail)
-        self.access_log.write(trail)
 
     @property
     def stopping(self) -> bool:
@@ -102,6 +100,7 @@ class Gateway:
     def close(self) -> None:
         """Let go of connections and write the last lines."""
         self.pools.close()
+        self.journal.flush()
         self.access_log.close()
 
     async def _tick(self) -> None:
@@ -114,4 +113,4 @@ class Gateway:
             self.pipeline.sweep(now)
             self.edge.sweep(now)
             self.pools.sweep(now)
-            self.access_log.flush()
+            self.journal.flush()

@@ -20,7 +20,9 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def answer(body: bytes, status: bytes = b"200 OK", content_type: bytes = b"application/json", more: bytes = b"") -> bytes:
+def answer(
+    body: bytes, status: bytes = b"200 OK", content_type: bytes = b"application/json", more: bytes = b""
+) -> bytes:
     """One whole HTTP answer."""
     return b"HTTP/1.1 %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b\r\n%b" % (
         status,

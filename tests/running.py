@@ -46,12 +46,13 @@ class Running:
     async def settled(self, seconds: float = 2.0) -> None:
         """Wait until nothing is in flight, and say so if it does not come."""
         async with asyncio.timeout(seconds):
-            while self.gateway.balancer.active or self.gateway.edge.active:
+            while self.gateway.pipeline.active:
                 await asyncio.sleep(0.005)
         assert all(count == 0 for count in self.gateway.balancer.in_flight_by_model().values())
 
     def lines(self) -> list[dict[str, Any]]:
         """The access lines so far."""
+        self.gateway.journal.observe()
         self.gateway.access_log.sync()
         return [json.loads(line) for line in self.out.getvalue().splitlines()]
 
@@ -62,6 +63,7 @@ class Running:
 
     def sample(self, name: str, **labels: str) -> float:
         """A series' value now; 0 when there is none."""
+        self.gateway.journal.observe()
         return self.gateway.metrics.registry.get_sample_value(name, labels) or 0.0
 
 

@@ -4,6 +4,7 @@ Liveness says that the process turns its loop, whatever the pods do. Readiness s
 way: not before every pod was asked for its models once (or ten seconds have passed), not while draining.
 """
 
+import asyncio
 from collections.abc import Callable
 
 from fastapi import FastAPI
@@ -21,9 +22,10 @@ def ops_app(
     fleet: Callable[[], Fleet],
     draining: Callable[[], bool],
     uptime: Callable[[], float],
+    before_scrape: Callable[[], None],
     exposition: Callable[[], bytes],
 ) -> FastAPI:
-    """The application of the ops port."""
+    """The application of the ops port. `before_scrape` runs on the loop, `exposition` in a thread."""
     app = FastAPI(title="Poolgate operations", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/livez")
@@ -52,8 +54,8 @@ def ops_app(
         return {"version": __version__}
 
     @app.get("/metrics")
-    def metrics() -> Response:
-        # Not async: FastAPI renders it in a thread of its own, off the loop.
-        return Response(exposition(), media_type=METRICS_TYPE)
+    async def metrics() -> Response:
+        before_scrape()
+        return Response(await asyncio.to_thread(exposition), media_type=METRICS_TYPE)
 
     return app

@@ -50,26 +50,6 @@ class Balancer:
         """
         return Lease(self, route, excluded, retry)
 
-    def _enter(self, route: Route, excluded: Collection[str], retry: bool) -> Pod | None:
-        pods = [pod for pod in route.pods if pod.uid not in excluded] if excluded else route.pods
-        pod = least_in_flight(pods, self._in_flight, self._chance)
-        if pod is not None:
-            self._in_flight[pod.uid] = self._in_flight.get(pod.uid, 0) + 1
-            self._by_model[route.model] = self._by_model.get(route.model, 0) + 1
-            self._active += 1
-            self._retrying += retry
-        return pod
-
-    def _exit(self, route: Route, pod: Pod, retry: bool) -> None:
-        self._by_model[route.model] -= 1
-        left = self._in_flight[pod.uid] - 1
-        if left:
-            self._in_flight[pod.uid] = left
-        else:
-            del self._in_flight[pod.uid]
-        self._active -= 1
-        self._retrying -= retry
-
 
 class Lease:
     """See `Balancer.lease_nowait`."""
@@ -84,11 +64,28 @@ class Lease:
         self._pod: Pod | None = None
 
     def __enter__(self) -> Pod | None:
-        self._pod = self._balancer._enter(self._route, self._excluded, self._retry)
-        return self._pod
+        balancer, route, excluded = self._balancer, self._route, self._excluded
+        pods = [pod for pod in route.pods if pod.uid not in excluded] if excluded else route.pods
+        in_flight, by_model = balancer._in_flight, balancer._by_model
+        pod = self._pod = least_in_flight(pods, in_flight, balancer._chance)
+        if pod is not None:
+            in_flight[pod.uid] = in_flight.get(pod.uid, 0) + 1
+            by_model[route.model] = by_model.get(route.model, 0) + 1
+            balancer._active += 1
+            balancer._retrying += self._retry
+        return pod
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pod is not None:
-            self._balancer._exit(self._route, self._pod, self._retry)
+        balancer, pod = self._balancer, self._pod
+        if pod is None:
+            return
+        left = balancer._in_flight[pod.uid] - 1
+        if left:
+            balancer._in_flight[pod.uid] = left
+        else:
+            del balancer._in_flight[pod.uid]
+        balancer._by_model[self._route.model] -= 1
+        balancer._active -= 1
+        balancer._retrying -= self._retry

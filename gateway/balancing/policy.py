@@ -8,15 +8,16 @@ from gateway.core.fleet import Pod
 def least_in_flight(pods: Sequence[Pod], in_flight: Mapping[str, int], chance: Callable[[], float]) -> Pod | None:
     """The least loaded pod, or None when there is none. `in_flight` counts by pod uid; absent means 0.
     `chance()` is uniform in [0, 1)."""
-    best: list[Pod] = []
     fewest = -1
+    best: Pod | None = None
+    equals = 1
     for pod in pods:
         count = in_flight.get(pod.uid, 0)
-        if not best or count < fewest:
-            best = [pod]
-            fewest = count
+        if best is None or count < fewest:
+            best, fewest, equals = pod, count, 1
         elif count == fewest:
-            best.append(pod)
-    if len(best) <= 1:
-        return best[0] if best else None
-    return best[int(chance() * len(best))]
+            # Each of k equals wins with probability 1/k, without a list of them.
+            equals += 1
+            if chance() * equals < 1:
+                best = pod
+    return best

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Tenant:
-    """The owner of a key. `key_id` is public (it stands in logs); the key itself is kept nowhere."""
+    """The owner of a key; one object for each key, told apart by identity.
+
+    `key_id` is public (it stands in logs); the key itself is kept nowhere.
+    """
 
     key_id: str
     team: str
@@ -20,7 +23,7 @@ class Tenant:
 
     def may_use(self, model: str) -> bool:
         """Whether one of the key's globs admits the model name asked for."""
-        return any(glob == "*" or fnmatchcase(model, glob) for glob in self.models)
+        return "*" in self.models or any(fnmatchcase(model, glob) for glob in self.models)
 
 
 ANONYMOUS = Tenant(key_id="anonymous", team="anonymous")

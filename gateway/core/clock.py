@@ -24,6 +24,6 @@ def http_date(wall: float) -> bytes:
     return formatdate(wall, usegmt=True).encode("ascii")
 
 
-def iso_date(wall: float) -> str:
-    """A wall-clock time as RFC 3339 with milliseconds, in UTC."""
-    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def iso_seconds(wall: int) -> str:
+    """A wall-clock time in whole seconds as RFC 3339, in UTC, without the zone's letter."""
+    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="seconds").removesuffix("+00:00")

@@ -11,6 +11,7 @@ A half-closed connection counts as closed: the client has gone (vLLM's own serve
 
 import asyncio
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import httptools
 
@@ -73,15 +74,19 @@ class Edge:
     def __init__(self, pipeline: Pipeline, reception: Reception, clock: Clock, bounds: Bounds | None = None) -> None:
         self.pipeline = pipeline
         self.reception = reception
-        self.clock = clock
+        self.monotonic = clock.monotonic
         self.bounds = bounds or Bounds()
         self.connections: set[ClientConnection] = set()
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.now = clock.monotonic()
+        """The time of the last sweep: precise enough for deadlines."""
         self.date_line = b""
-        self._date_of = -1
+        self.most_raw_bytes = reception.max_body_bytes + reception.max_body_bytes // 8 + self.bounds.max_head_bytes
+        """Bytes that may follow a head: the body, its framing in chunks of a sensible size, trailers."""
         self.closing = False
         """Every answer from now on closes its connection."""
-        self.sweep(clock.monotonic())
+        self._wall = clock.wall
+        self._date_of = -1
+        self.sweep(self.now)
 
     def protocol(self, *_: object, **__: object) -> "ClientConnection":
         """A protocol for one connection; uvicorn's own arguments are not needed."""
@@ -89,17 +94,13 @@ class Edge:
 
     def sweep(self, now: float) -> None:
         """Judge every connection's deadline, and renew the Date header; about four times a second."""
-        wall = self.clock.wall()
+        self.now = now
+        wall = self._wall()
         if int(wall) != self._date_of:
             self._date_of = int(wall)
             self.date_line = b"date: " + http_date(wall) + b"\r\n"
         for connection in list(self.connections):
             connection.sweep(now)
-
-    @property
-    def active(self) -> int:
-        """Requests being served now."""
-        return len(self.tasks)
 
     def close(self) -> None:
         """Close what is idle at once; what is busy closes with its answer."""
@@ -113,53 +114,53 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_body",
-        "_body_bytes",
         "_deadline",
-        "_deadline_error",
         "_edge",
         "_exchange",
-        "_fields",
         "_head_bytes",
-        "_header_count",
+        "_headers",
         "_in_head",
         "_keep_alive",
         "_lingering",
         "_loop",
         "_old_http",
         "_parser",
+        "_raw_bytes",
         "_refusal",
-        "_repeated",
         "_stalled_since",
         "_task",
         "_transport",
         "_url",
         "_visit",
+        "on_body",
+        "on_url",
     )
 
     def __init__(self, edge: Edge, loop: asyncio.AbstractEventLoop) -> None:
         self._edge = edge
         self._loop = loop
         self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpRequestParser(self)
         self._exchange: EdgeExchange | None = None
         self._task: asyncio.Task[None] | None = None
         self._lingering = False
         self._stalled_since: float | None = None
-        self._deadline = 0.0
-        self._deadline_error: PoolgateError | None = None
+        self._deadline = edge.now + edge.bounds.head_seconds
+        self._body: list[bytes] = []
+        self._url: list[bytes] = []
+        # llhttp calls these for each piece; the lists' own methods cost no Python frame.
+        self.on_body = self._body.append
+        self.on_url = self._url.append
+        self._headers: list[tuple[bytes, bytes]] = []
         self._expect_head()
+        self._parser = httptools.HttpRequestParser(self)
 
     def _expect_head(self) -> None:
         """Ready for a request's head."""
         self._in_head = True
         self._head_bytes = 0
-        self._header_count = 0
-        self._url = b""
-        self._fields: dict[bytes, bytes] = {}
-        self._repeated: set[bytes] | None = None
+        self._headers = []
         self._visit: Visit | None = None
-        self._body: list[bytes] = []
-        self._body_bytes = 0
+        self._raw_bytes = 0
         self._refusal: PoolgateError | None = None
         self._keep_alive = False
         self._old_http = False
@@ -170,7 +171,6 @@ class ClientConnection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # a server gives a Transport
         transport.set_write_buffer_limits(high=self._edge.bounds.write_buffer_bytes)  # type: ignore[attr-defined]
         self._edge.connections.add(self)
-        self._deadline = self._edge.clock.monotonic() + self._edge.bounds.head_seconds
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
@@ -179,11 +179,13 @@ class ClientConnection(asyncio.Protocol):
             # The next request before this one's answer: it will not be answered here.
             self._keep_alive = False
             return
+        edge = self._edge
         if self._in_head:
-            bounds = self._edge.bounds
             if not self._head_bytes:
-                self._deadline = self._edge.clock.monotonic() + bounds.head_seconds
+                self._deadline = edge.now + edge.bounds.head_seconds
             self._head_bytes += len(data)
+        else:
+            self._raw_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
@@ -191,10 +193,17 @@ class ClientConnection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self._refusal = self._refusal or _UPGRADE
         if self._exchange is not None:
-            self._keep_alive = self._keep_alive and self._refusal is None
+            if self._refusal is not None or self._url:
+                # What came behind the request is the beginning of another one, or of nothing good.
+                self._keep_alive = False
             return
-        if self._refusal is None and self._in_head and self._head_bytes > self._edge.bounds.max_head_bytes:
-            self._refusal = _HEAD_TOO_LARGE
+        if self._in_head and self._head_bytes > edge.bounds.max_head_bytes:
+            self._refusal = self._refusal or _HEAD_TOO_LARGE
+        elif self._raw_bytes > edge.most_raw_bytes:
+            # Chunk extensions and trailers are no body, and llhttp sets them no bound.
+            self._refusal = self._refusal or edge.reception.too_large()
+        elif self._in_head and self._url and len(self._url[0]) > edge.bounds.max_url_bytes:
+            self._refusal = self._refusal or UriTooLong("the request's URL is longer than 8 KiB")
         if self._refusal is not None:
             self._refuse(self._refusal)
 
@@ -213,7 +222,7 @@ class ClientConnection(asyncio.Protocol):
             self._loop.call_soon(task.cancel)
 
     def pause_writing(self) -> None:
-        self._stalled_since = self._edge.clock.monotonic()
+        self._stalled_since = self._edge.now
         if self._exchange is not None and self._exchange.source is not None:
             self._exchange.source.pause()
 
@@ -222,93 +231,75 @@ class ClientConnection(asyncio.Protocol):
         if self._exchange is not None and self._exchange.source is not None:
             self._exchange.source.resume()
 
-    # llhttp's callbacks.
-
-    def on_message_begin(self) -> None:
-        if self._exchange is not None:
-            self._keep_alive = False
-
-    def on_url(self, url: bytes) -> None:
-        if not self._in_head:
-            return
-        self._url += url
-        if len(self._url) > self._edge.bounds.max_url_bytes:
-            self._refusal = UriTooLong("the request's URL is longer than 8 KiB")
+    # llhttp's callbacks. While a request is served, the parser may see a second one, pipelined behind it in the same
+    # read: what it says is ignored, and the connection closes with the answer.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:
-            # A trailer, or a request that is pipelined behind the one in hand.
-            return
-        self._header_count += 1
-        if self._header_count > self._edge.bounds.max_header_count:
-            self._refusal = self._refusal or HeadersTooLarge("the request has more than 100 headers")
-            return
-        name = name.lower()
-        if self._fields.setdefault(name, value) is not value:
-            if self._repeated is None:
-                self._repeated = set()
-            self._repeated.add(name)
+        # Trailers come here as well, and are dropped with the list.
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        if not self._in_head:
+            return
         self._in_head = False
-        parser, edge = self._parser, self._edge
-        if self._refusal is not None or self._exchange is not None:
+        headers, self._headers = self._headers, []
+        url = self._url[0] if len(self._url) == 1 else b"".join(self._url)
+        self._url.clear()
+        if self._refusal is not None:
             return
-        if (
-            self._head_bytes > edge.bounds.max_head_bytes
-            and len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._fields.items())
-            > edge.bounds.max_head_bytes
-        ):
-            self._refusal = _HEAD_TOO_LARGE
-            return
-        if parser.should_upgrade():
-            self._refusal = _UPGRADE
-            return
-        fields = self._fields
+        edge, parser = self._edge, self._parser
+        fields = dict(headers)
         version = parser.get_http_version()
-        coding = fields.get(b"transfer-encoding")
-        if version not in ("1.1", "1.0"):
-            self._refusal = InvalidRequest("speak HTTP/1.1")
-            return
-        if coding is not None and (coding.strip().lower() != b"chunked" or version == "1.0"):
-            self._refusal = InvalidRequest("the only transfer coding that is read is chunked")
+        self._refusal = self._improper(url, headers, version, fields.get(b"transfer-encoding"))
+        if self._refusal is not None:
             return
         self._old_http = version == "1.0"
         self._keep_alive = parser.should_keep_alive() and not self._old_http
-        now = edge.clock.monotonic()
-        head = Head(parser.get_method(), self._url, fields, frozenset(self._repeated or ()), now)
-        visit = self._visit = edge.reception.receive(head)
-        if visit.error is not None:
-            self._refusal = visit.error
-            return
+        now = edge.monotonic()
+        repeated = _NONE if len(fields) == len(headers) else _repeated(headers)
+        visit = edge.reception.receive(Head(parser.get_method(), url, fields, repeated, now))
+        self._visit = visit
+        self._refusal = visit.error
         self._deadline = now + edge.bounds.body_seconds
-        if b"expect" in fields and visit.operation.has_body and self._transport is not None:
+        if b"expect" in fields and visit.error is None and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def on_body(self, data: bytes) -> None:
-        if self._refusal is not None or self._exchange is not None or self._visit is None:
-            return
-        self._body_bytes += len(data)
-        if self._body_bytes > self._edge.reception.max_body_bytes:
-            self._refusal = self._edge.reception.too_large()
-            return
-        self._body.append(data)
+    def _improper(
+        self, url: bytes, headers: list[tuple[bytes, bytes]], version: str, coding: bytes | None
+    ) -> PoolgateError | None:
+        """What is wrong with a head that llhttp let through."""
+        bounds = self._edge.bounds
+        if len(url) > bounds.max_url_bytes:
+            return UriTooLong("the request's URL is longer than 8 KiB")
+        if len(headers) > bounds.max_header_count:
+            return HeadersTooLarge("the request has more than 100 headers")
+        # The read that brought the head's end may have brought body as well: only then is the head worth measuring.
+        if self._head_bytes > bounds.max_head_bytes:
+            size = len(url) + sum(len(name) + len(value) + 4 for name, value in headers)
+            if size > bounds.max_head_bytes:
+                return _HEAD_TOO_LARGE
+        if version != "1.1" and version != "1.0":
+            return InvalidRequest("speak HTTP/1.1")
+        if coding is not None and (coding.strip().lower() != b"chunked" or version == "1.0"):
+            return InvalidRequest("the only transfer coding that is read is chunked")
+        return _UPGRADE if self._parser.should_upgrade() else None
 
     def on_message_complete(self) -> None:
         visit = self._visit
-        if self._exchange is not None:
-            self._keep_alive = False
+        if self._refusal is not None or self._exchange is not None or visit is None:
             return
-        if self._refusal is not None or visit is None:
-            return
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body = []
         edge = self._edge
-        visit.trail.received_at = edge.clock.monotonic()
-        exchange = self._exchange = EdgeExchange(self, visit.trail.request_id)
-        task = self._task = self._loop.create_task(edge.pipeline.serve(visit, body, exchange))
-        edge.tasks.add(task)
-        task.add_done_callback(edge.tasks.discard)
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body.clear()
+        if len(body) > edge.reception.max_body_bytes:
+            self._refusal = edge.reception.too_large()
+            return
+        self._visit = None
+        if self._raw_bytes:
+            # The body came later than the head: the clock starts when the request is whole.
+            visit.trail.received_at = edge.monotonic()
+        exchange = self._exchange = EdgeExchange(self, self._transport, visit.trail.request_id)
+        self._task = self._loop.create_task(edge.pipeline.serve(visit, body, exchange))
 
     # Endings.
 
@@ -318,51 +309,34 @@ class ClientConnection(asyncio.Protocol):
         self._keep_alive = False
         visit = self._visit
         if visit is None:
-            visit = self._edge.reception.stranger(self._edge.clock.monotonic(), error)
-        exchange = self._exchange = EdgeExchange(self, visit.trail.request_id)
+            visit = self._edge.reception.stranger(self._edge.monotonic(), error)
+        exchange = self._exchange = EdgeExchange(self, self._transport, visit.trail.request_id)
         self._lingering = True
+        self._body.clear()
         self._edge.pipeline.refuse(visit, exchange, error)
 
     def answered(self) -> None:
         """The answer's last byte is handed over."""
         self._exchange = self._task = None
-        transport = self._transport
+        transport, edge = self._transport, self._edge
         if transport is None or transport.is_closing():
             return
-        now = self._edge.clock.monotonic()
         if self._lingering:
             # Closing with bytes unread would reset the connection, and the client might never see the refusal.
-            self._deadline = now + self._edge.bounds.linger_seconds
+            self._deadline = edge.now + edge.bounds.linger_seconds
             if transport.can_write_eof():
                 transport.write_eof()
-            return
-        if self.closes:
+        elif not self._keep_alive or edge.closing:
             self._lingering = True
-            self._deadline = now + self._edge.bounds.stalled_seconds
+            self._deadline = edge.now + edge.bounds.stalled_seconds
             transport.close()
-            return
-        self._deadline = now + self._edge.bounds.idle_seconds
-        self._expect_head()
+        else:
+            self._deadline = edge.now + edge.bounds.idle_seconds
+            self._expect_head()
 
-    @property
-    def closes(self) -> bool:
-        """Whether the connection ends with the answer that is being written."""
-        return not self._keep_alive or self._edge.closing
-
-    @property
-    def old_http(self) -> bool:
-        """Whether the client speaks HTTP/1.0, which knows no chunks."""
-        return self._old_http
-
-    @property
-    def date_line(self) -> bytes:
-        """The Date header, with its line end."""
-        return self._edge.date_line
-
-    def write(self, data: bytes) -> None:
-        """Hand bytes to the transport, if the client is still there."""
-        if self._transport is not None:
-            self._transport.write(data)
+    def framing(self) -> "Framing":
+        """How the answer that begins now is framed."""
+        return Framing(self._edge.date_line, not self._keep_alive or self._edge.closing, not self._old_http)
 
     def abort(self) -> None:
         """Close at once; what was not sent is lost."""
@@ -387,16 +361,36 @@ class ClientConnection(asyncio.Protocol):
                 self._refuse(RequestTimeout("the request did not arrive in time"))
 
 
+class Framing(NamedTuple):
+    """What an answer's head says beside its content."""
+
+    date_line: bytes
+    closes: bool
+    chunks: bool
+
+
 class EdgeExchange:
     """One answer on a `ClientConnection`. The head waits for the first piece of body, to leave with it in one write."""
 
-    __slots__ = ("_chunked", "_connection", "_head", "_over", "_request_id", "client_gone", "source")
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_flowing",
+        "_head",
+        "_over",
+        "_request_id",
+        "_write",
+        "client_gone",
+        "source",
+    )
 
-    def __init__(self, connection: ClientConnection, request_id: str) -> None:
+    def __init__(self, connection: ClientConnection, transport: asyncio.Transport | None, request_id: str) -> None:
         self._connection = connection
+        self._write = transport.write if transport is not None else _to_nobody
         self._request_id = request_id
         self._head = b""
         self._chunked = False
+        self._flowing = False
         self._over = False
         self.client_gone = False
         self.source: Source | None = None
@@ -404,55 +398,67 @@ class EdgeExchange:
     def start(
         self, status: int, content_type: bytes, length: int | None, headers: tuple[tuple[bytes, bytes], ...] = ()
     ) -> None:
-        connection = self._connection
-        lines = b"".join([b"%b: %b\r\n" % header for header in headers]) if headers else b""
+        date_line, closes, chunks = self._connection.framing()
         if length is not None:
-            framing = b"content-length: %d\r\n" % length
-        elif connection.old_http:
-            framing = b""
-        else:
+            size = b"content-length: %d\r\n" % length
+        elif chunks:
             self._chunked = True
-            framing = b"transfer-encoding: chunked\r\n"
+            size = b"transfer-encoding: chunked\r\n"
+        else:
+            size = b""
         self._head = (
             b"HTTP/1.1 %d %b\r\n%bcontent-type: %b\r\n%bx-request-id: %b\r\nx-content-type-options: nosniff\r\n%b%b\r\n"
             % (
                 status,
                 _REASONS.get(status, b"Status"),
-                connection.date_line,
+                date_line,
                 content_type,
-                framing,
+                size,
                 self._request_id.encode("ascii"),
-                lines,
-                b"connection: close\r\n" if connection.closes else b"",
+                b"".join([b"%b: %b\r\n" % header for header in headers]) if headers else b"",
+                b"connection: close\r\n" if closes else b"",
             )
         )
 
     def write(self, data: bytes) -> None:
-        if self._over or not data:
-            return
-        if self._chunked:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        if self._head:
-            data = self._head + data
+        if self._flowing:
+            self._write(b"%x\r\n%b\r\n" % (len(data), data))
+        elif data and not self._over:
+            if self._chunked:
+                data = b"%x\r\n%b\r\n" % (len(data), data)
+            self._write(self._head + data)
             self._head = b""
-        self._connection.write(data)
+            self._flowing = self._chunked
 
     def finish(self, data: bytes = b"") -> None:
         if self._over:
             return
         self._over = True
+        self._flowing = False
         if self._chunked:
             data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
         data = self._head + data
         if data:
-            self._connection.write(data)
+            self._write(data)
         self._connection.answered()
 
     def abort(self) -> None:
         if not self._over:
             self._over = True
+            self._flowing = False
             self._connection.abort()
 
 
+def _to_nobody(data: bytes) -> None:
+    """The client had gone before its answer began."""
+
+
+def _repeated(headers: list[tuple[bytes, bytes]]) -> frozenset[bytes]:
+    """The names that stand in a head more than once."""
+    names = [name for name, _ in headers]
+    return frozenset(name for name in names if names.count(name) > 1)
+
+
+_NONE: frozenset[bytes] = frozenset()
 _UPGRADE = InvalidRequest("this server does not upgrade connections: set the client to HTTP/1.1")
 _HEAD_TOO_LARGE = HeadersTooLarge("the request's head is larger than 32 KiB")

@@ -6,12 +6,12 @@ look-up. Stored is the SHA-256 of the whole text; a key is found by its digest i
 the stored ones through time: an attacker does not choose the digest of what he sends.
 """
 
-import hashlib
 import re
 import secrets
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 
 from gateway.core.caller import Tenant
 
@@ -54,21 +54,21 @@ def well_formed(key: bytes) -> bool:
 
 def digest(key: bytes) -> str:
     """What is stored of a key: SHA-256 of its text, in hex."""
-    return hashlib.sha256(key).hexdigest()
+    return sha256(key).hexdigest()
 
 
 class KeyRing:
     """The keys in force. Replaced whole when the file changes."""
 
     def __init__(self, entries: Iterable[KeyEntry], wall: Callable[[], float]) -> None:
-        self._tenants = {entry.sha256: entry.tenant for entry in entries if not entry.disabled}
+        self._tenants = {bytes.fromhex(entry.sha256): entry.tenant for entry in entries if not entry.disabled}
         self._wall = wall
 
     def tenant_of(self, key: bytes) -> Tenant | None:
         """The owner of a key, or None for one that is unknown, disabled, expired or absurdly long."""
         if len(key) > MAX_KEY_BYTES:
             return None
-        tenant = self._tenants.get(digest(key))
+        tenant = self._tenants.get(sha256(key).digest())
         if tenant is None or (tenant.expires_at is not None and tenant.expires_at <= self._wall()):
             return None
         return tenant

@@ -1,8 +1,8 @@
 """The body as bytes: what it may look like, where its top level's members are, and the one edit we make.
 
 We forward what the client sent, so what we read must be what vLLM will read. Duplicate keys would break that, and
-finding them exactly means walking every token. So `plain` proves by counting bytes that the routed keys stand there
-once, which holds for nearly every request; only in doubt are the members walked. No function here recurses.
+finding them exactly means walking every token. So `stand_once` proves by counting bytes that the routed keys stand
+there once, which holds for nearly every request; only in doubt are the members walked. No function here recurses.
 """
 
 import json
@@ -15,8 +15,6 @@ MAX_NESTING = 64
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\],:]', re.DOTALL)
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"{}[]'))
 _STRING = re.compile(rb'"[^"]*"')
-
-_WORTH_CUTTING_BYTES = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +54,21 @@ def members(text: bytes) -> list[Member]:
     return found
 
 
-def plain(text: bytes, largest: tuple[bytes, bytes] | None, keys: dict[bytes, int]) -> bool:
-    """Whether each key (given as bytes with its quotes, or a prefix of them) stands in the text as often as told.
+def stand_once(text: bytes, streams: int) -> bool:
+    """Whether `model`, and as many of `stream` and `stream_options` as told, stand in the text once each.
 
-    True proves that no routed key is there twice or in disguise; False proves nothing. `largest` is a top-level
-    member that may be left out of the search, as (key with quotes, value): its inside is not top level.
+    True proves that no routed key is there twice or in disguise; False proves nothing: the words may well stand in a
+    message. An ASCII letter can hide behind an escape: {"mod\\u0065l": ...} is a model too.
     """
-    if largest is not None and len(largest[1]) >= _WORTH_CUTTING_BYTES:
-        text = _without(text, *largest)
-    # An ASCII letter can hide behind an escape: {"mod\u0065l": ...} is a model too.
-    return b"\\u00" not in text and all(text.count(key) == times for key, times in keys.items())
+    return text.count(b'"model"') == 1 and text.count(b'"stream') == streams and b"\\u00" not in text
 
 
-def _without(text: bytes, key: bytes, value: bytes) -> bytes:
-    """The text without the value that stands behind the first such key, if it does stand there.
+def without(text: bytes, key: bytes, value: bytes) -> bytes:
+    """The text without the value that stands behind the first such key (with its quotes), if it does stand there.
 
-    Cutting other than the top level's own value would be harmless as well: the same bytes are a complete JSON
-    value wherever they stand between quotes in the same order, and in any other order they are not valid JSON.
+    What is inside a top-level value is not top level, so the search for keys may leave it out. Cutting another place
+    with the same bytes would be harmless as well: between quotes in the same order they are a complete JSON value
+    wherever they stand, and in any other order they are not valid JSON.
     """
     at = text.find(key) + len(key)
     while text[at : at + 1] in (b" ", b":", b"\n", b"\t", b"\r"):
@@ -83,12 +79,9 @@ def _without(text: bytes, key: bytes, value: bytes) -> bytes:
 def nesting(text: bytes) -> int:
     """How deep a valid JSON text nests; exact up to `MAX_NESTING`, one more than that beyond.
 
-    Few brackets cannot nest deeply, so most texts are only counted. Otherwise all but the structure is dropped,
-    and empty pairs are taken out layer by layer: every step is one pass in C.
+    All but the structure is dropped, and empty pairs are taken out layer by layer: every step is one pass in C. Few
+    brackets cannot nest deeply, so ask only when a count of them leaves it open.
     """
-    brackets = text.count(b"{") + text.count(b"[")
-    if brackets <= MAX_NESTING:
-        return brackets
     structure = text.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NOT_STRUCTURE)
     structure = _STRING.sub(b"", structure.replace(b'""', b""))
     for depth in range(MAX_NESTING + 1):

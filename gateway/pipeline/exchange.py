@@ -4,12 +4,10 @@ Two sides implement it, `edge.protocol` and `api.inference`. Nothing here waits:
 keeps a bounded buffer and pauses the `Source` of the bytes until it is empty again.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """What is known of a request before its body. Header names are lower case, the first of each name counts."""
 
     method: bytes
@@ -17,7 +15,7 @@ class Head:
     """Path and query, raw."""
     fields: dict[bytes, bytes]
     repeated: frozenset[bytes]
-    """Names that came more than once."""
+    """Names that came more than once; usually empty."""
     received_at: float
     """Monotonic seconds."""
 

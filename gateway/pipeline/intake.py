@@ -5,16 +5,18 @@ characters, trailing bytes, broken escapes are errors). It does not check UTF-8 
 pass, at a hundredth of the price.
 """
 
-from dataclasses import dataclass
+from operator import attrgetter
+from typing import NamedTuple
 
 import msgspec
 
 from gateway.core.call import Call
 from gateway.core.caller import Tenant
 from gateway.core.errors import Forbidden, InvalidJson, InvalidRequest, UnsupportedMediaType
-from gateway.pipeline.body import MAX_NESTING, Member, asking_for_usage, members, nesting, plain, repeated
+from gateway.pipeline.body import MAX_NESTING, Member, asking_for_usage, members, nesting, repeated, stand_once, without
 from gateway.pipeline.operations import CHAT, Operation
 
+WORTH_CUTTING_BYTES = 4096
 BYTES_PER_TOKEN = 4
 """For estimates only; what is charged in the end is what the pod reports."""
 
@@ -58,13 +60,15 @@ class _StreamOptions(msgspec.Struct):
     continuous_usage_stats: bool | None = None
 
 
+_UNSET = msgspec.UNSET
+_NONE_SENT = (_UNSET,) * len(GUARDED_FIELDS)
+_guarded = attrgetter(*GUARDED_FIELDS)
 _fields = msgspec.json.Decoder(_Fields)
 _stream_options = msgspec.json.Decoder(_StreamOptions | None)
 _prompts = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(NamedTuple):
     """A body after one look. `in_doubt`: only a walk over its members tells whether a routed key is there twice."""
 
     fields: _Fields
@@ -100,17 +104,16 @@ def look(body: bytes) -> Look:
         raise InvalidJson("the body is not valid UTF-8") from None
     except RecursionError:
         raise InvalidJson(f"the body nests deeper than {MAX_NESTING} levels") from None
-    if nesting(body) > MAX_NESTING:
+    if body.count(b"{") + body.count(b"[") > MAX_NESTING and nesting(body) > MAX_NESTING:
         raise InvalidJson(f"the body nests deeper than {MAX_NESTING} levels")
-    largest = None
-    if isinstance(fields.messages, msgspec.Raw):
-        largest = (b'"messages"', bytes(fields.messages))
-    elif isinstance(fields.prompt, msgspec.Raw):
-        largest = (b'"prompt"', bytes(fields.prompt))
-    has_options = isinstance(fields.stream_options, msgspec.Raw)
-    # `"stream` begins both keys.
-    expected = {b'"model"': 1, b'"stream': has_options + (fields.stream is not msgspec.UNSET)}
-    return Look(fields, body, not plain(body, largest, expected))
+    text = body
+    if len(body) > WORTH_CUTTING_BYTES:
+        if fields.messages is not _UNSET:
+            text = without(body, b'"messages"', bytes(fields.messages))
+        elif fields.prompt is not _UNSET:
+            text = without(body, b'"prompt"', bytes(fields.prompt))
+    streams = (fields.stream is not _UNSET) + (fields.stream_options is not _UNSET)
+    return Look(fields, body, not stand_once(text, streams))
 
 
 def call_of(seen: Look, found: list[Member] | None, operation: Operation, tenant: Tenant) -> Call:
@@ -121,12 +124,12 @@ def call_of(seen: Look, found: list[Member] | None, operation: Operation, tenant
     fields, body = seen.fields, seen.body
     if found is not None and (key := repeated(found, _ROUTED)) is not None:
         raise InvalidJson(f"the key {key!r} stands in the body twice", param=key)
-    for name in GUARDED_FIELDS:
-        if getattr(fields, name) is not msgspec.UNSET and name not in tenant.allow_fields:
-            raise Forbidden(f"this key may not send the field {name!r}", code="field_not_allowed", param=name)
+    if _guarded(fields) != _NONE_SENT:
+        _check_guarded(fields, tenant)
     stream = fields.stream is True
     wants_usage = False
     parts: tuple[bytes | memoryview, ...] = (body,)
+    length = len(body)
     if stream:
         options = None
         if isinstance(fields.stream_options, msgspec.Raw):
@@ -134,15 +137,22 @@ def call_of(seen: Look, found: list[Member] | None, operation: Operation, tenant
             wants_usage = _wants_usage(bytes(fields.stream_options))
         if not wants_usage:
             parts = asking_for_usage(body, options)
+            length = sum(map(len, parts))
     return Call(
         model=fields.model,
         stream=stream,
         wants_usage=wants_usage,
-        choices=_choices(fields, operation),
+        choices=1 if operation is CHAT and fields.n is None else _choices(fields, operation),
         body=parts,
-        body_length=sum(map(len, parts)),
+        body_length=length,
         prompt_tokens_estimate=len(body) // BYTES_PER_TOKEN,
     )
+
+
+def _check_guarded(fields: _Fields, tenant: Tenant) -> None:
+    for name, value in zip(GUARDED_FIELDS, _guarded(fields), strict=True):
+        if value is not _UNSET and name not in tenant.allow_fields:
+            raise Forbidden(f"this key may not send the field {name!r}", code="field_not_allowed", param=name)
 
 
 def _wants_usage(options: bytes) -> bool:

@@ -21,16 +21,13 @@ class Operation:
     label: str
     path: bytes
     method: bytes = b"POST"
-
-    @property
-    def has_body(self) -> bool:
-        """Whether a body is read and sent to a pod."""
-        return self.method == b"POST"
+    has_body: bool = True
+    """Whether a body is read and sent to a pod."""
 
 
 CHAT = Operation("chat", b"/v1/chat/completions")
 COMPLETIONS = Operation("completions", b"/v1/completions")
-MODELS = Operation("models", _MODELS, b"GET")
+MODELS = Operation("models", _MODELS, b"GET", has_body=False)
 
 _BY_PATH = {operation.path: operation for operation in (CHAT, COMPLETIONS, MODELS)}
 
@@ -40,11 +37,10 @@ def find(method: bytes, target: bytes) -> tuple[Operation, str | None]:
 
     Raises `NotFound` and `MethodNotAllowed`.
     """
-    path = target.partition(b"?")[0]
-    operation = _BY_PATH.get(path)
+    operation = _BY_PATH.get(target)
     if operation is not None and operation.method == method:
         return operation, None
-    path = _SLASHES.sub(b"/", path)
+    path = _SLASHES.sub(b"/", target.partition(b"?")[0])
     operation = _BY_PATH.get(path)
     model_id = None
     if operation is None and path.startswith(_MODELS + b"/"):

@@ -6,7 +6,6 @@ otherwise.
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.core.call import Trail
@@ -41,31 +40,35 @@ class Visit:
     error: PoolgateError | None = None
 
 
-def request_id(fields: dict[bytes, bytes]) -> str:
+def request_id(given: bytes) -> str:
     """The caller's `X-Request-Id` if it is harmless, else one of ours."""
-    given = fields.get(b"x-request-id")
-    if given is not None and _REQUEST_ID.match(given):
-        return given.decode("ascii")
-    return os.urandom(12).hex()
+    return given.decode("ascii") if _REQUEST_ID.match(given) else os.urandom(12).hex()
 
 
 class Reception:
-    """Tells who calls and what for. `keys` None: authentication is off."""
+    """Tells who calls and what for. `keys` None: authentication is off; may be replaced at any time."""
 
-    def __init__(self, keys: Callable[[], KeyRing | None], max_body_bytes: int) -> None:
-        self._keys = keys
+    def __init__(self, keys: KeyRing | None, max_body_bytes: int) -> None:
+        self.keys = keys
         self.max_body_bytes = max_body_bytes
 
     def receive(self, head: Head) -> Visit:
         """Look at a head. Never raises: a visit that is refused bears its error."""
-        visit = Visit(head, Trail(request_id(head.fields), head.received_at))
+        fields = head.fields
+        trail = Trail(
+            request_id(fields[b"x-request-id"]) if b"x-request-id" in fields else os.urandom(12).hex(),
+            head.received_at,
+        )
+        visit = Visit(head, trail)
         try:
-            visit.operation, visit.model_id = find(head.method, head.target)
-            visit.trail.operation = visit.operation.label
-            self._check_repeated(head)
-            visit.tenant = visit.trail.tenant = self._identify(head)
-            if visit.operation.has_body:
-                self._check_body(head)
+            operation, visit.model_id = find(head.method, head.target)
+            visit.operation = operation
+            trail.operation = operation.label
+            if head.repeated:
+                self._check_repeated(head.repeated)
+            visit.tenant = trail.tenant = self._identify(fields)
+            if operation.has_body:
+                self._check_body(fields)
         except PoolgateError as error:
             visit.error = error
         return visit
@@ -73,39 +76,37 @@ class Reception:
     def stranger(self, received_at: float, error: PoolgateError) -> Visit:
         """A visit of someone whose very head could not be read."""
         head = Head(b"", b"", {}, frozenset(), received_at)
-        return Visit(head, Trail(request_id({}), received_at), error=error)
+        return Visit(head, Trail(os.urandom(12).hex(), received_at), error=error)
 
-    def _check_repeated(self, head: Head) -> None:
+    def _check_repeated(self, repeated: frozenset[bytes]) -> None:
         for name in _ONCE:
-            if name in head.repeated:
+            if name in repeated:
                 raise InvalidRequest(f"the header {name.decode()} came more than once")
 
-    def _identify(self, head: Head) -> Tenant:
-        keys = self._keys()
-        if keys is None:
+    def _identify(self, fields: dict[bytes, bytes]) -> Tenant:
+        if self.keys is None:
             return ANONYMOUS
-        authorization = head.fields.get(b"authorization")
-        key = head.fields.get(b"x-api-key")
+        authorization = fields.get(b"authorization")
+        key = fields.get(b"x-api-key")
         if authorization is not None:
-            scheme, _, bearer = authorization.partition(b" ")
-            bearer = bearer.strip()
-            if scheme.lower() != b"bearer" or (key is not None and key != bearer):
+            bearer = authorization[7:].strip()
+            if authorization[:7].lower() != b"bearer " or (key is not None and key != bearer):
                 raise InvalidApiKey("send one key, as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'")
             key = bearer
         if not key:
             raise InvalidApiKey("no API key: send 'Authorization: Bearer KEY'")
-        tenant = keys.tenant_of(key)
+        tenant = self.keys.tenant_of(key)
         if tenant is None:
             raise InvalidApiKey("this API key is unknown, disabled or expired")
         return tenant
 
-    def _check_body(self, head: Head) -> None:
-        fields = head.fields
-        if fields.get(b"content-encoding", b"identity").lower() != b"identity":
+    def _check_body(self, fields: dict[bytes, bytes]) -> None:
+        if b"content-encoding" in fields and fields[b"content-encoding"].lower() != b"identity":
             raise UnsupportedMediaType("send the body without a Content-Encoding")
-        check_content_type(fields.get(b"content-type", b""))
-        expect = fields.get(b"expect")
-        if expect is not None and expect.lower() != b"100-continue":
+        content_type = fields.get(b"content-type", b"")
+        if content_type != b"application/json":
+            check_content_type(content_type)
+        if b"expect" in fields and fields[b"expect"].lower() != b"100-continue":
             raise ExpectationFailed("the only expectation that is met is 100-continue")
         length = fields.get(b"content-length")
         if length is not None and int(length) > self.max_body_bytes:

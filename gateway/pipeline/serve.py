@@ -8,7 +8,7 @@ stop.
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.balancing.balancer import Balancer
 from gateway.core.call import Call, Outcome, Trail, Usage
@@ -43,7 +43,7 @@ log = logging.getLogger("poolgate")
 
 
 class Pipeline:
-    """Serves requests. `observe` takes each request's trail, once, at its end."""
+    """Serves requests. `settle` takes each request's trail once, at its end, and the wall-clock time of that."""
 
     def __init__(
         self,
@@ -52,15 +52,18 @@ class Pipeline:
         balancer: Balancer,
         pools: Pools,
         clock: Clock,
-        observe: Callable[[Trail], None],
+        settle: Callable[[Trail, float], None],
     ) -> None:
         self._fleet = fleet
         self._balancer = balancer
         self._pools = pools
         self._monotonic = clock.monotonic
-        self._observe = observe
+        self._wall = clock.wall
+        self._settled = settle
         self._budget = TailBudget(TAIL_BUDGET_BYTES)
         self._relays: set[Relay] = set()
+        self.active = 0
+        """Requests being served now."""
         self.draining = False
         """New work is refused: this replica goes away now."""
 
@@ -83,13 +86,23 @@ class Pipeline:
     async def serve(self, visit: Visit, body: bytes, exchange: Exchange) -> None:
         """Answer one request whose body is whole. Returns when the last byte is handed over."""
         trail = visit.trail
+        self.active += 1
         try:
             if exchange.client_gone:
                 trail.outcome = Outcome.CLIENT_LEFT
-            elif visit.operation.has_body:
-                await self._forward(visit, body, exchange)
-            else:
+            elif not visit.operation.has_body:
                 self._list_models(visit, exchange)
+            elif self.draining:
+                raise Draining("this replica is shutting down", retry_after_seconds=DRAINING_RETRY_SECONDS)
+            else:
+                seen = look(body)
+                found = None
+                if seen.in_doubt:
+                    found = members(body) if len(body) <= OFF_LOOP_BYTES else await asyncio.to_thread(members, body)
+                call = call_of(seen, found, visit.operation, visit.tenant)
+                # The body lives on in the call alone, and there only until the answer has begun.
+                del body, seen, found
+                await self._forward(_Request(visit, call, self._route(call, visit), exchange))
         except PoolgateError as error:
             self._answer_error(trail, exchange, error)
         except asyncio.CancelledError:
@@ -100,6 +113,7 @@ class Pipeline:
             log.exception("request %s failed inside the gateway", trail.request_id)
             self._answer_error(trail, exchange, InternalError("the gateway failed; the request may be sent again"))
         finally:
+            self.active -= 1
             self._settle(trail)
 
     def _list_models(self, visit: Visit, exchange: Exchange) -> None:
@@ -112,13 +126,22 @@ class Pipeline:
         exchange.finish(body)
         visit.trail.outcome = Outcome.COMPLETED
 
-    async def _forward(self, visit: Visit, body: bytes, exchange: Exchange) -> None:
-        """Read the body, find the route, and try pods until one has answered or the retry table says stop."""
-        if self.draining:
-            raise Draining("this replica is shutting down", retry_after_seconds=DRAINING_RETRY_SECONDS)
-        request = await self._read(visit, body, exchange)
-        del body
-        trail, route = visit.trail, request.route
+    def _route(self, call: Call, visit: Visit) -> Route:
+        trail = visit.trail
+        trail.stream = call.stream
+        trail.model = call.model
+        route = self._fleet.value.routes.get(call.model)
+        trail.served_model = route is not None
+        if not visit.tenant.may_use(call.model):
+            raise Forbidden("this key may not use that model", code="model_not_allowed", param="model")
+        if route is None:
+            raise ModelNotFound(f"the model {call.model[:256]!r} is not served here: see /v1/models", param="model")
+        trail.pool = route.pool.name
+        return route
+
+    async def _forward(self, request: "_Request") -> None:
+        """Try pods until one has answered or the retry table says stop."""
+        trail, route = request.visit.trail, request.route
         retries = Retries()
         failed: Failed | None = None
         while True:
@@ -142,44 +165,20 @@ class Pipeline:
             return None
         again = retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry)
         if again is not None:
-            trail.retries.append((pod.pool, failed.failure.value))
+            trail.retries += ((pod.pool, failed.failure.value),)
         return again
-
-    async def _read(self, visit: Visit, body: bytes, exchange: Exchange) -> "_Request":
-        trail = visit.trail
-        seen = look(body)
-        found = None
-        if seen.in_doubt:
-            found = members(body) if len(body) <= OFF_LOOP_BYTES else await asyncio.to_thread(members, body)
-        call = call_of(seen, found, visit.operation, visit.tenant)
-        trail.stream = call.stream
-        trail.model = call.model
-        route = self._fleet.value.routes.get(call.model)
-        trail.served_model = route is not None
-        if not visit.tenant.may_use(call.model):
-            raise Forbidden("this key may not use that model", code="model_not_allowed", param="model")
-        if route is None:
-            raise ModelNotFound(f"the model {call.model[:256]!r} is not served here: see /v1/models", param="model")
-        trail.pool = route.pool.name
-        return _Request(visit, call, route, exchange)
 
     async def _attempt(self, pool: PodPool, connection: PodConnection | None, request: "_Request") -> Failed | None:
         """One pod, on a connection that is open already or a fresh one. None when the client has its answer."""
+        visit, call, _, exchange = request
+        trail = visit.trail
+        trail.attempts += 1
         if connection is None:
             try:
                 connection = await pool.connect()
             except ConnectFailed:
-                trail = request.visit.trail
-                trail.attempts += 1
-                trail.attempt_outcomes.append((pool.pod.pool, Failure.CONNECT.value))
+                trail.attempt_outcomes += ((pool.pod.pool, Failure.CONNECT),)
                 return Failed(Failure.CONNECT, _no_ready_pod(request.route))
-        return await self._send(pool, connection, request)
-
-    async def _send(self, pool: PodPool, connection: PodConnection, request: "_Request") -> Failed | None:
-        """One request on one connection, to its end."""
-        visit, call = request.visit, request.call
-        trail = visit.trail
-        trail.attempts += 1
         relay = self._relay(request)
         relay.connection = connection
         head = request_head(
@@ -194,20 +193,26 @@ class Pipeline:
         outcome = "aborted"
         self._relays.add(relay)
         try:
-            connection.send((head, *call.body), relay)
             trail.sent_at = self._monotonic()
+            connection.send(head, call.body, relay)
             first = await relay.first
             if isinstance(first, Failed):
-                outcome = first.failure.value
+                outcome = first.failure
                 return first
-            await self._deliver(first, relay, pool, request)
-            outcome = trail.outcome.value
+            trail.first_content_at = relay.first_content_at or self._monotonic()
+            if isinstance(first, Whole):
+                self._begin(trail, exchange, _JSON, len(first.body), ())
+                exchange.finish(first.body)
+                trail.outcome = Outcome.COMPLETED
+            else:
+                await self._relay_to_its_end(first, relay, pool, trail, exchange)
+            outcome = trail.outcome
             return None
         finally:
             connection.drop(relay)
-            relay.discard()
             self._relays.discard(relay)
-            trail.attempt_outcomes.append((pool.pod.pool, outcome))
+            relay.discard()
+            trail.attempt_outcomes += ((pool.pod.pool, outcome),)
             _note_usage(relay.reader, call, trail)
 
     def _relay(self, request: "_Request") -> Relay:
@@ -225,15 +230,10 @@ class Pipeline:
             budget=self._budget,
         )
 
-    async def _deliver(self, first: Whole | Large | Content, relay: Relay, pool: PodPool, request: "_Request") -> None:
-        """Commit the 200 and see the answer to its end."""
-        trail, exchange = request.visit.trail, request.exchange
-        trail.first_content_at = relay.first_content_at or self._monotonic()
-        if isinstance(first, Whole):
-            self._begin(trail, exchange, _JSON, len(first.body), ())
-            exchange.finish(first.body)
-            trail.outcome = Outcome.COMPLETED
-            return
+    async def _relay_to_its_end(
+        self, first: Large | Content, relay: Relay, pool: PodPool, trail: Trail, exchange: Exchange
+    ) -> None:
+        """Commit the 200 of an answer that is not complete yet, and see it to its end."""
         if isinstance(first, Large):
             self._begin(trail, exchange, _JSON, first.length, ())
         else:
@@ -291,11 +291,10 @@ class Pipeline:
 
     def _settle(self, trail: Trail) -> None:
         trail.ended_at = self._monotonic()
-        self._observe(trail)
+        self._settled(trail, self._wall())
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+class _Request(NamedTuple):
     """What every attempt needs: who asked, what, where it goes, and where the answer goes."""
 
     visit: Visit

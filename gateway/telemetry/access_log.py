@@ -1,6 +1,7 @@
 """One JSON object per request on stdout; a short coloured line on a terminal.
 
-Never a prompt, an answer, a key or an address: the fields are named one by one below. Lines gather in memory and a
+Never a prompt, an answer, a key or an address: the fields are named one by one below. Most of a line is the same for
+many requests, and is kept: only the id, the tokens and the times are written anew. Lines gather in memory and a
 thread of its own writes them, so that a full pipe cannot hold up the loop; when it falls too far behind, lines are
 dropped and counted instead of kept.
 """
@@ -8,26 +9,39 @@ dropped and counted instead of kept.
 import contextlib
 import queue
 import threading
-from collections.abc import Callable
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import orjson
 
 from gateway.core.call import Outcome, Trail
-from gateway.core.clock import iso_date
+from gateway.core.caller import Tenant
+from gateway.core.clock import iso_seconds
 
 MAX_FIELD_CHARACTERS = 256
 MAX_WAITING_BATCHES = 64
 MAX_BATCH_LINES = 4096
+MAX_KINDS = 1024
+
+
+class Told(NamedTuple):
+    """What many requests' lines have in common: the members of the JSON, and the words for a terminal."""
+
+    text: str
+    picture: str
+
+
+_Kind = tuple[Tenant | None, str, str, str, str, int, Outcome, str, bool, bool | None, int, str, str]
 
 
 class AccessLog:
     """`write` on the loop, `flush` from the loop's tick, `close` at the end."""
 
-    def __init__(self, out: BinaryIO, wall: Callable[[], float]) -> None:
+    def __init__(self, out: BinaryIO) -> None:
         self._out = out
-        self._wall = wall
-        self._render = _line_for_eyes if out.isatty() else _line
+        self._render = _line_for_eyes if out.isatty() else _line_for_machines
+        self._told: dict[_Kind, Told] = {}
+        self._second = 0
+        self._second_text = ""
         self._lines: list[bytes] = []
         self.dropped = 0
         """Lines lost since start because the reader of stdout was too slow."""
@@ -35,12 +49,23 @@ class AccessLog:
         self._writer = threading.Thread(target=self._write_batches, name="access-log", daemon=True)
         self._writer.start()
 
-    def write(self, trail: Trail) -> None:
-        """Note one request that has ended."""
+    def write(self, trail: Trail, wall: float) -> None:
+        """Note one request that ended at this wall-clock time (seconds since 1970)."""
         if len(self._lines) >= MAX_BATCH_LINES:
             self.dropped += 1
             return
-        self._lines.append(self._render(trail, self._wall()))
+        second = int(wall)
+        if second != self._second:
+            self._second = second
+            self._second_text = iso_seconds(second)
+        kind = _kind(trail)
+        told = self._told.get(kind)
+        if told is None:
+            if len(self._told) >= MAX_KINDS:
+                self._told.clear()
+            told = self._told[kind] = _tell(kind)
+        moment = f"{self._second_text}.{int((wall - second) * 1000):03d}Z"
+        self._lines.append(self._render(trail, moment, told))
 
     def flush(self) -> None:
         """Hand what has gathered to the writer. Never waits."""
@@ -76,39 +101,71 @@ class AccessLog:
                 self._batches.task_done()
 
 
-def _line(trail: Trail, wall: float) -> bytes:
-    return orjson.dumps(_fields(trail, wall), option=orjson.OPT_APPEND_NEWLINE)
-
-
-def _fields(trail: Trail, wall: float) -> dict[str, object]:
+def _line_for_machines(trail: Trail, moment: str, told: Told) -> bytes:
     usage = trail.usage
-    tenant = trail.tenant
-    return {
-        "ts": iso_date(wall),
-        "level": "error" if trail.outcome is Outcome.INTERNAL else "info",
-        "request_id": trail.request_id,
+    prompt, completion, cached = usage[:3] if usage is not None else ("null", "null", "null")
+    ttft, overhead = _milliseconds(trail.ttft_seconds), _milliseconds(trail.overhead_seconds)
+    # The request id is made of letters that need no escape in JSON.
+    return (
+        f'{{"ts":"{moment}","request_id":"{trail.request_id}",{told.text}'
+        f'"prompt_tokens":{prompt},"completion_tokens":{completion},"cached_tokens":{cached},"queue_ms":0,'
+        f'"ttft_ms":{ttft},"duration_ms":{trail.duration_seconds * 1000:.3f},"overhead_ms":{overhead}}}\n'
+    ).encode()
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "null" if seconds is None else f"{seconds * 1000:.3f}"
+
+
+def _line_for_eyes(trail: Trail, moment: str, told: Told) -> bytes:
+    ttft = f"  ttft {trail.ttft_seconds * 1000:.1f} ms" if trail.ttft_seconds is not None else ""
+    tokens = f"  {trail.usage.prompt_tokens}+{trail.usage.completion_tokens} tokens" if trail.usage is not None else ""
+    return (
+        f"{moment[11:23]} {told.picture}  {trail.duration_seconds * 1000:.1f} ms{ttft}{tokens}  {trail.request_id}\n"
+    ).encode()
+
+
+def _kind(trail: Trail) -> _Kind:
+    return (
+        trail.tenant,
+        trail.operation,
+        trail.model,
+        trail.pool,
+        trail.pod,
+        trail.status,
+        trail.outcome,
+        trail.code,
+        trail.stream,
+        trail.usage.estimated if trail.usage is not None else None,
+        trail.attempts,
+        trail.decision,
+        trail.finish,
+    )
+
+
+def _tell(kind: _Kind) -> Told:
+    tenant, operation, model, pool, pod, status, outcome, code, stream, estimated, attempts, decision, finish = kind
+    members = {
+        "level": "error" if outcome is Outcome.INTERNAL else "info",
         "tenant": tenant.team if tenant is not None else None,
         "key_id": tenant.key_id if tenant is not None else None,
-        "operation": trail.operation,
-        "model": _text(trail.model),
-        "pool": trail.pool,
-        "pod": trail.pod,
-        "status": trail.status,
-        "outcome": trail.outcome,
-        "code": trail.code,
-        "stream": trail.stream,
-        "prompt_tokens": usage.prompt_tokens if usage is not None else None,
-        "completion_tokens": usage.completion_tokens if usage is not None else None,
-        "cached_tokens": usage.cached_tokens if usage is not None else None,
-        "usage_source": None if usage is None else "estimated" if usage.estimated else "reported",
-        "queue_ms": 0,
-        "ttft_ms": _milliseconds(trail.ttft_seconds),
-        "duration_ms": _milliseconds(trail.duration_seconds),
-        "overhead_ms": _milliseconds(trail.overhead_seconds),
-        "attempts": trail.attempts,
-        "decision": trail.decision,
-        "finish": _text(trail.finish),
+        "operation": operation,
+        "model": _text(model),
+        "pool": pool,
+        "pod": pod,
+        "status": status,
+        "outcome": outcome,
+        "code": code,
+        "stream": stream,
+        "usage_source": None if estimated is None else "estimated" if estimated else "reported",
+        "attempts": attempts,
+        "decision": decision,
+        "finish": _text(finish),
     }
+    colour = _COLOURS.get(outcome, "31")
+    shown = _text(model).encode("unicode_escape").decode("ascii") or "-"
+    picture = f"\x1b[{colour}m{status or '---'} {outcome:<16}\x1b[0m {operation:<11} {shown} → {pod or '-'} {code}"
+    return Told(orjson.dumps(members).decode()[1:-1] + ",", picture)
 
 
 def _text(value: str) -> str:
@@ -116,22 +173,4 @@ def _text(value: str) -> str:
     return value[:MAX_FIELD_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
 
 
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)
-
-
 _COLOURS = {Outcome.COMPLETED: "32", Outcome.CLIENT_LEFT: "33", Outcome.REFUSED: "33"}
-
-
-def _line_for_eyes(trail: Trail, wall: float) -> bytes:
-    told = _fields(trail, wall)
-    colour = _COLOURS.get(trail.outcome, "31")
-    model = _text(trail.model).encode("unicode_escape").decode("ascii") or "-"
-    tokens = f"{told['prompt_tokens']}+{told['completion_tokens']} tokens" if trail.usage is not None else ""
-    ttft = f"ttft {told['ttft_ms']} ms" if told["ttft_ms"] is not None else ""
-    moment = str(told["ts"])[11:23]
-    outcome = f"\x1b[{colour}m{trail.status or '---'} {trail.outcome:<16}\x1b[0m"
-    return (
-        f"{moment} {outcome} {trail.operation:<11} {model} → {trail.pod or '-'}  "
-        f"{told['duration_ms']} ms  {ttft}  {tokens}  {trail.code}  {trail.request_id}\n"
-    ).encode()

@@ -1,19 +1,21 @@
 """Every series, in one class built once.
 
-A request is observed once, from its trail. Label children are held: `labels()` costs more than the increment. All
+A request is observed once, from its trail, into series that are held: looking one up costs more than adding to it. All
 labels are closed sets: a model that is not being served counts as `other`, so no caller can make a series. The
 gauges are read when they are scraped, from those who own the numbers.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from gateway.core.call import Trail
+from gateway.core.call import Outcome, Trail, Usage
 from gateway.core.fleet import Fleet, PodState
+from gateway.telemetry.series import Buckets, Count, Counters, Histograms
 
 TTFT_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 120)
 DURATION_BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 300, 600)
@@ -21,6 +23,7 @@ INTER_TOKEN_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 
 OVERHEAD_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5)
 
 OTHER = "other"
+TOKEN_KINDS = ("prompt", "completion", "cached")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,73 +42,79 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "poolgate_requests",
-            "Requests by how they ended",
-            ("model", "operation", "status", "outcome"),
-            registry=self.registry,
+        self._requests = self._counters(
+            "requests", "Requests by how they ended", "model", "operation", "status", "outcome"
         )
-        self._seconds = self._histogram(
+        self._tokens = self._counters("tokens", "Tokens by kind and tenant", "model", "kind", "tenant")
+        self._attempts = self._counters("attempts", "Attempts at pods by how they ended", "pool", "outcome")
+        self._retries = self._counters("retries", "Further attempts and why", "pool", "reason")
+        self._seconds = self._histograms(
             "request_seconds", "From whole request to last byte", DURATION_BUCKETS, "operation"
         )
-        self._ttft = self._histogram("time_to_first_token_seconds", "Whole request to first content", TTFT_BUCKETS)
-        self._itl = self._histogram("inter_token_seconds", "Mean time between a stream's events", INTER_TOKEN_BUCKETS)
-        self._overhead = self._histogram("overhead_seconds", "Time spent in the gateway itself", OVERHEAD_BUCKETS)
-        self._tokens = Counter(
-            "poolgate_tokens", "Tokens by kind and tenant", ("model", "kind", "tenant"), registry=self.registry
-        )
-        self._attempts = Counter(
-            "poolgate_attempts", "Attempts at pods by how they ended", ("pool", "outcome"), registry=self.registry
-        )
-        self._retries = Counter(
-            "poolgate_retries", "Further attempts and why", ("pool", "reason"), registry=self.registry
-        )
-        self._held: dict[tuple[str, ...], Counter] = {}
-        self._by_model: dict[tuple[str, str], _ModelSeries] = {}
+        self._ttft = self._histograms("time_to_first_token_seconds", "Whole request to first content", TTFT_BUCKETS)
+        self._itl = self._histograms("inter_token_seconds", "Mean time between a stream's events", INTER_TOKEN_BUCKETS)
+        self._overhead = self._histograms("overhead_seconds", "Time spent in the gateway itself", OVERHEAD_BUCKETS)
+        self._held: dict[_Kind, _RequestSeries] = {}
+        self._spent: dict[tuple[str, str], tuple[Count, Count, Count]] = {}
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *more: str) -> Histogram:
-        return Histogram(f"poolgate_{name}", text, ("model", *more), buckets=buckets, registry=self.registry)
+    def _counters(self, name: str, text: str, *labels: str) -> Counters:
+        family = Counters(f"poolgate_{name}", text, labels)
+        self.registry.register(family)
+        return family
+
+    def _histograms(self, name: str, text: str, bounds: tuple[float, ...], *more: str) -> Histograms:
+        family = Histograms(f"poolgate_{name}", text, ("model", *more), bounds)
+        self.registry.register(family)
+        return family
 
     def observe(self, trail: Trail) -> None:
         """Count one request that has ended."""
         model = trail.model if trail.served_model else OTHER
-        self._count(self._requests, model, trail.operation, str(trail.status or "none"), trail.outcome.value)
-        for pool, outcome in trail.attempt_outcomes:
-            self._count(self._attempts, pool, outcome)
-        for pool, reason in trail.retries:
-            self._count(self._retries, pool, reason)
-        series = self._by_model.get((model, trail.operation))
+        kind = (model, trail.operation, trail.status, trail.outcome, trail.attempt_outcomes, trail.retries)
+        series = self._held.get(kind)
         if series is None:
-            series = self._by_model[model, trail.operation] = self._series(model, trail.operation)
+            series = self._held[kind] = self._series(*kind)
+        for counter in series.counters:
+            counter.value += 1
         series.seconds.observe(trail.duration_seconds)
-        if (seconds := trail.ttft_seconds) is not None:
-            series.ttft.observe(seconds)
-        if (seconds := trail.inter_token_seconds) is not None:
-            series.itl.observe(seconds)
+        if trail.stream:
+            if (seconds := trail.ttft_seconds) is not None:
+                series.ttft.observe(seconds)
+            if (seconds := trail.inter_token_seconds) is not None:
+                series.itl.observe(seconds)
         if (seconds := trail.overhead_seconds) is not None:
             series.overhead.observe(seconds)
-        usage = trail.usage
-        if usage is not None and trail.tenant is not None:
-            team = trail.tenant.team
-            self._count(self._tokens, model, "prompt", team, by=usage.prompt_tokens)
-            self._count(self._tokens, model, "completion", team, by=usage.completion_tokens)
-            if usage.cached_tokens:
-                self._count(self._tokens, model, "cached", team, by=usage.cached_tokens)
+        if trail.usage is not None and trail.tenant is not None:
+            self._spend(model, trail.tenant.team, trail.usage)
 
-    def _count(self, counter: Counter, *labels: str, by: int = 1) -> None:
-        # A counter's name and its labels: the label sets of two counters may look alike.
-        key = (counter._name, *labels)
-        child = self._held.get(key)
-        if child is None:
-            child = self._held[key] = counter.labels(*labels)
-        child.inc(by)
+    def _spend(self, model: str, team: str, usage: Usage) -> None:
+        held = self._spent.get((model, team))
+        if held is None:
+            prompt, completion, cached = (self._tokens.of(model, kind, team) for kind in TOKEN_KINDS)
+            held = self._spent[model, team] = prompt, completion, cached
+        held[0].value += usage.prompt_tokens
+        held[1].value += usage.completion_tokens
+        held[2].value += usage.cached_tokens
 
-    def _series(self, model: str, operation: str) -> "_ModelSeries":
-        return _ModelSeries(
-            self._seconds.labels(model, operation),
-            self._ttft.labels(model),
-            self._itl.labels(model),
-            self._overhead.labels(model),
+    def _series(
+        self,
+        model: str,
+        operation: str,
+        status: int,
+        outcome: Outcome,
+        attempts: tuple[tuple[str, str], ...],
+        retries: tuple[tuple[str, str], ...],
+    ) -> "_RequestSeries":
+        return _RequestSeries(
+            (
+                self._requests.of(model, operation, str(status or "none"), outcome),
+                *(self._attempts.of(pool, ending) for pool, ending in attempts),
+                *(self._retries.of(pool, reason) for pool, reason in retries),
+            ),
+            self._seconds.of(model, operation),
+            self._ttft.of(model),
+            self._itl.of(model),
+            self._overhead.of(model),
         )
 
     def watch(self, live: Live) -> None:
@@ -117,12 +126,16 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-@dataclass(frozen=True, slots=True)
-class _ModelSeries:
-    seconds: Histogram
-    ttft: Histogram
-    itl: Histogram
-    overhead: Histogram
+_Kind = tuple[str, str, int, Outcome, tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]
+
+
+class _RequestSeries(NamedTuple):
+    counters: tuple[Count, ...]
+    """What one such request adds one to: its own series, one for each attempt and each retry."""
+    seconds: Buckets
+    ttft: Buckets
+    itl: Buckets
+    overhead: Buckets
 
 
 class _LiveCollector(Collector):

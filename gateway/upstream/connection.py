@@ -11,15 +11,14 @@ Content-Length and Transfer-Encoding, a transfer coding other than chunked, 101,
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import httptools
 
 MAX_INTERIM_ANSWERS = 16
 MAX_HEAD_BYTES = 65536
-MAX_HEADER_COUNT = 200
+LARGE_BODY_BYTES = 16384
 
 
 class Loss(StrEnum):
@@ -35,9 +34,8 @@ class Loss(StrEnum):
     """What came is not HTTP, or not HTTP that means one thing."""
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerHead:
-    """Status and the headers we look at; names lower case, the first of each name."""
+class AnswerHead(NamedTuple):
+    """Status and headers, names lower case, the last of each name."""
 
     status: int
     fields: dict[bytes, bytes]
@@ -65,15 +63,15 @@ class PodConnection(asyncio.Protocol):
     """See the module's text. `on_idle` and `on_closed` are the pool's."""
 
     __slots__ = (
-        "_ended",
-        "_fields",
+        "_by_close",
         "_head_bytes",
-        "_header_count",
+        "_headers",
         "_interim",
         "_junk",
         "_keep_alive",
         "_on_closed",
         "_on_idle",
+        "_over",
         "_parser",
         "_pieces",
         "_receiver",
@@ -83,6 +81,7 @@ class PodConnection(asyncio.Protocol):
         "_transport",
         "idle_since",
         "on_body",
+        "on_header",
     )
 
     def __init__(
@@ -93,23 +92,24 @@ class PodConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._receiver: Receiver | None = None
         self._pieces: list[bytes] = []
-        # llhttp calls this for each piece of body: an append of the list itself costs no Python frame.
+        self._headers: dict[bytes, bytes] = {}
+        # llhttp calls these for each piece of body and each header; the containers' own methods cost no Python frame.
         self.on_body: Callable[[bytes], None] = self._pieces.append
+        self.on_header: Callable[[bytes, bytes], None] = self._headers.__setitem__
         self._parser = httptools.HttpResponseParser(self)
         self._reused = False
         self.idle_since = 0.0
         self._begin()
 
     def _begin(self) -> None:
-        self._fields: dict[bytes, bytes] = {}
         self._status = 0
-        self._header_count = 0
+        self._by_close = False
         self._head_bytes = 0
         self._interim = 0
         self._started = False
-        self._ended = False
+        self._over = False
         self._keep_alive = False
-        self._junk = ""
+        self._junk = False
 
     # What the pool and the pipeline call.
 
@@ -118,15 +118,16 @@ class PodConnection(asyncio.Protocol):
         """Whether a request may be sent now."""
         return self._transport is not None and self._receiver is None and not self._transport.is_closing()
 
-    def send(self, parts: Sequence[bytes | memoryview], receiver: Receiver) -> None:
-        """Send one request, its head and body in `parts`, and push the answer at `receiver`."""
+    def send(self, head: bytes, body: Sequence[bytes | memoryview], receiver: Receiver) -> None:
+        """Send one request and push the answer at `receiver`."""
         assert self._transport is not None
         assert self._receiver is None
         self._receiver = receiver
-        if len(parts) == 1:
-            self._transport.write(parts[0])
+        if any(len(part) > LARGE_BODY_BYTES for part in body):
+            self._transport.writelines((head, *body))
         else:
-            self._transport.writelines(parts)
+            # Joining is cheaper than handing over each part, up to a size.
+            self._transport.write(b"".join((head, *body)))
 
     # The pod's side of an exchange. Each names its receiver, since the connection may serve another one already.
 
@@ -145,7 +146,7 @@ class PodConnection(asyncio.Protocol):
         if self._receiver is not receiver:
             return False
         self.resume(receiver)
-        self._receiver = _NOTHING_MORE
+        self._receiver = _NothingMore(self)
         return True
 
     def drop(self, receiver: Receiver) -> None:
@@ -169,26 +170,25 @@ class PodConnection(asyncio.Protocol):
         if receiver is None:
             self.abort()
             return
-        self._started = True
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._junk = self._junk or "not HTTP"
-        if self._status == 0:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._junk = "head too large"
+            self._spoil()
         pieces = self._pieces
         if pieces:
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
-            if receiver is _NOTHING_MORE:
-                self._junk = "a body that goes on after its end"
             receiver.body_received(body)
-        if self._junk:
-            self._lose(Loss.JUNK)
-        elif self._ended:
-            self._complete()
+        else:
+            # The head, or trailers: of neither may there be much.
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._spoil()
+        if self._over:
+            if self._junk:
+                self._lose(Loss.JUNK)
+            else:
+                self._complete()
 
     def eof_received(self) -> None:
         receiver = self._receiver
@@ -196,7 +196,7 @@ class PodConnection(asyncio.Protocol):
             return
         if not self._started:
             self._lose(Loss.STALE if self._reused else Loss.CUT)
-        elif self._status and b"content-length" not in self._fields and b"transfer-encoding" not in self._fields:
+        elif self._status and self._by_close:
             self._receiver = None
             receiver.answer_ended(by_close=True)
         else:
@@ -211,50 +211,44 @@ class PodConnection(asyncio.Protocol):
             else:
                 self._lose(Loss.CUT if exc is None else Loss.RESET)
 
-    # llhttp's callbacks. `on_body` is set in __init__.
+    # llhttp's callbacks; two more are set in __init__.
 
     def on_message_begin(self) -> None:
-        if self._ended:
-            self._junk = "bytes after the answer"
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_count += 1
-        if self._header_count > MAX_HEADER_COUNT:
-            self._junk = "too many headers"
-            return
-        name = name.lower()
-        if self._fields.setdefault(name, value) is not value and name in _ONCE:
-            self._junk = "a framing header twice"
+        self._started = True
+        if self._over:
+            # Bytes behind the answer: whatever they are, nobody asked for them.
+            self._spoil()
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        fields = self._fields
-        if 100 <= status < 200:
+        named = {name.lower(): value for name, value in self._headers.items()}
+        self._headers.clear()
+        if status < 200:
             self._interim += 1
             if status == 101 or self._interim > MAX_INTERIM_ANSWERS:
-                self._junk = "interim answers"
+                self._spoil()
             return
-        coding = fields.get(b"transfer-encoding")
-        length = fields.get(b"content-length")
-        if (
-            not 200 <= status < 600
-            or (coding is not None and (length is not None or coding.strip().lower() != b"chunked"))
-            or (length is not None and not (length.isdigit() and len(length) < 16))
-        ):
-            self._junk = "framing"
+        coding = named.get(b"transfer-encoding")
+        length = named.get(b"content-length")
+        if status >= 600 or (coding is not None and (length is not None or coding.strip().lower() != b"chunked")):
+            self._spoil()
             return
         self._status = status
+        self._by_close = coding is None and length is None
         if self._receiver is not None:
-            self._receiver.head_received(AnswerHead(status, fields, int(length) if length is not None else None))
+            # llhttp has seen to it that a length is a number, and given once.
+            self._receiver.head_received(AnswerHead(status, named, int(length) if length is not None else None))
 
     def on_message_complete(self) -> None:
         if self._status == 0:
             # The end of an interim answer: the answer itself is still to come.
-            self._fields = {}
-            self._header_count = 0
             return
-        self._ended = True
+        self._over = True
         self._keep_alive = self._parser.should_keep_alive()
+
+    def _spoil(self) -> None:
+        """What came is no answer: the exchange ends when the read at hand is through."""
+        self._junk = self._over = True
 
     def _complete(self) -> None:
         receiver, self._receiver = self._receiver, None
@@ -275,16 +269,18 @@ class PodConnection(asyncio.Protocol):
             receiver.answer_lost(loss)
 
 
-_ONCE = frozenset((b"content-length", b"transfer-encoding", b"content-type", b"content-encoding"))
-
-
 class _NothingMore:
     """Takes the end of an answer whose receiver has gone; an end that does not come is the pool's sweep's matter."""
 
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: PodConnection) -> None:
+        self._connection = connection
+
     def head_received(self, head: AnswerHead) -> None: ...
-    def body_received(self, data: bytes) -> None: ...
+    def body_received(self, data: bytes) -> None:
+        """A body that goes on after its end is no answer."""
+        self._connection.abort()
+
     def answer_ended(self, by_close: bool) -> None: ...
     def answer_lost(self, loss: Loss) -> None: ...
-
-
-_NOTHING_MORE: Receiver = _NothingMore()

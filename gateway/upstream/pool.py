@@ -6,7 +6,7 @@ A pool lives as long as its pod is known, or its last exchange runs.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 
 from gateway.core.fleet import Pod
 from gateway.core.ports import FetchFailed
@@ -141,16 +141,16 @@ class Pools:
     async def fetch(self, pod: Pod, path: bytes, timeout_seconds: float) -> bytes:
         """See `core.ports.Fetch`."""
         pool = self.of(pod)
-        parts = (fetch_head(path, pool.host, self.authorization),)
+        head = fetch_head(path, pool.host, self.authorization)
         try:
             async with asyncio.timeout(timeout_seconds):
                 connection = pool.take()
                 if connection is not None:
                     try:
-                        return await _collect(connection, parts)
+                        return await _collect(connection, head)
                     except _Stale:
                         pass
-                return await _collect(await pool.connect(), parts)
+                return await _collect(await pool.connect(), head)
         except (ConnectFailed, TimeoutError, _Stale) as error:
             raise FetchFailed(f"{path.decode()}: {type(error).__name__}") from None
 
@@ -189,9 +189,9 @@ class _Collector:
             self._done.set_exception(error)
 
 
-async def _collect(connection: PodConnection, parts: Sequence[bytes]) -> bytes:
+async def _collect(connection: PodConnection, head: bytes) -> bytes:
     done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-    connection.send(parts, _Collector(done))
+    connection.send(head, (), _Collector(done))
     try:
         return await done
     except BaseException:

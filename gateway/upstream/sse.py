@@ -12,37 +12,33 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 class EventFramer:
-    """Cuts a stream of bytes into events. Holds at most the unfinished tail; its owner bounds that."""
+    """Cuts a stream of bytes into events. Holds at most the unfinished `tail`; its owner bounds that."""
 
-    __slots__ = ("_carriage_returns", "_searched", "_tail")
+    __slots__ = ("_carriage_returns", "_searched", "tail")
 
     def __init__(self) -> None:
-        self._tail = bytearray()
+        self.tail = bytearray()
+        """What waits for the end of its event."""
         self._searched = 0
         self._carriage_returns = False
-
-    @property
-    def tail_bytes(self) -> int:
-        """How many bytes wait for the end of their event."""
-        return len(self._tail)
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that `data` completes, in order, each with its blank line."""
         if b"\r" in data:
             self._carriage_returns = True
-        if not self._tail and not self._carriage_returns and data.find(b"\n\n") == len(data) - 2 and data[0] != 10:
+        if not self.tail and not self._carriage_returns and data.find(b"\n\n") == len(data) - 2 and data[0] != 10:
             return [data]
-        self._tail += data
+        self.tail += data
         return self._cut(final=False)
 
     def close(self) -> list[bytes]:
         """The stream is over: an event whose last line end was a lone CR, undecided until now, or nothing."""
         events = self._cut(final=True)
-        self._tail.clear()
+        self.tail.clear()
         return events
 
     def _cut(self, final: bool) -> list[bytes]:
-        tail = self._tail
+        tail = self.tail
         # A CR at the very end may be half of a CRLF: wait for what follows it.
         end = len(tail) if final or not tail.endswith(b"\r") else len(tail) - 1
         events = []

@@ -6,6 +6,7 @@ unread, so an event costs half a microsecond, whatever its delta says, and inval
 """
 
 from enum import IntEnum
+from typing import NamedTuple
 
 import msgspec
 
@@ -58,21 +59,62 @@ class PodError(msgspec.Struct):
     code: int | str | None = None
 
 
-_event = msgspec.json.Decoder(_Event)
+_UNSET = msgspec.UNSET
+_decode_event = msgspec.json.Decoder(_Event).decode
 _usage = msgspec.json.Decoder(_Usage)
 _error = msgspec.json.Decoder(PodError)
+
+
+class Likeness(NamedTuple):
+    """What a stream's token events have in common: all but their text.
+
+    Reading JSON is cheap, not reading it cheaper still. An event that starts and ends as the one this was taken from,
+    with as many quotes and its only line ends at its end, differs from it in its text alone: it is one whole event,
+    with the same index and no finish reason. The relay asks this for nearly every read, so it does so in place:
+
+        data.startswith(start) and data.endswith(end) and data.count(b'"') == quotes
+        and data.find(b"\\n") == len(data) - 2 and b"\\r" not in data
+    """
+
+    start: bytes
+    end: bytes
+    quotes: int
+
+
+def likeness(event: bytes) -> Likeness | None:
+    """The likeness of a content event without a finish reason, if it is as plain as vLLM's token events are."""
+    if (
+        not event.startswith(b"data: {")
+        or event.find(b"\n") != len(event) - 2
+        or event.count(b'"finish_reason":null') != 1
+        or event.count(b'"index":') != 1
+        or b"\\" in event
+        or b"\r" in event
+    ):
+        return None
+    for key in _TEXT_KEYS:
+        start = event.find(key) + len(key)
+        if start >= len(key):
+            end = event.find(b'"', start)
+            return Likeness(event[:start], event[end:], event.count(b'"'))
+    return None
+
+
+_TEXT_KEYS = (b'"content":"', b'"text":"', b'"reasoning":"')
 
 
 class AnswerReader:
     """Follows one answer. `choices`: how many indices must finish; None: all that are seen."""
 
-    __slots__ = ("_choices", "_raw_usage", "content_events", "error", "finished", "seen")
+    __slots__ = ("_choices", "_raw_usage", "content_events", "error", "finished", "unfinished")
 
     def __init__(self, choices: int | None) -> None:
         self._choices = choices
-        self._raw_usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-        self.seen: set[int] = set()
+        self._raw_usage: msgspec.Raw | None = None
         self.finished: dict[int, str] = {}
+        """Finish reasons by index."""
+        self.unfinished: set[int] | None = None
+        """Indices seen without one; only kept when nobody said how many there will be."""
         self.content_events = 0
         self.error: PodError | None = None
 
@@ -88,31 +130,34 @@ class AnswerReader:
                 return EventKind.DONE
             data = found
         try:
-            seen = _event.decode(data)
+            seen = _decode_event(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return EventKind.OTHER
-        if seen.error is not msgspec.UNSET and bytes(seen.error) != b"null":
+        if seen.error is not _UNSET and bytes(seen.error) != b"null":
             self.error = read_error(seen.error)
             return EventKind.ERROR
-        has_usage = seen.usage is not msgspec.UNSET and bytes(seen.usage) != b"null"
-        if has_usage:
+        has_usage = False
+        if seen.usage is not _UNSET and bytes(seen.usage) != b"null":
+            has_usage = True
             self._raw_usage = seen.usage
         if seen.choices:
             self.content_events += 1
             for choice in seen.choices:
-                self.seen.add(choice.index)
                 if choice.finish_reason is not None:
                     self.finished[choice.index] = choice.finish_reason
+                elif self._choices is None:
+                    self.unfinished = {choice.index} | (self.unfinished or set())
             return EventKind.CONTENT
         return EventKind.USAGE if has_usage and seen.choices is not None else EventKind.OTHER
 
     def read_whole(self, body: bytes) -> bool:
         """Note what a whole answer says; False when it is no JSON object."""
         try:
-            seen = _event.decode(body)
+            seen = _decode_event(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return False
-        self._raw_usage = seen.usage
+        if seen.usage is not _UNSET:
+            self._raw_usage = seen.usage
         for choice in seen.choices or ():
             self.finished[choice.index] = choice.finish_reason or ""
         return True
@@ -121,7 +166,7 @@ class AnswerReader:
     def whole(self) -> bool:
         """Whether every index that was asked for has its finish reason."""
         if self._choices is None:
-            return bool(self.seen) and self.seen <= self.finished.keys()
+            return bool(self.finished) and (self.unfinished or set()) <= self.finished.keys()
         return len(self.finished) >= self._choices
 
     @property
@@ -131,7 +176,7 @@ class AnswerReader:
 
     def usage(self) -> Usage | None:
         """The pod's own count, if it came and makes sense."""
-        if self._raw_usage is msgspec.UNSET:
+        if self._raw_usage is None:
             return None
         try:
             told = _usage.decode(self._raw_usage)

@@ -24,30 +24,41 @@ DEAD_STREAM = STREAM_HEAD + chunk(
 
 async def first_then_good(side: Side, script: list[Any], stream: bool = False) -> tuple[Any, dict[str, Any], int]:
     """One request whose first attempt meets `script`, at whichever pod, and the others a good pod."""
-    good = STREAM_HEAD + chunk(b'data: {"choices":[{"index":0,"finish_reason":"stop"}]}\n\n') + chunk(b"data: [DONE]\n\n")
+    good = (
+        STREAM_HEAD + chunk(b'data: {"choices":[{"index":0,"finish_reason":"stop"}]}\n\n') + chunk(b"data: [DONE]\n\n")
+    )
     fine = [good + b"0\r\n\r\n" if stream else GOOD]
     pods = [ScriptedPod([script, fine]), ScriptedPod([script, fine])]
-    async with pods[0], pods[1]:
-        async with running(pods, side=side) as gateway:
-            # Whichever is chosen first plays the script; the other one is told to be good from its first request.
-            async def other_is_good() -> None:
-                while not any(pod.requests for pod in pods):
-                    await asyncio.sleep(0)
-                for pod in pods:
-                    if not pod.requests:
-                        pod.scripts = [fine]
+    async with pods[0], pods[1], running(pods, side=side) as gateway:
+        # Whichever is chosen first plays the script; the other one is told to be good from its first request.
+        async def other_is_good() -> None:
+            while not any(pod.requests for pod in pods):
+                await asyncio.sleep(0)
+            for pod in pods:
+                if not pod.requests:
+                    pod.scripts = [fine]
 
-            helper = asyncio.create_task(other_is_good())
-            came = await ask(gateway.port, request(chat(stream=stream), key=gateway.key))
-            await helper
-            asked = sum(len(pod.requests) for pod in pods)
-            return came, await gateway.last_line(), asked
+        helper = asyncio.create_task(other_is_good())
+        came = await ask(gateway.port, request(chat(stream=stream), key=gateway.key))
+        await helper
+        asked = sum(len(pod.requests) for pod in pods)
+        return came, await gateway.last_line(), asked
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     "script",
-    [[Close], [Reset], [STREAM_HEAD, Reset], [b"HTTP/1.1 200", Close], [BUSY], [DYING], [SIDECAR], [GONE], [DEAD_STREAM]],
+    [
+        [Close],
+        [Reset],
+        [STREAM_HEAD, Reset],
+        [b"HTTP/1.1 200", Close],
+        [BUSY],
+        [DYING],
+        [SIDECAR],
+        [GONE],
+        [DEAD_STREAM],
+    ],
     ids=["fin", "rst", "head-then-rst", "half-head", "busy", "dying", "sidecar", "model-gone", "dead-engine-event"],
 )
 async def test_what_the_table_repeats_is_repeated_once_on_another_pod(

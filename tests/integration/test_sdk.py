@@ -45,7 +45,11 @@ async def test_a_streamed_chat(side: Side) -> None:
         assert chunks[-1].choices[0].finish_reason == "length"
         assert all(chunk.usage is None for chunk in chunks)
         with_usage = await client.chat.completions.create(
-            model="m", messages=HELLO, max_tokens=7, stream=True, stream_options={"include_usage": True}  # type: ignore[call-overload]
+            model="m",
+            messages=HELLO,
+            max_tokens=7,
+            stream=True,
+            stream_options={"include_usage": True},  # type: ignore[call-overload]
         )
         last = [chunk async for chunk in with_usage][-1]
         assert last.choices == []
@@ -92,7 +96,10 @@ async def test_models(side: Side) -> None:
 
 
 async def test_errors_are_the_right_exceptions(side: Side) -> None:
-    async with SimulatedPod(PodSettings(model="m", max_model_len_tokens=64)) as pod, running([pod], side=side) as gateway:
+    async with (
+        SimulatedPod(PodSettings(model="m", max_model_len_tokens=64)) as pod,
+        running([pod], side=side) as gateway,
+    ):
         async with client_of(gateway) as client:
             chats = client.chat.completions
             with pytest.raises(openai.NotFoundError) as missing:

@@ -47,9 +47,7 @@ async def test_a_whole_stream_passes_with_its_bytes_unchanged_less_the_usage_nob
 
 
 async def test_a_caller_that_asks_for_usage_gets_the_chunk(side: Side) -> None:
-    came, _ = await streamed(
-        side, STREAM_HEAD, *map(chunk, WHOLE), LAST, stream_options={"include_usage": True}
-    )
+    came, _ = await streamed(side, STREAM_HEAD, *map(chunk, WHOLE), LAST, stream_options={"include_usage": True})
     assert came.body == b"".join(WHOLE)
 
 
@@ -79,7 +77,16 @@ async def test_a_captured_stream_of_a_real_vllm_passes_unchanged(side: Side) -> 
         ((b"zz\r\nnonsense",), "upstream_failed", "upstream_failed"),
         ((chunk(b"data: " + b"x" * (1 << 20) + b"x"),), "upstream_failed", "upstream_failed"),
     ],
-    ids=["no-done", "done-without-finish", "finish-without-done", "fin", "fin-in-event", "rst", "bad-chunk", "oversize"],
+    ids=[
+        "no-done",
+        "done-without-finish",
+        "finish-without-done",
+        "fin",
+        "fin-in-event",
+        "rst",
+        "bad-chunk",
+        "oversize",
+    ],
 )
 async def test_a_cut_stream_says_so(side: Side, ending: tuple[Any, ...], code: str, outcome: str) -> None:
     came, line = await streamed(side, STREAM_HEAD, chunk(ROLE), chunk(TOKEN), *ending)
@@ -132,9 +139,7 @@ async def test_comments_before_content_are_dropped_and_later_ones_sent_in_the_fo
     side: Side,
 ) -> None:
     comment = chunk(b": keep-alive\n\n")
-    came, _ = await streamed(
-        side, STREAM_HEAD, comment, comment, chunk(ROLE), comment, chunk(FINAL), chunk(DONE), LAST
-    )
+    came, _ = await streamed(side, STREAM_HEAD, comment, comment, chunk(ROLE), comment, chunk(FINAL), chunk(DONE), LAST)
     assert came.body == ROLE + b": keep-alive\n" + FINAL + DONE
 
 

@@ -1,0 +1,39 @@
+"""Where trails end: observed in small batches, once each.
+
+Counting and writing lines for 64 requests in a row costs half of doing so between everything else: the code and its
+data stay in the processor's caches. The gateway's tick, a scrape and the end of the process flush what has gathered.
+"""
+
+from gateway.core.call import Trail
+from gateway.telemetry.access_log import AccessLog
+from gateway.telemetry.metrics import Metrics
+
+BATCH = 64
+
+
+class Journal:
+    """Takes each request's trail at its end. Everything here runs on the loop's thread."""
+
+    def __init__(self, metrics: Metrics, access_log: AccessLog) -> None:
+        self._metrics = metrics
+        self._access_log = access_log
+        self._trails: list[tuple[Trail, float]] = []
+
+    def add(self, trail: Trail, wall: float) -> None:
+        """Note a request that ended at this wall-clock time (seconds since 1970)."""
+        self._trails.append((trail, wall))
+        if len(self._trails) >= BATCH:
+            self.observe()
+
+    def observe(self) -> None:
+        """Count and write what has gathered."""
+        trails, self._trails = self._trails, []
+        for trail, _ in trails:
+            self._metrics.observe(trail)
+        for trail, wall in trails:
+            self._access_log.write(trail, wall)
+
+    def flush(self) -> None:
+        """Observe, and hand the lines to their writer."""
+        self.observe()
+        self._access_log.flush()

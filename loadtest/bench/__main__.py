@@ -1,0 +1,178 @@
+"""`python -m loadtest.bench`: all rounds in turn, then one table, printed and written to a file.
+
+Every round starts its target anew, so a round inherits no other's heap, connections or caches; the order
+of the targets turns round by round, so a slow minute of the host does not always meet the same one. Exit
+code 0 whatever the figures say; 1 if a round failed (an answer was not whole) or a target did not start.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import gc
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import uvloop
+
+from loadtest.bench import report
+from loadtest.bench.backend import GRID_US
+from loadtest.bench.client import NotWhole
+from loadtest.bench.processes import BenchError, allow_many_files, alone, tail
+from loadtest.bench.report import Round
+from loadtest.bench.scenarios import FULL, QUICK, Bench, Figures, Scenario
+from loadtest.bench.targets import TARGETS, Site, Target, new_key, pods
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPED: Final = 130
+RESULTS: Final = Path(__file__).resolve().parents[1] / "results"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description="the gateway beside nginx, one table")
+    parser.add_argument("--quick", action="store_true", help="a look in about 45 s: fewer and shorter rounds")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of every scenario")
+    parser.add_argument("--scenario", action="append", choices=["requests", "chunks", "memory", "large"])
+    parser.add_argument("--target", action="append", choices=list(TARGETS), help="default: all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every round's figures, as JSON")
+    parser.add_argument("--grid-us", type=int, default=GRID_US, metavar="N", help=f"default {GRID_US}; 0: no grid")
+    asked = parser.parse_args(arguments)
+
+    scenarios = [
+        scenario
+        for scenario in (QUICK if asked.quick else FULL)
+        if asked.scenario is None or scenario.name.split()[0] in asked.scenario
+    ]
+    targets = [TARGETS[name]() for name in TARGETS if asked.target is None or name in asked.target]
+    _listen_for_signals()
+    try:
+        with alone(Path(tempfile.gettempdir()) / "poolgate-bench.lock"):
+            return _run(asked, scenarios, targets)
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+
+
+def _listen_for_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # a second one must not interrupt the clearing up
+    raise SystemExit(STOPPED)  # so that every `with` on the way out stops what it started
+
+
+async def _until_signalled(measuring: Coroutine[None, None, Figures]) -> Figures:
+    """As a cancellation, because an event loop swallows what a signal's handler raises in one of its callbacks."""
+    task = asyncio.current_task()
+    assert task is not None  # this is a coroutine
+    for number in SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    return await measuring
+
+
+def _run(asked: argparse.Namespace, scenarios: Sequence[Scenario], targets: Sequence[Target]) -> int:
+    versions = {target.name: target.version() for target in targets}
+    versions["client and pods"] = f"uvloop {version('uvloop')}, httptools {version('httptools')}"
+    allow_many_files()
+    cores = sorted(os.sched_getaffinity(0))
+    target_core, apparatus_core = cores[0], cores[-1]
+    if target_core == apparatus_core:
+        print("bench: only one core: target and apparatus share it; read the ratios alone", file=sys.stderr)
+    os.sched_setaffinity(0, {apparatus_core})
+    gc.disable()  # a pause of the client's would be measured as the target's; collected between rounds
+
+    results: list[Round] = []
+    stopped: BenchError | None = None
+    with (
+        tempfile.TemporaryDirectory(prefix="poolgate-bench-") as folder,
+        pods(2, grid_us=asked.grid_us, core=apparatus_core, folder=Path(folder)) as (pod_pid, ports),
+    ):
+        bench = Bench(new_key(), apparatus=(os.getpid(), pod_pid), pods=ports)
+        try:
+            for scenario, number, target in in_turn(scenarios, targets, asked.rounds):
+                results.append(_round(scenario, number, target, bench, target_core))
+        except BenchError as error:
+            if not results:
+                raise
+            stopped = error  # what was measured before is still worth its table
+    facts = report.host_facts(versions, {"target": target_core, "client and pods": apparatus_core})
+    facts.append(f"tokens sent on a grid of {asked.grid_us} µs, phases spread evenly")
+    text = _page(results, [target.name for target in targets], facts)
+    print(text)
+    print(f"\nwritten to {_write(text)}", file=sys.stderr)
+    if asked.json is not None:
+        content = {"host": facts, "rounds": [dataclasses.asdict(result) for result in results]}
+        asked.json.write_text(json.dumps(content, indent=1))
+    if stopped is not None:
+        print(f"bench: stopped early: {stopped}", file=sys.stderr)
+    return 1 if stopped or any(result.failed for result in results) else 0
+
+
+def in_turn(
+    scenarios: Sequence[Scenario], targets: Sequence[Target], rounds: int | None
+) -> Iterator[tuple[Scenario, int, Target]]:
+    """Every round to be run; within a scenario the order of the targets turns with each round."""
+    for scenario in scenarios:
+        for number in range(1, (rounds or scenario.rounds) + 1):
+            for target in targets if number % 2 else reversed(targets):
+                if target.name != "direct" or scenario.direct:
+                    yield scenario, number, target
+
+
+def _round(scenario: Scenario, number: int, target: Target, bench: Bench, core: int) -> Round:
+    gc.collect()
+    result = _measured(scenario, number, target, bench, core)
+    shown = " ".join(f"{key}={value:.4g}" for key, value in result.values.items())
+    note = f"  NOT COUNTED: {result.failed or doubt}" if (doubt := result.doubt()) else ""
+    print(f"{scenario.name} {number} {target.name}: {shown} waited={result.waited:.3f}{note}", file=sys.stderr)
+    return result
+
+
+def _measured(scenario: Scenario, number: int, target: Target, bench: Bench, core: int) -> Round:
+    with tempfile.TemporaryDirectory(prefix=f"poolgate-bench-{target.name}-") as folder:
+        site = Site(Path(folder), core, bench.pods, bench.apparatus, bench.key)
+        with target.running(site) as running:
+            try:
+                figures = uvloop.run(_until_signalled(scenario.measure(running, bench)))
+            except asyncio.CancelledError:
+                raise SystemExit(STOPPED) from None
+            except (NotWhole, OSError) as fault:
+                if running.log is not None:
+                    print(f"the end of {running.log.name}:\n{tail(running.log)}", file=sys.stderr)
+                return Round(scenario.name, number, target.name, {}, 0.0, True, failed=str(fault))
+            finally:
+                _listen_for_signals()  # the loop has put the defaults back
+    return Round(scenario.name, number, target.name, figures.values, figures.waited, figures.exact)
+
+
+def _page(results: Sequence[Round], targets: Sequence[str], facts: Sequence[str]) -> str:
+    notes = [
+        "Medians over the rounds that count [min–max]; `?`: no round of that target could be trusted.",
+        "CPU is user and system time of the target's process tree; for `direct`, of the client and the pods.",
+        "The gateway runs with keys, metrics and its access line on, nginx with its access log off.",
+        *report.remarks(results),
+    ]
+    return "\n".join([report.table(results, targets), "", *(f"- {n}" for n in notes), "", *(f"- {f}" for f in facts)])
+
+
+def _write(text: str) -> Path:
+    RESULTS.mkdir(exist_ok=True)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    file = RESULTS / f"bench-{stamp}.md"
+    file.write_text(f"# Bench of {stamp}\n\n{text}\n")
+    return file
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""A vLLM look-alike on real sockets, cheap enough to share a core with a load generator.
+
+    async with SimulatedPod(PodSettings(model="m")) as pod:
+        ...
+
+or `python -m loadtest.simulator --pool chat:3`. What it imitates, and what not, is in docs/simulator.md.
+
+Imports point down: `__main__` → `pod` → `routes` → `sabotage` → `generation` → `connection`, `engine`,
+`bodies`, `asked` → `settings` → values (`answers`, `blocks`, `faults`, `gauges`, `prompts`, `refusals`,
+`timing`, `wire`).
+"""
+
+from loadtest.simulator.connection import ReceivedRequest
+from loadtest.simulator.faults import BadFault, Fault, FaultKind, Garbage
+from loadtest.simulator.pod import SimulatedPod, Stage
+from loadtest.simulator.settings import PodSettings, Shutdown
+from loadtest.simulator.timing import FAST, TimeModel
+
+__all__ = [
+    "FAST",
+    "BadFault",
+    "Fault",
+    "FaultKind",
+    "Garbage",
+    "PodSettings",
+    "ReceivedRequest",
+    "Shutdown",
+    "SimulatedPod",
+    "Stage",
+    "TimeModel",
+]
