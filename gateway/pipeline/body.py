@@ -14,6 +14,7 @@ MAX_NESTING = 64
 
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\],:]', re.DOTALL)
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"{}[]'))
+_ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
 _STRING = re.compile(rb'"[^"]*"')
 
 
@@ -82,12 +83,12 @@ def nesting(text: bytes) -> int:
     All but the structure is dropped, and empty pairs are taken out layer by layer: every step is one pass in C. Few
     brackets cannot nest deeply, so ask only when a count of them leaves it open.
     """
-    structure = text.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NOT_STRUCTURE)
+    structure = text.replace(b"\\\\", b"").replace(b'\\"', b"").translate(_ONE_BRACKET, _NOT_STRUCTURE)
     structure = _STRING.sub(b"", structure.replace(b'""', b""))
     for depth in range(MAX_NESTING + 1):
         if not structure:
             return depth
-        structure = structure.replace(b"{}", b"").replace(b"[]", b"")
+        structure = structure.replace(b"[]", b"")
     return MAX_NESTING + 1
 
 

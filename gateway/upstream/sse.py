@@ -26,7 +26,13 @@ class EventFramer:
         """The events that `data` completes, in order, each with its blank line."""
         if b"\r" in data:
             self._carriage_returns = True
-        if not self.tail and not self._carriage_returns and data.find(b"\n\n") == len(data) - 2 and data[0] != 10:
+        if (
+            not self.tail
+            and not self._carriage_returns
+            and data.endswith(b"\n\n")
+            and data.find(b"\n\n") == len(data) - 2
+            and data[0] != 10
+        ):
             return [data]
         self.tail += data
         return self._cut(final=False)

@@ -1,0 +1,155 @@
+"""JSON that means one thing: what the byte tests conclude agrees with a parser that looks at every token."""
+
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.core.caller import ANONYMOUS
+from gateway.core.errors import PoolgateError
+from gateway.pipeline.body import MAX_NESTING, asking_for_usage, members, nesting, stand_once, without
+from gateway.pipeline.intake import call_of, look
+from gateway.pipeline.operations import CHAT
+
+keys = st.one_of(
+    st.sampled_from(["model", "stream", "stream_options", "messages", "n", "a", 'q"uote', "back\\slash", "é"]),
+    st.text(max_size=5),
+)
+scalars = st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.text(max_size=8), st.sampled_from(["model", "stream"]))
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(keys, inner, max_size=3)),
+    max_leaves=12,
+)
+spaces = st.sampled_from(["", " ", "\n\t ", "\r\n"])
+
+
+@st.composite
+def objects(draw: st.DrawFn) -> tuple[bytes, list[tuple[str, Any]]]:
+    """(an object's JSON, its members in order), duplicates and odd spacing among them."""
+    pairs = draw(st.lists(st.tuples(keys, values), max_size=6))
+    ascii_only = draw(st.booleans())
+    parts = []
+    for key, value in pairs:
+        name = json.dumps(key, ensure_ascii=ascii_only)
+        if key in ("model", "stream") and draw(st.integers(0, 9)) == 0:
+            name = '"' + "".join(f"\\u{ord(letter):04x}" for letter in key) + '"'
+        text = json.dumps(value, ensure_ascii=ascii_only, indent=draw(st.sampled_from([None, 1])))
+        parts.append(f"{draw(spaces)}{name}{draw(spaces)}:{draw(spaces)}{text}{draw(spaces)}")
+    raw = f"{draw(spaces)}{{{','.join(parts)}{draw(spaces) if not parts else ''}}}{draw(spaces)}"
+    return raw.encode("utf-8", "surrogatepass"), pairs
+
+
+def no_surrogates(pairs: list[tuple[str, Any]]) -> bool:
+    try:
+        json.dumps(pairs, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@settings(max_examples=400, deadline=None)
+@given(objects())
+def test_the_walk_finds_the_members_that_a_parser_finds(made: tuple[bytes, list[tuple[str, Any]]]) -> None:
+    raw, pairs = made
+    if not no_surrogates(pairs):
+        return
+    found = members(raw)
+    assert [(m.key, json.loads(raw[m.value_start : m.value_end])) for m in found] == pairs
+    for member in found:
+        assert json.loads(b"{" + raw[member.start : member.value_end] + b"}") == {
+            member.key: json.loads(raw[member.value_start : member.value_end])
+        }
+
+
+@settings(max_examples=400, deadline=None)
+@given(objects())
+def test_a_byte_test_that_is_content_is_right(made: tuple[bytes, list[tuple[str, Any]]]) -> None:
+    raw, pairs = made
+    names = [key for key, _ in pairs]
+    streams = ("stream" in names) + ("stream_options" in names)
+    if "model" in names and stand_once(raw, streams):
+        assert names.count("model") == 1
+        assert names.count("stream") <= 1
+        assert names.count("stream_options") <= 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(objects(), st.text(max_size=30))
+def test_leaving_out_a_top_level_value_hides_no_key(made: tuple[bytes, list[tuple[str, Any]]], text: str) -> None:
+    raw, pairs = made
+    if not no_surrogates(pairs):
+        return
+    for member in members(raw):
+        key = raw[member.start : member.value_start].rstrip(b" \r\n\t:")
+        if key != b'"messages"':
+            continue
+        shorter = without(raw, key, raw[member.value_start : member.value_end])
+        for other in members(raw):
+            if other.key == "model":
+                assert shorter.count(b'"model"') >= raw[other.start : other.start + 7].count(b'"model"')
+
+
+@settings(max_examples=300, deadline=None)
+@given(values)
+def test_nesting_is_exact_up_to_its_bound(value: Any) -> None:
+    def depth(inner: Any) -> int:
+        if isinstance(inner, dict):
+            return 1 + max((depth(below) for below in inner.values()), default=0)
+        if isinstance(inner, list):
+            return 1 + max((depth(below) for below in inner), default=0)
+        return 0
+
+    assert nesting(json.dumps(value).encode("utf-8", "surrogatepass")) == min(depth(value), MAX_NESTING + 1)
+
+
+def test_nesting_is_not_fooled_by_brackets_in_strings() -> None:
+    text = json.dumps({"a": "[" * 500 + '\\"{' * 100, "b": ["]" * 50 + "\\"]}).encode()
+    assert nesting(text) == 2
+    assert nesting(b"[" * 65 + b"]" * 65) == MAX_NESTING + 1
+    assert nesting(b"[" * 64 + b"]" * 64) == MAX_NESTING
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["a", "temperature", "user", "x"]), values, max_size=4),
+    st.one_of(
+        st.none(),
+        st.dictionaries(
+            st.sampled_from(["include_usage", "continuous_usage_stats", "other"]), st.booleans(), max_size=3
+        ),
+    ),
+    st.booleans(),
+)
+def test_the_one_edit_asks_for_usage_and_changes_nothing_else(
+    more: dict[str, Any], options: dict[str, bool] | None, present: bool
+) -> None:
+    body = {"model": "m", "stream": True, **more}
+    if present:
+        body["stream_options"] = options
+    raw = json.dumps(body, indent=1).encode("utf-8", "surrogatepass")
+    try:
+        call = call_of(seen := look(raw), members(raw) if seen.in_doubt else None, CHAT, ANONYMOUS)
+    except PoolgateError:
+        return
+    sent = json.loads(b"".join(call.body))
+    assert len(b"".join(call.body)) == call.body_length
+    wanted = bool(present and options and options.get("include_usage"))
+    assert call.wants_usage is wanted
+    if wanted:
+        assert b"".join(call.body) == raw
+        return
+    assert sent.pop("stream_options") == {
+        **({"other": options["other"]} if present and options and "other" in options else {}),
+        "include_usage": True,
+    }
+    body.pop("stream_options", None)
+    assert sent == json.loads(json.dumps(body))
+
+
+def test_asking_for_usage_copes_with_an_object_of_one_member_and_odd_spacing() -> None:
+    assert json.loads(b"".join(asking_for_usage(b' \n{"model":"m"}', None))) == {
+        "model": "m",
+        "stream_options": {"include_usage": True},
+    }
