@@ -51,7 +51,7 @@ class Gateway:
         self.balancer = Balancer((rng or Random()).random)  # noqa: S311  # ties between pods need no secrecy
         self.metrics = Metrics()
         self.access_log = AccessLog(access_out)
-        self.journal = Journal(self.metrics, self.access_log)
+        self.journal = Journal(self.metrics, self.access_log, self.clock)
         self.pools = Pools(
             connect_seconds=config.upstream.connect_seconds,
             idle_seconds=config.upstream.pool_idle_seconds,

@@ -39,8 +39,9 @@ class Call(NamedTuple):
     """The caller asked for the usage chunk itself (`stream_options.include_usage`)."""
     choices: int | None
     """How many indices must finish: `n` times the prompts; None: as many as are seen (`prompt_embeds`)."""
-    body: tuple[bytes | memoryview, ...]
-    """The body to send, in parts; together they are one JSON object."""
+    body: list[bytes | memoryview]
+    """The body to send, in parts; together they are one JSON object. Emptied when the answer has begun: streams are
+    long, and bodies may be large."""
     body_length: int
     prompt_tokens_estimate: int
 
@@ -73,7 +74,7 @@ class Trail:
     first_content_at: float | None = None
     committed_at: float | None = None
     """The answer's head left for the client."""
-    ended_at: float | None = None
+    ended_at = 0.0
     attempt_outcomes: tuple[tuple[str, str], ...] = ()
     """(pool, outcome) of each attempt, for the attempts metric."""
     retries: tuple[tuple[str, str], ...] = ()
@@ -86,7 +87,7 @@ class Trail:
     @property
     def duration_seconds(self) -> float:
         """From the whole request to the last byte of its answer."""
-        return 0.0 if self.ended_at is None else self.ended_at - self.received_at
+        return self.ended_at - self.received_at
 
     @property
     def ttft_seconds(self) -> float | None:
@@ -98,7 +99,7 @@ class Trail:
     @property
     def inter_token_seconds(self) -> float | None:
         """The mean time between a stream's content events."""
-        if not self.stream or self.first_content_at is None or self.ended_at is None or self.content_events < 2:
+        if not self.stream or self.first_content_at is None or self.content_events < 2:
             return None
         return (self.ended_at - self.first_content_at) / (self.content_events - 1)
 

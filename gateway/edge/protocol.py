@@ -145,25 +145,21 @@ class ClientConnection(asyncio.Protocol):
         self._lingering = False
         self._stalled_since: float | None = None
         self._deadline = edge.now + edge.bounds.head_seconds
+        self._in_head = True
+        self._head_bytes = 0
+        self._raw_bytes = 0
+        """Bytes of the message behind its head."""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._visit: Visit | None = None
+        self._refusal: PoolgateError | None = None
+        self._keep_alive = False
+        self._old_http = False
         self._body: list[bytes] = []
         self._url: list[bytes] = []
         # llhttp calls these for each piece; the lists' own methods cost no Python frame.
         self.on_body = self._body.append
         self.on_url = self._url.append
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._expect_head()
         self._parser = httptools.HttpRequestParser(self)
-
-    def _expect_head(self) -> None:
-        """Ready for a request's head."""
-        self._in_head = True
-        self._head_bytes = 0
-        self._headers = []
-        self._visit: Visit | None = None
-        self._raw_bytes = 0
-        self._refusal: PoolgateError | None = None
-        self._keep_alive = False
-        self._old_http = False
 
     # asyncio's callbacks.
 
@@ -250,9 +246,16 @@ class ClientConnection(asyncio.Protocol):
         edge, parser = self._edge, self._parser
         fields = dict(headers)
         version = parser.get_http_version()
-        self._refusal = self._improper(url, headers, version, fields.get(b"transfer-encoding"))
-        if self._refusal is not None:
-            return
+        if (
+            version != "1.1"
+            or b"transfer-encoding" in fields
+            or self._head_bytes > edge.bounds.max_url_bytes
+            or len(headers) > edge.bounds.max_header_count
+            or parser.should_upgrade()
+        ):
+            self._refusal = self._improper(url, headers, version, fields.get(b"transfer-encoding"))
+            if self._refusal is not None:
+                return
         self._old_http = version == "1.0"
         self._keep_alive = parser.should_keep_alive() and not self._old_http
         now = edge.monotonic()
@@ -332,7 +335,10 @@ class ClientConnection(asyncio.Protocol):
             transport.close()
         else:
             self._deadline = edge.now + edge.bounds.idle_seconds
-            self._expect_head()
+            self._in_head = True
+            self._head_bytes = self._raw_bytes = 0
+            # Trailers, if any came: they must not become the next request's headers.
+            self._headers.clear()
 
     def framing(self) -> "Framing":
         """How the answer that begins now is framed."""

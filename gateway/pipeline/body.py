@@ -92,14 +92,14 @@ def nesting(text: bytes) -> int:
     return MAX_NESTING + 1
 
 
-def asking_for_usage(text: bytes, options: Member | None) -> tuple[bytes | memoryview, ...]:
+def asking_for_usage(text: bytes, options: Member | None) -> list[bytes | memoryview]:
     """The text, in parts, with `stream_options.include_usage` true, and no usage on each chunk.
 
     `options` is the member `stream_options` if the text has one. Its other members stay as they are.
     """
     if options is None:
         brace = len(text) - len(text.lstrip()) + 1
-        return (text[:brace] + b'"stream_options":{"include_usage":true},', memoryview(text)[brace:])
+        return [text[:brace] + b'"stream_options":{"include_usage":true},', memoryview(text)[brace:]]
     value = text[options.value_start : options.value_end]
     kept = [b'"include_usage":true']
     if value.startswith(b"{"):
@@ -109,7 +109,7 @@ def asking_for_usage(text: bytes, options: Member | None) -> tuple[bytes | memor
             if member.key not in ("include_usage", "continuous_usage_stats")
         ]
     whole = memoryview(text)
-    return (whole[: options.value_start], b"{" + b",".join(kept) + b"}", whole[options.value_end :])
+    return [whole[: options.value_start], b"{" + b",".join(kept) + b"}", whole[options.value_end :]]
 
 
 def repeated(found: Iterable[Member], keys: frozenset[str]) -> str | None:

@@ -128,7 +128,7 @@ def call_of(seen: Look, found: list[Member] | None, operation: Operation, tenant
         _check_guarded(fields, tenant)
     stream = fields.stream is True
     wants_usage = False
-    parts: tuple[bytes | memoryview, ...] = (body,)
+    parts: list[bytes | memoryview] = [body]
     length = len(body)
     if stream:
         options = None

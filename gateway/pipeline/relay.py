@@ -30,7 +30,7 @@ from gateway.upstream.connection import AnswerHead, Loss, PodConnection
 from gateway.upstream.failure import Failure
 from gateway.upstream.refusal import first_event_error, refusal
 from gateway.upstream.sse import EventFramer, payload
-from gateway.upstream.usage import AnswerReader, EventKind, Likeness, likeness
+from gateway.upstream.usage import AnswerReader, EventKind, is_plain_token
 
 MAX_WHOLE_BYTES = 1 << 20
 """An answer that is not a stream is held whole up to here, so that a cut can be told, or tried again."""
@@ -214,7 +214,7 @@ class Relay:
         head = self._head
         if head is None:
             return Failed(Failure.JUNK, UpstreamBadResponse("the pod's answer has no head"))
-        if head.fields.get(b"content-encoding", b"identity") != b"identity":
+        if b"content-encoding" in head.fields and head.fields[b"content-encoding"].lower() != b"identity":
             return Failed(Failure.JUNK, UpstreamBadResponse("the pod compressed its answer unasked"))
         if head.status != 200:
             return Failed(*refusal(head.status, body, head.fields.get(b"retry-after")))
@@ -231,7 +231,7 @@ class StreamRelay(Relay):
         "_events",
         "_framer",
         "_idle_seconds",
-        "_likeness",
+        "_plainly",
         "_pod_error",
         "_quiet_since",
         "_streaming",
@@ -239,7 +239,6 @@ class StreamRelay(Relay):
         "_tail",
         "_total_deadline",
         "_usage_event",
-        "_usual",
         "_wants_usage",
     )
 
@@ -260,8 +259,7 @@ class StreamRelay(Relay):
         self._wants_usage = wants_usage
         self._budget = budget
         self._framer = EventFramer()
-        self._likeness: Likeness | None = None
-        self._usual: Likeness | None = None
+        self._plainly = False
         self._streaming = False
         self._tail = 0
         self._events = 0
@@ -294,18 +292,10 @@ class StreamRelay(Relay):
         if not self._streaming:
             super().body_received(data)
             return
-        usual = self._usual
-        if (
-            usual is not None
-            and data.startswith(usual[0])
-            and data.endswith(usual[1])
-            and data.count(b'"') == usual[2]
-            and data.find(b"\n") == len(data) - 2
-            and b"\r" not in data
-        ):
-            # One more token, as nearly every read brings: see `Likeness`.
+        if self._plainly and is_plain_token(data) is not None:
+            # One more token, as nearly every read brings.
             self.reader.content_events += 1
-            self._exchange.write(data)  # type: ignore[union-attr]  # nothing is usual before the commit
+            self._exchange.write(data)  # type: ignore[union-attr]  # nothing is plain before the commit
             return
         events = self._framer.feed(data)
         tail = len(self._framer.tail)
@@ -313,8 +303,8 @@ class StreamRelay(Relay):
             self._hold_tail(tail)
         if events:
             self._take(events)
-        # Inside an event nothing is usual, whatever it looks like.
-        self._usual = self._likeness if not tail and self._exchange is not None else None
+        # Inside an event nothing is plain, whatever it looks like; nor while every index must be noted.
+        self._plainly = not tail and self._exchange is not None and self.reader.choices is not None
 
     def answer_ended(self, by_close: bool) -> None:
         if not self._streaming:
@@ -342,8 +332,6 @@ class StreamRelay(Relay):
                 out.append(event)
                 if self.first_content_at is None:
                     self.first_content_at = self._clock()
-                elif self._likeness is None:
-                    self._likeness = likeness(event)
             elif kind is _COMMENT:
                 if self.first_content_at is not None:
                     out.append(KEEP_ALIVE)

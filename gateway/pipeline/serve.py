@@ -43,7 +43,7 @@ log = logging.getLogger("poolgate")
 
 
 class Pipeline:
-    """Serves requests. `settle` takes each request's trail once, at its end, and the wall-clock time of that."""
+    """Serves requests. `settle` takes each request's trail once, at its end."""
 
     def __init__(
         self,
@@ -52,13 +52,12 @@ class Pipeline:
         balancer: Balancer,
         pools: Pools,
         clock: Clock,
-        settle: Callable[[Trail, float], None],
+        settle: Callable[[Trail], None],
     ) -> None:
         self._fleet = fleet
         self._balancer = balancer
         self._pools = pools
         self._monotonic = clock.monotonic
-        self._wall = clock.wall
         self._settled = settle
         self._budget = TailBudget(TAIL_BUDGET_BYTES)
         self._relays: set[Relay] = set()
@@ -100,7 +99,7 @@ class Pipeline:
                 if seen.in_doubt:
                     found = members(body) if len(body) <= OFF_LOOP_BYTES else await asyncio.to_thread(members, body)
                 call = call_of(seen, found, visit.operation, visit.tenant)
-                # The body lives on in the call alone, and there only until the answer has begun.
+                # From here on the body lives in the call alone.
                 del body, seen, found
                 await self._forward(_Request(visit, call, self._route(call, visit), exchange))
         except PoolgateError as error:
@@ -199,6 +198,7 @@ class Pipeline:
             if isinstance(first, Failed):
                 outcome = first.failure
                 return first
+            call.body.clear()
             trail.first_content_at = relay.first_content_at or self._monotonic()
             if isinstance(first, Whole):
                 self._begin(trail, exchange, _JSON, len(first.body), ())
@@ -291,7 +291,7 @@ class Pipeline:
 
     def _settle(self, trail: Trail) -> None:
         trail.ended_at = self._monotonic()
-        self._settled(trail, self._wall())
+        self._settled(trail)
 
 
 class _Request(NamedTuple):

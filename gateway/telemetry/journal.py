@@ -5,6 +5,7 @@ data stay in the processor's caches. The gateway's tick, a scrape and the end of
 """
 
 from gateway.core.call import Trail
+from gateway.core.clock import Clock
 from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.metrics import Metrics
 
@@ -14,24 +15,26 @@ BATCH = 64
 class Journal:
     """Takes each request's trail at its end. Everything here runs on the loop's thread."""
 
-    def __init__(self, metrics: Metrics, access_log: AccessLog) -> None:
+    def __init__(self, metrics: Metrics, access_log: AccessLog, clock: Clock) -> None:
         self._metrics = metrics
         self._access_log = access_log
-        self._trails: list[tuple[Trail, float]] = []
+        self._clock = clock
+        self._trails: list[Trail] = []
 
-    def add(self, trail: Trail, wall: float) -> None:
-        """Note a request that ended at this wall-clock time (seconds since 1970)."""
-        self._trails.append((trail, wall))
+    def add(self, trail: Trail) -> None:
+        """Note a request that has ended."""
+        self._trails.append(trail)
         if len(self._trails) >= BATCH:
             self.observe()
 
     def observe(self) -> None:
         """Count and write what has gathered."""
         trails, self._trails = self._trails, []
-        for trail, _ in trails:
+        monotonic_to_wall = self._clock.wall() - self._clock.monotonic()
+        for trail in trails:
             self._metrics.observe(trail)
-        for trail, wall in trails:
-            self._access_log.write(trail, wall)
+        for trail in trails:
+            self._access_log.write(trail, trail.ended_at + monotonic_to_wall)
 
     def flush(self) -> None:
         """Observe, and hand the lines to their writer."""

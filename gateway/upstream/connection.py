@@ -176,8 +176,11 @@ class PodConnection(asyncio.Protocol):
             self._spoil()
         pieces = self._pieces
         if pieces:
-            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            pieces.clear()
+            body = pieces.pop()
+            if pieces:
+                pieces.append(body)
+                body = b"".join(pieces)
+                pieces.clear()
             receiver.body_received(body)
         else:
             # The head, or trailers: of neither may there be much.
@@ -221,8 +224,10 @@ class PodConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        named = {name.lower(): value for name, value in self._headers.items()}
-        self._headers.clear()
+        headers = self._headers
+        # Pods write their header names in lower case; a proxy before them may not.
+        named = headers.copy() if b"".join(headers).islower() else {n.lower(): v for n, v in headers.items()}
+        headers.clear()
         if status < 200:
             self._interim += 1
             if status == 101 or self._interim > MAX_INTERIM_ANSWERS:
