@@ -21,7 +21,7 @@ test: $(VENV)/.dev lint ## Lint, types, import contracts, and every test that ne
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-vllm: $(VENV)/.dev ## End to end against a real vLLM on CPU (downloads about 1 GB once)
-	@tests/e2e/vllm/install.sh
+	@$(BIN)/python tests/e2e/vllm/install.py
 	@$(BIN)/python -m pytest -m vllm tests/e2e/vllm $(ARGS)
 
 bench: $(VENV)/.dev ## CPU time and memory, side by side with nginx, in one run

@@ -36,7 +36,8 @@ class ConfigError(Exception):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # The docstrings below are what docs/configuration.md says of each key.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 S = TypeVar("S", bound=_Section)
@@ -44,17 +45,26 @@ S = TypeVar("S", bound=_Section)
 
 class ServerSection(_Section):
     host: str = "0.0.0.0"  # noqa: S104  # the public port: in a pod, from everywhere
+    """Address of the public port."""
     port: Port = 8000
+    """The public port. 0 takes any free one."""
     ops_host: str = "127.0.0.1"
+    """Address of the ops port: probes and metrics, without keys. Keep it off public networks."""
     ops_port: Port = 9090
+    """The ops port. 0 takes any free one."""
     max_body_bytes: int = Field(default=8_388_608, ge=1024, le=1 << 30)
+    """The largest request body. A larger one is refused with a 413."""
     drain_seconds: float = Field(default=300.0, ge=0, le=86_400)
+    """After SIGTERM: how long running requests may take to end. What still runs then is ended with an error."""
 
 
 class PodSection(_Section):
     url: str
+    """`http://HOST:PORT`, without a path. Without a port: 80. An IPv6 address stands in brackets."""
     pool: str = Field(min_length=1, max_length=63)
+    """The pool the pod belongs to. A pool exists as soon as a pod names it."""
     name: str | None = None
+    """Its name in logs and metrics; unique. Without one: `POOL-N`, counted from 0 within the pool."""
 
     @field_validator("url")
     @classmethod
@@ -67,36 +77,54 @@ class PodSection(_Section):
 
 class DiscoverySection(_Section):
     mode: Literal["static"] = "static"
+    """Where pods are found. `static`, the list below, is the only one in this version."""
     pods: tuple[PodSection, ...] = ()
+    """The pods, in order. A model that pods of two pools list belongs to the pool whose pod stands first here."""
 
 
 class PoolSection(_Section):
     models: tuple[str, ...] = ("*",)
+    """Globs of the model names the pool may serve. A name without a wildcard is known even while no pod serves it:
+    a request for it is then answered with 503 instead of 404."""
     ttft_seconds: Seconds = 120.0
+    """To a stream's first content event, from the moment the request was whole, over all attempts. Then 504."""
     idle_seconds: Seconds = 60.0
+    """Between two events of a stream. Comments do not count as events. Then the stream ends with an error event."""
     response_seconds: Seconds = 600.0
+    """To the last byte of an answer that is not a stream. Then 504, or a cut connection if the answer has begun."""
     stream_seconds: Seconds = 3600.0
+    """To the end of a stream. Then it ends with an error event."""
 
 
 class AuthSection(_Section):
     mode: Literal["keys", "none"] = "keys"
+    """`none` serves everyone, and only together with the flag `--insecure-no-auth`."""
     keys_file: Path = Path("/etc/poolgate/keys.yaml")
+    """The keys file, read once at the start. A relative path starts at the process's working directory."""
 
 
 class UpstreamSection(_Section):
     connect_seconds: Seconds = 1.0
+    """How long opening a connection to a pod may take. Then another pod is tried."""
     pool_idle_seconds: Annotated[float, Field(gt=0, lt=5)] = 3.0
+    """How long an unused connection to a pod is kept. vLLM closes its own after 5 s, so less than that."""
     api_key: str | None = Field(default=None, repr=False)
+    """What pods were given as `--api-key`. Callers' keys never reach a pod."""
 
 
 class Config(_Section):
     """The whole configuration, as validated."""
 
     server: ServerSection = ServerSection()
+    """The two ports and their bounds."""
     discovery: DiscoverySection = DiscoverySection()
+    """Which pods there are."""
     pools: dict[str, PoolSection] = Field(default_factory=dict)
+    """Settings of pools, by the pool's name. A pool that is not named here has the defaults."""
     auth: AuthSection = AuthSection()
+    """Who may call."""
     upstream: UpstreamSection = UpstreamSection()
+    """How pods are talked to."""
 
     @model_validator(mode="after")
     def _check_pod_names(self) -> "Config":
@@ -132,25 +160,40 @@ class Config(_Section):
 
 class _KeySection(_Section):
     id: str = Field(min_length=1, max_length=64)
+    """The key's public part. It stands in the access line as `key_id`."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of the key's whole text, in lower-case hex. The text itself is stored nowhere."""
     team: str = Field(min_length=1, max_length=64)
+    """Whose key it is: `tenant` in the access line and in the token metric."""
     models: tuple[str, ...] = ("*",)
+    """Globs of the model names the key may use and see."""
     expires: datetime | None = None
+    """From then on the key opens nothing. A time without a zone is UTC."""
     disabled: bool = False
+    """The key opens nothing."""
     debug: bool = False
+    """Successful answers say which pod gave them: `x-poolgate-pod`, `x-poolgate-attempts`, `x-poolgate-decision`."""
     allow_fields: tuple[str, ...] = ()
+    """Guarded body fields this key may send; see below."""
     note: str = ""
+    """For people. Not used."""
     # Part of the file's format, but not acted on by this version: only their "off" values are accepted, so that no
     # one believes in a limit that is not there.
     requests_per_minute: None = None
+    """Not acted on yet."""
     tokens_per_minute: None = None
+    """Not acted on yet."""
     concurrent: None = None
+    """Not acted on yet."""
     priority: Literal[0] = 0
+    """Not acted on yet."""
     forwards_user: Literal[False] = False
+    """Not acted on yet."""
 
 
 class _KeysFile(_Section):
     keys: tuple[_KeySection, ...] = ()
+    """The keys."""
 
 
 @dataclass(frozen=True, slots=True)

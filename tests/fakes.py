@@ -8,6 +8,8 @@ from socket import SO_LINGER, SOL_SOCKET
 from types import TracebackType
 from typing import Self
 
+from gateway.pipeline.exchange import Source
+
 MODELS = b'{"object":"list","data":[{"id":"m","object":"model","created":1,"owned_by":"vllm"}]}'
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
@@ -131,7 +133,7 @@ class FakeExchange:
         self.finished = False
         self.aborted = False
         self.client_gone = False
-        self.source = None
+        self.source: Source | None = None
 
     @property
     def body(self) -> bytes:

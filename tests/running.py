@@ -87,7 +87,7 @@ async def running(
         "server": dict(server or {}),
     }
     out = io.BytesIO()
-    gateway = Gateway(load_config(None, {}, settings), (entry,), access_out=out)  # type: ignore[arg-type]
+    gateway = Gateway(load_config(None, {}, settings), (entry,), access_out=out)
     if bounds is not None:
         gateway.edge.bounds = bounds
     async with AsyncExitStack() as stack:
@@ -125,7 +125,7 @@ async def _ready(gateway: Gateway) -> None:
 async def _asgi(gateway: Gateway, listener: socket.socket) -> AsyncIterator[None]:
     server = uvicorn.Server(
         uvicorn.Config(
-            gateway.inference,  # type: ignore[arg-type]  # uvicorn's own ASGI types are narrower
+            gateway.inference,
             http="httptools",
             ws="none",
             lifespan="off",

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import openai
 import pytest
@@ -10,13 +11,13 @@ from openai import AsyncOpenAI
 from loadtest.simulator import PodSettings, SimulatedPod
 from tests.running import Running, Side, running
 
-HELLO = [{"role": "user", "content": "Hello"}]
+HELLO: Any = [{"role": "user", "content": "Hello"}]
 
 
 @asynccontextmanager
-async def client_of(gateway: Running, **more: object) -> AsyncIterator[AsyncOpenAI]:
+async def client_of(gateway: Running, **more: Any) -> AsyncIterator[AsyncOpenAI]:
     """An SDK client that does not retry, so that a test sees each answer."""
-    async with AsyncOpenAI(base_url=gateway.base_url, api_key=gateway.key, max_retries=0, **more) as client:  # type: ignore[arg-type]
+    async with AsyncOpenAI(base_url=gateway.base_url, api_key=gateway.key, max_retries=0, **more) as client:
         yield client
 
 
@@ -26,7 +27,7 @@ async def test_a_chat(side: Side) -> None:
         running([pod], side=side) as gateway,
         client_of(gateway) as client,
     ):
-        came = await client.chat.completions.create(model="org/m", messages=HELLO, max_tokens=5)  # type: ignore[arg-type]
+        came = await client.chat.completions.create(model="org/m", messages=HELLO, max_tokens=5)
         assert came.choices[0].finish_reason == "length"
         assert came.usage is not None
         assert came.usage.completion_tokens == 5
@@ -39,7 +40,7 @@ async def test_a_streamed_chat(side: Side) -> None:
         running([pod], side=side) as gateway,
         client_of(gateway) as client,
     ):
-        stream = await client.chat.completions.create(model="m", messages=HELLO, max_tokens=7, stream=True)  # type: ignore[call-overload]
+        stream = await client.chat.completions.create(model="m", messages=HELLO, max_tokens=7, stream=True)
         chunks = [chunk async for chunk in stream]
         assert chunks[0].choices[0].delta.role == "assistant"
         assert chunks[-1].choices[0].finish_reason == "length"
@@ -49,10 +50,11 @@ async def test_a_streamed_chat(side: Side) -> None:
             messages=HELLO,
             max_tokens=7,
             stream=True,
-            stream_options={"include_usage": True},  # type: ignore[call-overload]
+            stream_options={"include_usage": True},
         )
         last = [chunk async for chunk in with_usage][-1]
         assert last.choices == []
+        assert last.usage is not None
         assert last.usage.completion_tokens == 7
 
 
@@ -61,7 +63,7 @@ async def test_the_stream_helper(side: Side) -> None:
         SimulatedPod(PodSettings(model="m")) as pod,
         running([pod], side=side) as gateway,
         client_of(gateway) as client,
-        client.chat.completions.stream(model="m", messages=HELLO, stop=["zzz"]) as stream,  # type: ignore[arg-type]
+        client.chat.completions.stream(model="m", messages=HELLO, stop=["zzz"]) as stream,
     ):
         final = await stream.get_final_completion()
         assert final.choices[0].finish_reason == "stop"
@@ -103,7 +105,7 @@ async def test_errors_are_the_right_exceptions(side: Side) -> None:
         async with client_of(gateway) as client:
             chats = client.chat.completions
             with pytest.raises(openai.NotFoundError) as missing:
-                await chats.create(model="nope", messages=HELLO)  # type: ignore[arg-type]
+                await chats.create(model="nope", messages=HELLO)
             assert missing.value.code == "model_not_found"
             assert missing.value.request_id
             with pytest.raises(openai.BadRequestError, match="maximum context length"):
@@ -111,14 +113,14 @@ async def test_errors_are_the_right_exceptions(side: Side) -> None:
             with pytest.raises(openai.BadRequestError, match="maximum context length"):
                 await chats.create(model="m", messages=[{"role": "user", "content": "x" * 2000}], stream=True)
             with pytest.raises(openai.PermissionDeniedError):
-                await chats.create(model="m", messages=HELLO, extra_body={"cache_salt": "x"})  # type: ignore[arg-type]
+                await chats.create(model="m", messages=HELLO, extra_body={"cache_salt": "x"})
             pod.set_fault("status:500")
             with pytest.raises(openai.InternalServerError) as failed:
-                await chats.create(model="m", messages=HELLO)  # type: ignore[arg-type]
+                await chats.create(model="m", messages=HELLO)
             assert failed.value.code == "upstream_failed"
             pod.set_fault("cut:3")
-            with pytest.raises(openai.APIError, match="before the answer was whole|closed inside"):
-                async for _ in await chats.create(model="m", messages=HELLO, stream=True):  # type: ignore[arg-type]
+            with pytest.raises(openai.APIError, match=r"before the answer was whole|closed inside"):
+                async for _ in await chats.create(model="m", messages=HELLO, stream=True):
                     pass
         async with AsyncOpenAI(base_url=gateway.base_url, api_key="sk-wrong", max_retries=0) as stranger:
             with pytest.raises(openai.AuthenticationError) as refused:
@@ -130,5 +132,5 @@ async def test_the_sdks_own_retries_ride_over_a_busy_pod(side: Side) -> None:
     async with SimulatedPod(PodSettings(model="m")) as pod, running([pod], side=side) as gateway:
         pod.set_fault("status:status=503,count=1")
         async with AsyncOpenAI(base_url=gateway.base_url, api_key=gateway.key, max_retries=2) as client:
-            came = await client.chat.completions.create(model="m", messages=HELLO, max_tokens=2)  # type: ignore[arg-type]
+            came = await client.chat.completions.create(model="m", messages=HELLO, max_tokens=2)
         assert came.choices

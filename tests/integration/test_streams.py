@@ -145,7 +145,15 @@ async def test_comments_before_content_are_dropped_and_later_ones_sent_in_the_fo
 
 async def test_events_wait_for_no_more_than_their_own_end(side: Side) -> None:
     more = asyncio.Event()
-    script = [STREAM_HEAD, chunk(ROLE + TOKEN[:20]), more, chunk(TOKEN[20:]), chunk(FINAL), chunk(DONE), LAST]
+    script: list[Any] = [
+        STREAM_HEAD,
+        chunk(ROLE + TOKEN[:20]),
+        more,
+        chunk(TOKEN[20:]),
+        chunk(FINAL),
+        chunk(DONE),
+        LAST,
+    ]
     async with ScriptedPod([script]) as pod, running([pod], side=side) as gateway:
         client = await RawClient.connect(gateway.port)
         client.send(request(chat(stream=True), key=gateway.key))

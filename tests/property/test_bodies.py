@@ -16,7 +16,9 @@ keys = st.one_of(
     st.sampled_from(["model", "stream", "stream_options", "messages", "n", "a", 'q"uote', "back\\slash", "é"]),
     st.text(max_size=5),
 )
-scalars = st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.text(max_size=8), st.sampled_from(["model", "stream"]))
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(-5, 5), st.text(max_size=8), st.sampled_from(["model", "stream"])
+)
 values = st.recursive(
     scalars,
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(keys, inner, max_size=3)),

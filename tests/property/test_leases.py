@@ -14,7 +14,9 @@ PODS = tuple(Pod(uid=name, name=name, pool="p", host="h", port=1) for name in "a
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.sets(st.sampled_from("abcd"))), max_size=60), st.randoms())
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.sets(st.sampled_from("abcd"))), max_size=60), st.randoms()
+)
 def test_counts_are_exact_for_any_interleaving(steps: list[tuple[int, bool, set[str]]], rng: object) -> None:
     chance: Callable[[], float] = rng.random  # type: ignore[attr-defined]  # hypothesis' Random
     balancer = Balancer(chance)

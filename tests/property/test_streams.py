@@ -6,6 +6,8 @@ chosen streams over real sockets.
 
 import asyncio
 import json
+from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +29,9 @@ line_ends = st.sampled_from([b"\n", b"\r\n", b"\r"])
 texts = st.lists(
     st.one_of(
         st.binary(max_size=12).map(lambda raw: bytes(byte for byte in raw if byte >= 0x20 and byte not in b'"\\')),
-        st.sampled_from([b"\\n", b'\\"', b"\\u00e9", "é".encode(), b"\xff\xfe", b"data: [DONE]", b'\\"finish_reason\\":']),
+        st.sampled_from(
+            [b"\\n", b'\\"', b"\\u00e9", "é".encode(), b"\xff\xfe", b"data: [DONE]", b'\\"finish_reason\\":']
+        ),
     ),
     max_size=6,
 ).map(b"".join)
@@ -51,8 +55,7 @@ def streams(draw: st.DrawFn) -> tuple[list[bytes], int]:
     """(event blocks with their blank lines, how many indices) of a whole stream, usage asked."""
     indices = draw(st.integers(1, 3))
     lines: list[bytes] = [token(b"", index) for index in range(indices)]
-    for text in draw(st.lists(texts, max_size=8)):
-        lines.append(token(text, draw(st.integers(0, indices - 1))))
+    lines += [token(text, draw(st.integers(0, indices - 1))) for text in draw(st.lists(texts, max_size=8))]
     if draw(st.booleans()):
         lines.insert(draw(st.integers(0, len(lines))), draw(st.one_of(COMMENTS, OTHERS)))
     lines += [token(b"end", index, b'"stop"') for index in range(indices)]
@@ -72,11 +75,11 @@ def streams(draw: st.DrawFn) -> tuple[list[bytes], int]:
     return blocks, indices
 
 
-def split(draw: st.DrawFn, data: bytes) -> list[bytes]:
+def split(draw: Any, data: bytes) -> list[bytes]:
     """The bytes in pieces of any size."""
     cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=20)))
     edges = [0, *cuts, len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    return [data[a:b] for a, b in pairwise(edges) if a < b]
 
 
 split_streams = st.composite(lambda draw: (stream := draw(streams()), split(draw, b"".join(stream[0]))))
@@ -179,7 +182,9 @@ def test_cut_anywhere_the_client_gets_a_prefix_of_whole_events_and_the_error(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=20), line_ends), max_size=8), st.data())
-def test_framing_does_not_depend_on_how_the_bytes_are_split(parts: list[tuple[bytes, bytes]], data: st.DataObject) -> None:
+def test_framing_does_not_depend_on_how_the_bytes_are_split(
+    parts: list[tuple[bytes, bytes]], data: st.DataObject
+) -> None:
     stream = b"".join(text + end + end for text, end in parts)
     at_once = EventFramer()
     together = at_once.feed(stream) + at_once.close()

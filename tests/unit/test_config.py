@@ -62,7 +62,11 @@ def test_flags_win_over_the_environment_over_the_file_over_the_defaults(tmp_path
         ("upstream:\n\n  api_key: ${MISSING}\n", 3, "MISSING"),
         ("upstream:\n  api_key: file:/nowhere/key\n", 2, "cannot be read"),
         ("upstream:\n  pool_idle_seconds: 5\n", 2, "less than 5"),
-        ("discovery:\n  pods:\n  - {url: 'http://a:1', pool: a, name: x}\n  - {url: 'http://a:2', pool: a, name: x}\n", 1, "'x'"),
+        (
+            "discovery:\n  pods:\n" + "  - {url: 'http://a:1', pool: a, name: x}\n" * 2,
+            1,
+            "'x'",
+        ),
     ],
 )
 def test_a_fault_is_told_with_its_line(tmp_path: Path, text: str, line: int, words: str) -> None:

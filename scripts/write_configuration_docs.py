@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""Writes docs/configuration.md from the models in gateway/config.py; a test fails when the page is stale.
+
+What a key means stands as its docstring in the model, what it may be and its default in its annotation.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gateway.config import Config, _KeysFile
+from gateway.pipeline.intake import GUARDED_FIELDS
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
+
+HEAD = """\
+# Configuration
+
+<!-- Written by scripts/write_configuration_docs.py. Change the docstrings in gateway/config.py, not this page. -->
+
+One YAML file, given as `poolgate serve --config FILE`. It is validated whole: an unknown key, a wrong type and a key
+that stands twice are errors, each told with file, line, key and what to do. `poolgate check FILE` does that without
+serving. All keys are optional but those that say *required*.
+
+```yaml
+discovery:
+  pods:
+    - {url: "http://10.0.0.11:8000", pool: chat}
+    - {url: "http://10.0.0.12:8000", pool: chat}
+auth:
+  keys_file: keys.yaml
+```
+
+**Precedence**: flags, then the environment, then the file, then the defaults.
+
+**Environment**: `POOLGATE_SECTION__KEY`, such as `POOLGATE_SERVER__PORT=8100`. Two underscores stand between section and
+key. A variable without two underscores is not configuration (Kubernetes makes such variables for services). A value
+is read as YAML: quote a text that looks like a number.
+
+**In the file's values**: `${VAR}` and `${VAR:-default}` take a variable of the environment. A value that starts with
+`file:` is replaced by that file's content, without the blanks around it. Both are read once, at the start. In values
+that come from the environment themselves they are left as they are.
+
+**Reload**: there is none yet. A change of the file or of the keys file takes effect with the next start.
+"""
+
+KEYS_HEAD = """\
+## The keys file
+
+`auth.keys_file` names it. `poolgate keys create --team NAME --file FILE` adds an entry and prints the key once.
+Variables and `file:` do not work in it.
+
+```yaml
+keys:
+  - id: a1b2c3d4
+    sha256: 6ca13d52ca70c883e0f0bb101e425a89e8624de51db2d2392593af6a84118090
+    team: acme
+    models: ["qwen*"]
+    expires: 2027-01-01T00:00:00+00:00
+```
+
+A key reads `sk-pg_<id>_<secret><checksum>`: 8 characters of id, 32 of secret, 6 of checksum. A key of another form works
+as well, if its SHA-256 stands in the file.
+"""
+
+TAIL = """\
+Keys that are "not acted on yet" take their default only, so that no one believes in a limit that is not there.
+
+**Guarded fields** reach past the caller's own request. A body that has one is refused with 403 `field_not_allowed`, unless
+`allow_fields` names it: {fields}.
+"""
+
+
+class Key(NamedTuple):
+    """A row of a table."""
+
+    name: str
+    kind: str
+    default: str
+    meaning: str
+
+
+def page() -> str:
+    """The whole page."""
+    schema = Config.model_json_schema()
+    parts = [HEAD]
+    for name, section in schema["properties"].items():
+        rows = rows_of(name, section, schema["$defs"])
+        parts.append(f"## {name}\n\n{section['description']}\n\n{table(rows)}")
+    keys = _KeysFile.model_json_schema()
+    parts.append(f"{KEYS_HEAD}\n{table(rows_of('keys', keys['properties']['keys'], keys['$defs']))}")
+    parts.append(TAIL.format(fields=", ".join(f"`{name}`" for name in GUARDED_FIELDS)))
+    return "\n".join(parts)
+
+
+def rows_of(name: str, schema: Mapping[str, Any], defs: Mapping[str, Any]) -> Iterator[Key]:
+    """The keys below a section, a list of sections or a mapping of them."""
+    below = schema.get("$ref") or schema.get("items", {}).get("$ref")
+    if below is None and isinstance(schema.get("additionalProperties"), dict):
+        below, name = schema["additionalProperties"].get("$ref"), f"{name}.NAME"
+    if schema.get("type") == "array" and below is not None:
+        name = f"{name}[]"
+    section = defs[below.rpartition("/")[2]]
+    for key, value in section["properties"].items():
+        default = "*required*" if key in section.get("required", ()) else f"`{json.dumps(value.get('default'))}`"
+        yield Key(f"{name}.{key}", kind(value), default, " ".join(value["description"].split()))
+        if "$ref" in value.get("items", {}):
+            yield from rows_of(f"{name}.{key}", value, defs)
+
+
+def kind(schema: Mapping[str, Any]) -> str:
+    """What a key may be, in words."""
+    if "anyOf" in schema:
+        return " or ".join(kind(each) for each in schema["anyOf"])
+    if "const" in schema:
+        return f"`{json.dumps(schema['const'])}`"
+    if "enum" in schema:
+        return " or ".join(f"`{json.dumps(each)}`" for each in schema["enum"])
+    if schema["type"] == "array":
+        items = schema["items"]
+        return "list of sections" if "$ref" in items else f"list of {kind(items)}s"
+    word = {"date-time": "time", "path": "path"}.get(schema.get("format", ""), schema["type"])
+    return ", ".join((word, *bounds(schema)))
+
+
+def bounds(schema: Mapping[str, Any]) -> Iterator[str]:
+    """What bounds a number or a text."""
+    for key, words in (
+        ("exclusiveMinimum", "> {}"),
+        ("minimum", "≥ {}"),
+        ("exclusiveMaximum", "< {}"),
+        ("maximum", "≤ {}"),
+        ("minLength", "at least {} character"),
+        ("maxLength", "at most {} characters"),
+    ):
+        if key in schema:
+            yield words.format(schema[key])
+
+
+def table(rows: Iterator[Key]) -> str:
+    """Rows as a Markdown table."""
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    lines += [f"| `{row.name}` | {row.kind} | {row.default} | {row.meaning} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
