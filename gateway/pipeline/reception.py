@@ -40,9 +40,23 @@ class Visit:
     error: PoolgateError | None = None
 
 
-def request_id(given: bytes) -> str:
-    """The caller's `X-Request-Id` if it is harmless, else one of ours."""
-    return given.decode("ascii") if _REQUEST_ID.match(given) else os.urandom(12).hex()
+class RequestIds:
+    """Ids that no other gateway and no other request has: a random prefix for the process, and a count."""
+
+    __slots__ = ("_count", "_prefix")
+
+    def __init__(self) -> None:
+        self._prefix = os.urandom(8).hex()
+        self._count = 0
+
+    def next(self) -> str:
+        """An id of letters and digits."""
+        self._count += 1
+        return f"{self._prefix}{self._count:08x}"
+
+    def of(self, given: bytes) -> str:
+        """The caller's `X-Request-Id` if it is harmless, else one of ours."""
+        return given.decode("ascii") if _REQUEST_ID.match(given) else self.next()
 
 
 class Reception:
@@ -51,12 +65,13 @@ class Reception:
     def __init__(self, keys: KeyRing | None, max_body_bytes: int) -> None:
         self.keys = keys
         self.max_body_bytes = max_body_bytes
+        self._ids = RequestIds()
 
     def receive(self, head: Head) -> Visit:
         """Look at a head. Never raises: a visit that is refused bears its error."""
         fields = head.fields
         trail = Trail(
-            request_id(fields[b"x-request-id"]) if b"x-request-id" in fields else os.urandom(12).hex(),
+            self._ids.of(fields[b"x-request-id"]) if b"x-request-id" in fields else self._ids.next(),
             head.received_at,
         )
         visit = Visit(head, trail)
@@ -76,7 +91,7 @@ class Reception:
     def stranger(self, received_at: float, error: PoolgateError) -> Visit:
         """A visit of someone whose very head could not be read."""
         head = Head(b"", b"", {}, frozenset(), received_at)
-        return Visit(head, Trail(os.urandom(12).hex(), received_at), error=error)
+        return Visit(head, Trail(self._ids.next(), received_at), error=error)
 
     def _check_repeated(self, repeated: frozenset[bytes]) -> None:
         for name in _ONCE:

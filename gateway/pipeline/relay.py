@@ -113,7 +113,13 @@ class Relay:
         "reader",
     )
 
-    def __init__(self, reader: AnswerReader, deadline: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        reader: AnswerReader,
+        deadline: float,
+        clock: Callable[[], float],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self.reader = reader
         self.connection: PodConnection | None = None
         """Set by who sends the request; paused while the client is slow."""
@@ -126,7 +132,6 @@ class Relay:
         self._held_bytes = 0
         self._paused = False
         self.first_content_at: float | None = None
-        loop = asyncio.get_running_loop()
         self.first: asyncio.Future[First] = loop.create_future()
         self.ended: asyncio.Future[Ended] = loop.create_future()
 
@@ -248,11 +253,12 @@ class StreamRelay(Relay):
         deadlines: Deadlines,
         received_at: float,
         clock: Callable[[], float],
+        loop: asyncio.AbstractEventLoop,
         *,
         wants_usage: bool,
         budget: TailBudget,
     ) -> None:
-        super().__init__(reader, received_at + deadlines.ttft_seconds, clock)
+        super().__init__(reader, received_at + deadlines.ttft_seconds, clock, loop)
         self._expected = _EVENTS
         self._total_deadline = received_at + deadlines.stream_seconds
         self._idle_seconds = deadlines.idle_seconds

@@ -61,6 +61,7 @@ class Pipeline:
         self._settled = settle
         self._budget = TailBudget(TAIL_BUDGET_BYTES)
         self._relays: set[Relay] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.active = 0
         """Requests being served now."""
         self.draining = False
@@ -219,13 +220,18 @@ class Pipeline:
         call, deadlines = request.call, request.route.pool.deadlines
         received_at = request.visit.trail.received_at
         reader = AnswerReader(call.choices)
+        loop = self._loop
+        if loop is None:
+            # Once: Python 3.11 asks the kernel for the process id each time.
+            loop = self._loop = asyncio.get_running_loop()
         if not call.stream:
-            return Relay(reader, received_at + deadlines.response_seconds, self._monotonic)
+            return Relay(reader, received_at + deadlines.response_seconds, self._monotonic, loop)
         return StreamRelay(
             reader,
             deadlines,
             received_at,
             self._monotonic,
+            loop,
             wants_usage=call.wants_usage,
             budget=self._budget,
         )

@@ -87,7 +87,13 @@ split_streams = st.composite(lambda draw: (stream := draw(streams()), split(draw
 
 def relay_for(indices: int, wants_usage: bool) -> tuple[StreamRelay, FakeExchange]:
     relay = StreamRelay(
-        AnswerReader(indices), Deadlines(), 0.0, Hands(), wants_usage=wants_usage, budget=TailBudget(1 << 24)
+        AnswerReader(indices),
+        Deadlines(),
+        0.0,
+        Hands(),
+        asyncio.get_running_loop(),
+        wants_usage=wants_usage,
+        budget=TailBudget(1 << 24),
     )
     relay.head_received(HEAD)
     return relay, FakeExchange()
