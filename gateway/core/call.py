@@ -53,6 +53,8 @@ class Trail:
     costs nothing: most requests have one attempt, no retry and no code.
     """
 
+    pod_request_id = ""
+    """What pods are told, with the attempt's number behind it: never twice the same, whatever ids callers send."""
     operation = "other"
     tenant: Tenant | None = None
     model = ""

@@ -301,7 +301,7 @@ class ClientConnection(asyncio.Protocol):
         if self._raw_bytes:
             # The body came later than the head: the clock starts when the request is whole.
             visit.trail.received_at = edge.monotonic()
-        exchange = self._exchange = EdgeExchange(self, self._transport, visit.trail.request_id)
+        exchange = self._exchange = EdgeExchange(self, self._transport, visit)
         self._task = self._loop.create_task(edge.pipeline.serve(visit, body, exchange))
 
     # Endings.
@@ -313,7 +313,7 @@ class ClientConnection(asyncio.Protocol):
         visit = self._visit
         if visit is None:
             visit = self._edge.reception.stranger(self._edge.monotonic(), error)
-        exchange = self._exchange = EdgeExchange(self, self._transport, visit.trail.request_id)
+        exchange = self._exchange = EdgeExchange(self, self._transport, visit)
         self._lingering = True
         self._body.clear()
         self._edge.pipeline.refuse(visit, exchange, error)
@@ -383,6 +383,7 @@ class EdgeExchange:
         "_connection",
         "_flowing",
         "_head",
+        "_head_only",
         "_over",
         "_request_id",
         "_write",
@@ -390,10 +391,12 @@ class EdgeExchange:
         "source",
     )
 
-    def __init__(self, connection: ClientConnection, transport: asyncio.Transport | None, request_id: str) -> None:
+    def __init__(self, connection: ClientConnection, transport: asyncio.Transport | None, visit: Visit) -> None:
         self._connection = connection
         self._write = transport.write if transport is not None else _to_nobody
-        self._request_id = request_id
+        self._request_id = visit.trail.request_id
+        # HEAD is allowed nowhere, but its refusal must not have a body all the same.
+        self._head_only = visit.head.method == b"HEAD"
         self._head = b""
         self._chunked = False
         self._flowing = False
@@ -441,7 +444,9 @@ class EdgeExchange:
             return
         self._over = True
         self._flowing = False
-        if self._chunked:
+        if self._head_only:
+            data = b""
+        elif self._chunked:
             data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
         data = self._head + data
         if data:

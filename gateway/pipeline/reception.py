@@ -54,10 +54,6 @@ class RequestIds:
         self._count += 1
         return f"{self._prefix}{self._count:08x}"
 
-    def of(self, given: bytes) -> str:
-        """The caller's `X-Request-Id` if it is harmless, else one of ours."""
-        return given.decode("ascii") if _REQUEST_ID.match(given) else self.next()
-
 
 class Reception:
     """Tells who calls and what for. `keys` None: authentication is off; may be replaced at any time."""
@@ -70,10 +66,12 @@ class Reception:
     def receive(self, head: Head) -> Visit:
         """Look at a head. Never raises: a visit that is refused bears its error."""
         fields = head.fields
-        trail = Trail(
-            self._ids.of(fields[b"x-request-id"]) if b"x-request-id" in fields else self._ids.next(),
-            head.received_at,
-        )
+        ours = self._ids.next()
+        trail = Trail(ours, head.received_at)
+        trail.pod_request_id = ours
+        if b"x-request-id" in fields and _REQUEST_ID.match(fields[b"x-request-id"]):
+            trail.request_id = fields[b"x-request-id"].decode("ascii")
+            trail.pod_request_id = f"{trail.request_id}-{ours}"
         visit = Visit(head, trail)
         try:
             operation, visit.model_id = find(head.method, head.target)

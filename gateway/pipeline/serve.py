@@ -187,7 +187,7 @@ class Pipeline:
             self._pools.authorization,
             visit.head.fields,
             _JSON,
-            f"{trail.request_id}-{trail.attempts}",
+            f"{trail.pod_request_id}-{trail.attempts}",
             call.body_length,
         )
         outcome = "aborted"

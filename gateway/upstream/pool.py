@@ -25,7 +25,7 @@ class ConnectFailed(Exception):
 class PodPool:
     """The connections of one pod."""
 
-    __slots__ = ("_clock", "_connect_seconds", "_idle", "_released", "host", "live", "pod")
+    __slots__ = ("_clock", "_connect_seconds", "_idle", "_open", "_released", "host", "pod")
 
     def __init__(self, pod: Pod, connect_seconds: float, clock: Callable[[], float]) -> None:
         self.pod = pod
@@ -34,8 +34,12 @@ class PodPool:
         self._clock = clock
         self._idle: list[PodConnection] = []
         self._released: dict[PodConnection, float] = {}
-        self.live = 0
+        self._open: set[PodConnection] = set()
+
+    @property
+    def live(self) -> int:
         """Connections open now, idle or not."""
+        return len(self._open)
 
     def take(self) -> PodConnection | None:
         """An idle connection to use again, or None. Never waits."""
@@ -58,7 +62,8 @@ class PodPool:
                 )
         except (OSError, TimeoutError) as error:
             raise ConnectFailed(type(error).__name__) from None
-        self.live += 1
+        if connection.usable:
+            self._open.add(connection)
         return connection
 
     def release(self, connection: PodConnection, receiver: Receiver) -> None:
@@ -86,7 +91,7 @@ class PodPool:
         self._idle.append(connection)
 
     def _on_closed(self, connection: PodConnection) -> None:
-        self.live -= 1
+        self._open.discard(connection)
         self._released.pop(connection, None)
         if connection in self._idle:
             self._idle.remove(connection)

@@ -215,6 +215,25 @@ async def test_nothing_of_the_caller_reaches_a_pod_but_what_the_contract_names(s
         assert json.loads(body) == chat()
 
 
+async def test_no_two_requests_bear_the_same_id_at_a_pod(side: Side) -> None:
+    async with ScriptedPod([[WHOLE]]) as pod, running([pod], side=side) as gateway:
+        for _ in range(3):
+            await ask(gateway.port, request(chat(), key=gateway.key, headers={"X-Request-Id": "same"}))
+        ids = {head.partition(b"x-request-id: ")[2].partition(b"\r\n")[0] for head in pod.requests}
+        assert len(ids) == 3
+        assert all(found.startswith(b"same-") for found in ids)
+
+
+async def test_the_refusal_of_head_has_no_body(side: Side) -> None:
+    async with ScriptedPod([[WHOLE]]) as pod, running([pod], side=side) as gateway:
+        client = await RawClient.connect(gateway.port)
+        client.send(request(b"", key=gateway.key, method="HEAD", path="/v1/models"))
+        head = await client.reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 405 ")
+        client.writer.write_eof()
+        assert await client.closed()
+
+
 async def test_an_odd_request_id_is_replaced(side: Side) -> None:
     async with ScriptedPod([[WHOLE]]) as pod, running([pod], side=side) as gateway:
         for odd in ("x" * 65, "a b", "a\tb", "é"):
