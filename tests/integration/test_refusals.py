@@ -232,6 +232,7 @@ async def test_the_refusal_of_head_has_no_body(side: Side) -> None:
         assert head.startswith(b"HTTP/1.1 405 ")
         client.writer.write_eof()
         assert await client.closed()
+        client.leave()
 
 
 async def test_an_odd_request_id_is_replaced(side: Side) -> None:
