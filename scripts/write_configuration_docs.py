@@ -34,9 +34,9 @@ auth:
 
 **Precedence**: flags, then the environment, then the file, then the defaults.
 
-**Environment**: `POOLGATE_SECTION__KEY`, such as `POOLGATE_SERVER__PORT=8100`. Two underscores stand between section and
-key. A variable without two underscores is not configuration (Kubernetes makes such variables for services). A value
-is read as YAML: quote a text that looks like a number.
+**Environment**: `POOLGATE_SECTION__KEY`, such as `POOLGATE_SERVER__PORT=8100`. Two underscores stand between section
+and key. A variable without two underscores is not configuration (Kubernetes makes such variables for services). A
+value is read as YAML: quote a text that looks like a number.
 
 **In the file's values**: `${VAR}` and `${VAR:-default}` take a variable of the environment. A value that starts with
 `file:` is replaced by that file's content, without the blanks around it. Both are read once, at the start. In values
@@ -49,7 +49,7 @@ KEYS_HEAD = """\
 ## The keys file
 
 `auth.keys_file` names it. `poolgate keys create --team NAME --file FILE` adds an entry and prints the key once.
-Variables and `file:` do not work in it.
+The environment is not read for it: do not write `${VAR}` there.
 
 ```yaml
 keys:
@@ -60,15 +60,17 @@ keys:
     expires: 2027-01-01T00:00:00+00:00
 ```
 
-A key reads `sk-pg_<id>_<secret><checksum>`: 8 characters of id, 32 of secret, 6 of checksum. A key of another form works
-as well, if its SHA-256 stands in the file.
+A key reads `sk-pg_<id>_<secret><checksum>`: 8 characters of id, 32 of secret, 6 of checksum. A key of another form
+works as well, if its SHA-256 stands in the file.
 """
 
 TAIL = """\
 Keys that are "not acted on yet" take their default only, so that no one believes in a limit that is not there.
 
-**Guarded fields** reach past the caller's own request. A body that has one is refused with 403 `field_not_allowed`, unless
-`allow_fields` names it: {fields}.
+**Guarded fields** reach past the caller's own request. A body that has one is refused with 403 `field_not_allowed`,
+unless `allow_fields` names it:
+
+{fields}
 """
 
 
@@ -90,7 +92,7 @@ def page() -> str:
         parts.append(f"## {name}\n\n{section['description']}\n\n{table(rows)}")
     keys = _KeysFile.model_json_schema()
     parts.append(f"{KEYS_HEAD}\n{table(rows_of('keys', keys['properties']['keys'], keys['$defs']))}")
-    parts.append(TAIL.format(fields=", ".join(f"`{name}`" for name in GUARDED_FIELDS)))
+    parts.append(TAIL.format(fields="\n".join(f"- `{name}`" for name in GUARDED_FIELDS)))
     return "\n".join(parts)
 
 
