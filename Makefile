@@ -27,11 +27,11 @@ test-vllm: $(VENV)/.dev ## End to end against a real vLLM on CPU (downloads abou
 bench: $(VENV)/.dev ## CPU time and memory, side by side with nginx, in one run
 	@$(BIN)/python -m loadtest.bench $(ARGS)
 
-lint: $(VENV)/.dev ## ruff, mypy, import contracts, what the repository must not name
+lint: $(VENV)/.dev ## ruff, mypy, import contracts
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-timing > /dev/null || $(BIN)/lint-imports
+	@$(BIN)/lint-imports > $(VENV)/imports.txt || { cat $(VENV)/imports.txt; exit 1; }
 
 format: $(VENV)/.dev ## Put the code into its form
 	@$(BIN)/ruff check --quiet --fix .

@@ -76,6 +76,7 @@ class Gateway:
                 pod_in_flight=self.balancer.in_flight,
                 in_flight=lambda: list(self.balancer.in_flight_by_model().items()),
                 loop_lag=lambda: self._loop_lag,
+                dropped_lines=lambda: self.access_log.dropped,
             )
         )
         self.ops = ops_app(

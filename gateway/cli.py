@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ import uvloop
 from gateway import __version__, process
 from gateway.app import Gateway
 from gateway.config import Config, ConfigError, add_key, load_config, load_keys
-from gateway.demo import Demo
+from gateway.demo import Demo, DemoFailed
 from gateway.limits.keys import KeyEntry, digest, new_key
 
 app = typer.Typer(
@@ -44,7 +45,7 @@ def main() -> None:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         app(args=arguments, prog_name="poolgate")
-    except (ConfigError, Refused) as error:
+    except (ConfigError, DemoFailed, Refused) as error:
         if debug:
             raise
         typer.echo(f"poolgate: {error}", err=True)
@@ -77,7 +78,7 @@ def run_gateway(
     entries: tuple[KeyEntry, ...] | None,
     public: socket.socket,
     ops: socket.socket,
-    started: Any,
+    started: Callable[[], None],
 ) -> None:
     """Run one gateway on uvloop until SIGTERM or SIGINT; the second signal ends it at once."""
 
@@ -166,8 +167,9 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError as error:
-        raise Refused(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from None
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "ports go from 0 to 65535"
+        raise Refused(f"cannot listen on {host}:{port}: {reason}; choose another port") from None
     return listener
 
 

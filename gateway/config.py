@@ -37,7 +37,7 @@ class ConfigError(Exception):
 
 class _Section(BaseModel):
     # The docstrings below are what docs/configuration.md says of each key.
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, use_attribute_docstrings=True)
 
 
 S = TypeVar("S", bound=_Section)
@@ -70,6 +70,12 @@ class PodSection(_Section):
     @classmethod
     def _check_url(cls, url: str) -> str:
         parts = urlsplit(url)
+        try:
+            in_range = parts.port is None or parts.port > 0
+        except ValueError:
+            in_range = False
+        if not in_range:
+            raise ValueError("give the pod a port from 1 to 65535")
         if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
             raise ValueError("give the pod as http://HOST:PORT, without a path")
         return url
@@ -232,7 +238,7 @@ def load_keys(file: Path) -> tuple[KeyEntry, ...]:
 
     Raises `ConfigError`.
     """
-    document = _read(file, {})
+    document = _read(file, None)
     parsed = _validate(_KeysFile, document.value or {}, document)
     entries = []
     for key in parsed.keys:
@@ -254,8 +260,9 @@ def load_keys(file: Path) -> tuple[KeyEntry, ...]:
 def add_key(file: Path, entry: Mapping[str, Any]) -> None:
     """Append an entry to a keys file, which is made if it does not exist, readable by its owner only.
 
-    Raises `ConfigError` when the file there is not a keys file.
+    Raises `ConfigError` when the entry is not valid, or the file there is not a keys file.
     """
+    _validate(_KeysFile, {"keys": [dict(entry)]}, _Document("the new key", None, {}))
     present: list[Any] = []
     if file.exists():
         load_keys(file)
@@ -268,7 +275,8 @@ def add_key(file: Path, entry: Mapping[str, Any]) -> None:
     beside.replace(file)
 
 
-def _read(file: Path, environment: Mapping[str, str]) -> _Document:
+def _read(file: Path, environment: Mapping[str, str] | None) -> _Document:
+    """A file and its lines; variables and secret files are put in their places if an environment is given."""
     try:
         text = file.read_text("utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -283,6 +291,8 @@ def _read(file: Path, environment: Mapping[str, str]) -> _Document:
     lines: dict[tuple[str, ...], int] = {}
     _note_lines(node, (), lines, str(file))
     document = _Document(str(file), yaml.safe_load(text), lines)
+    if environment is None:
+        return document
     return _Document(document.file, _resolve(document.value, (), document, environment), lines)
 
 

@@ -13,6 +13,10 @@ MODELS = ("qwen3-8b", "llama-3.1-8b")
 PODS_PER_MODEL = 3
 
 
+class DemoFailed(Exception):
+    """The demo cannot run; the text says why."""
+
+
 class Demo:
     """The demo's pods, for the length of a `with` block, and its key."""
 
@@ -31,7 +35,10 @@ class Demo:
             start_new_session=True,
         )
         assert self._simulator.stdout is not None
-        ready = json.loads(self._simulator.stdout.readline())
+        line = self._simulator.stdout.readline()
+        if not line:
+            raise DemoFailed("the simulated pods did not start: see their words above")
+        ready = json.loads(line)
         self.pods = [{"name": pod["name"], "url": pod["url"], "pool": pod["model"]} for pod in ready["ready"]]
         return self
 

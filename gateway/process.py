@@ -1,7 +1,8 @@
 """One gateway as a process: two sockets, two uvicorn servers, and the drain between the signal and the exit.
 
 uvicorn keeps sockets, and TLS where there is any. It is not let near the signals: it would stop listening and cut
-what runs, where a drain goes on serving until the load balancer has understood.
+what runs, where a drain goes on serving until nothing runs any more, or its limit is reached. An idle gateway exits
+at once; whoever takes it out of rotation first does so before the signal (a preStop sleep).
 """
 
 import asyncio
@@ -13,7 +14,6 @@ from contextlib import suppress
 import uvicorn
 
 from gateway.app import Gateway
-from gateway.core.errors import StreamDraining
 
 BACKLOG = 2048
 YOUNG_OBJECTS = 20_000
@@ -82,7 +82,7 @@ async def _drain(gateway: Gateway, stop: asyncio.Event) -> None:
         async with asyncio.timeout(gateway.drain_seconds):
             while gateway.pipeline.active and not stop.is_set():
                 await asyncio.sleep(0.02)
-    gateway.pipeline.end_all(StreamDraining("this replica of the gateway is shutting down"))
+    gateway.pipeline.end_all()
     with suppress(TimeoutError):
         async with asyncio.timeout(LAST_WORDS_SECONDS):
             while gateway.pipeline.active:

@@ -133,6 +133,7 @@ class FakeExchange:
         self.finished = False
         self.aborted = False
         self.client_gone = False
+        self.paused = False
         self.source: Source | None = None
 
     @property

@@ -118,6 +118,10 @@ class AsgiExchange:
         self.client_gone = False
         self.source: Source | None = None
 
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
     def start(
         self, status: int, content_type: bytes, length: int | None, headers: tuple[tuple[bytes, bytes], ...] = ()
     ) -> None:

@@ -1,6 +1,7 @@
 """The only reader of time.
 
-Durations come from the monotonic clock; the wall clock is read for log lines and certificates of age only.
+Durations come from the monotonic clock; the wall clock is read for log lines, the Date header and the expiry of keys
+only.
 A test hands over a `Clock` whose hands it moves itself.
 """
 

@@ -21,7 +21,9 @@
     │   ├── UpstreamAuth         502 upstream_auth
     │   ├── UpstreamTtftTimeout  504 upstream_ttft_timeout
     │   ├── UpstreamTimeout      504 upstream_timeout
-    │   └── UpstreamFailed       500 upstream_failed
+    │   ├── UpstreamFailed       500 upstream_failed
+    │   └── in a stream: StreamTruncated, StreamReset, StreamStalled
+    ├── StreamDraining       in a stream: this replica goes away
     ├── Overloaded           503, our capacity, with an estimate of when to come back
     │   ├── NoReadyPod          503 no_ready_pod
     │   ├── Draining            503 draining

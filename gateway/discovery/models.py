@@ -76,6 +76,7 @@ class ModelAsker:
         else:
             answered = True
         self._asked.add(pod.uid)
+        # Compared by name: the rest of a card (its `created`) is new with each answer.
         if first or (answered and self._models.get(pod.uid) != models):
             if answered:
                 self._models[pod.uid] = models

@@ -177,7 +177,8 @@ class ClientConnection(asyncio.Protocol):
             return
         edge = self._edge
         if self._in_head:
-            if not self._head_bytes:
+            if not self._head_bytes and self._keep_alive:
+                # A later request's time begins with its first byte; a connection's first has run since the beginning.
                 self._deadline = edge.now + edge.bounds.head_seconds
             self._head_bytes += len(data)
         else:
@@ -246,29 +247,39 @@ class ClientConnection(asyncio.Protocol):
         edge, parser = self._edge, self._parser
         fields = dict(headers)
         version = parser.get_http_version()
+        repeated = _NONE
+        if len(fields) != len(headers):
+            # The first of each name counts, as it does under ASGI.
+            repeated, fields = _repeated(headers), dict(reversed(headers))
         if (
             version != "1.1"
+            or repeated
+            or b"host" not in fields
             or b"transfer-encoding" in fields
             or self._head_bytes > edge.bounds.max_url_bytes
             or len(headers) > edge.bounds.max_header_count
             or parser.should_upgrade()
         ):
-            self._refusal = self._improper(url, headers, version, fields.get(b"transfer-encoding"))
+            self._refusal = self._improper(url, headers, version, fields, repeated)
             if self._refusal is not None:
                 return
         self._old_http = version == "1.0"
         self._keep_alive = parser.should_keep_alive() and not self._old_http
         now = edge.monotonic()
-        repeated = _NONE if len(fields) == len(headers) else _repeated(headers)
         visit = edge.reception.receive(Head(parser.get_method(), url, fields, repeated, now))
         self._visit = visit
         self._refusal = visit.error
         self._deadline = now + edge.bounds.body_seconds
-        if b"expect" in fields and visit.error is None and self._transport is not None:
+        if b"expect" in fields and visit.error is None and not self._old_http and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _improper(
-        self, url: bytes, headers: list[tuple[bytes, bytes]], version: str, coding: bytes | None
+        self,
+        url: bytes,
+        headers: list[tuple[bytes, bytes]],
+        version: str,
+        fields: dict[bytes, bytes],
+        repeated: frozenset[bytes],
     ) -> PoolgateError | None:
         """What is wrong with a head that llhttp let through."""
         bounds = self._edge.bounds
@@ -283,7 +294,12 @@ class ClientConnection(asyncio.Protocol):
                 return _HEAD_TOO_LARGE
         if version != "1.1" and version != "1.0":
             return InvalidRequest("speak HTTP/1.1")
-        if coding is not None and (coding.strip().lower() != b"chunked" or version == "1.0"):
+        if b"host" in repeated or (version == "1.1" and b"host" not in fields):
+            return InvalidRequest("name one Host")
+        coding = fields.get(b"transfer-encoding", b"chunked")
+        if coding.strip().lower() != b"chunked" or b"transfer-encoding" in repeated:
+            return InvalidRequest("the only transfer coding that is read is chunked")
+        if version == "1.0" and b"transfer-encoding" in fields:
             return InvalidRequest("the only transfer coding that is read is chunked")
         return _UPGRADE if self._parser.should_upgrade() else None
 
@@ -339,6 +355,11 @@ class ClientConnection(asyncio.Protocol):
             self._head_bytes = self._raw_bytes = 0
             # Trailers, if any came: they must not become the next request's headers.
             self._headers.clear()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the client reads slower than bytes come."""
+        return self._stalled_since is not None
 
     def framing(self) -> "Framing":
         """How the answer that begins now is framed."""
@@ -404,6 +425,10 @@ class EdgeExchange:
         self.client_gone = False
         self.source: Source | None = None
 
+    @property
+    def paused(self) -> bool:
+        return self._connection.stalled
+
     def start(
         self, status: int, content_type: bytes, length: int | None, headers: tuple[tuple[bytes, bytes], ...] = ()
     ) -> None:
@@ -430,7 +455,7 @@ class EdgeExchange:
         )
 
     def write(self, data: bytes) -> None:
-        if self._flowing:
+        if self._flowing and data:
             self._write(b"%x\r\n%b\r\n" % (len(data), data))
         elif data and not self._over:
             if self._chunked:

@@ -1,9 +1,9 @@
 """Key → tenant.
 
 A key is `sk-pg_<id>_<secret><checksum>`: 8 characters of id (public, it stands in logs), 32 of secret (190 random
-bits), and a CRC-32 of all that in 6 base-62 digits, so that a mistyped key is told from an unknown one without a
-look-up. Stored is the SHA-256 of the whole text; a key is found by its digest in a dict, which leaks nothing about
-the stored ones through time: an attacker does not choose the digest of what he sends.
+bits), and a CRC-32 of all that in 6 base-62 digits, so that a scanner for leaked keys, or a person, can tell a
+mistyped key from a real one offline. Stored is the SHA-256 of the whole text; a key is found by its digest in a dict,
+which leaks nothing about the stored ones through time: an attacker does not choose the digest of what he sends.
 """
 
 import re

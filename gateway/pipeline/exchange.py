@@ -34,6 +34,11 @@ class Exchange(Protocol):
     """Paused while the client reads slower than bytes come."""
 
     @property
+    def paused(self) -> bool:
+        """The client is behind already: a source that is set now must pause itself."""
+        ...
+
+    @property
     def client_gone(self) -> bool:
         """The client closed its connection, or its half of it."""
         ...

@@ -80,6 +80,8 @@ class Reception:
             if head.repeated:
                 self._check_repeated(head.repeated)
             visit.tenant = trail.tenant = self._identify(fields)
+            if b"expect" in fields and fields[b"expect"].lower() != b"100-continue":
+                raise ExpectationFailed("the only expectation that is met is 100-continue")
             if operation.has_body:
                 self._check_body(fields)
         except PoolgateError as error:
@@ -119,8 +121,6 @@ class Reception:
         content_type = fields.get(b"content-type", b"")
         if content_type != b"application/json":
             check_content_type(content_type)
-        if b"expect" in fields and fields[b"expect"].lower() != b"100-continue":
-            raise ExpectationFailed("the only expectation that is met is 100-continue")
         length = fields.get(b"content-length")
         if length is not None and int(length) > self.max_body_bytes:
             raise self.too_large()

@@ -89,7 +89,7 @@ class Ended(NamedTuple):
 
 First = Failed | Whole | Large | Content
 
-_FAILURES = {Loss.STALE: Failure.STALE, Loss.CUT: Failure.RESET, Loss.RESET: Failure.RESET, Loss.JUNK: Failure.JUNK}
+_FAILURES = {Loss.STALE: Failure.STALE, Loss.CUT: Failure.RESET, Loss.RESET: Failure.RESET}
 _JSON = b"application/json"
 _EVENTS = b"text/event-stream"
 
@@ -139,6 +139,8 @@ class Relay:
         """The answer's head is on its way: send what is held, and from now on what comes."""
         self._exchange = exchange
         exchange.source = self
+        if exchange.paused:
+            self.pause()
         held, self._held = self._held, []
         if held:
             exchange.write(b"".join(held))
@@ -291,7 +293,7 @@ class StreamRelay(Relay):
         self._streaming = (
             head.status == 200
             and head.content_type == _EVENTS
-            and head.fields.get(b"content-encoding", b"identity") == b"identity"
+            and head.fields.get(b"content-encoding", b"identity").lower() == b"identity"
         )
 
     def body_received(self, data: bytes) -> None:
@@ -310,7 +312,9 @@ class StreamRelay(Relay):
         if events:
             self._take(events)
         # Inside an event nothing is plain, whatever it looks like; nor while every index must be noted.
-        self._plainly = not tail and self._exchange is not None and self.reader.choices is not None
+        self._plainly = (
+            not tail and self._exchange is not None and self.reader.choices is not None and not self.ended.done()
+        )
 
     def answer_ended(self, by_close: bool) -> None:
         if not self._streaming:
@@ -403,7 +407,7 @@ class StreamRelay(Relay):
         self._budget.left += self._tail - tail
         self._tail = tail
         if tail > MAX_TAIL_BYTES or (self._budget.left < 0 and tail > 0):
-            error = UpstreamFailed("the pod sent an event larger than 1 MiB")
+            error = UpstreamFailed("the pod sent an event too large to hold")
             if self.first_content_at is None:
                 self.fail(Failure.JUNK, UpstreamBadResponse(error.message))
             else:

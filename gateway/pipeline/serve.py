@@ -14,7 +14,15 @@ from gateway.balancing.balancer import Balancer
 from gateway.core.call import Call, Outcome, Trail, Usage
 from gateway.core.cell import Cell
 from gateway.core.clock import Clock
-from gateway.core.errors import Draining, Forbidden, InternalError, ModelNotFound, NoReadyPod, PoolgateError
+from gateway.core.errors import (
+    Draining,
+    Forbidden,
+    InternalError,
+    ModelNotFound,
+    NoReadyPod,
+    PoolgateError,
+    StreamDraining,
+)
 from gateway.core.fleet import Fleet, Pod, Route
 from gateway.pipeline import catalogue
 from gateway.pipeline.body import members
@@ -72,11 +80,14 @@ class Pipeline:
         for relay in list(self._relays):
             relay.sweep(now)
 
-    def end_all(self, error: PoolgateError) -> None:
-        """The drain's limit is reached: refuse new work, and end what still runs with this error."""
+    def end_all(self) -> None:
+        """The drain's limit is reached: refuse new work, and end what still runs with the truth."""
         self.draining = True
         for relay in list(self._relays):
-            relay.fail(Failure.TIMEOUT, error)
+            if relay.first.done():
+                relay.fail(Failure.ABANDONED, StreamDraining("this replica of the gateway is shutting down"))
+            else:
+                relay.fail(Failure.ABANDONED, _draining())
 
     def refuse(self, visit: Visit, exchange: Exchange, error: PoolgateError) -> None:
         """Answer with an error and close the trail; for what is refused before its body was read."""
@@ -93,7 +104,7 @@ class Pipeline:
             elif not visit.operation.has_body:
                 self._list_models(visit, exchange)
             elif self.draining:
-                raise Draining("this replica is shutting down", retry_after_seconds=DRAINING_RETRY_SECONDS)
+                raise _draining()
             else:
                 seen = look(body)
                 found = None
@@ -148,25 +159,25 @@ class Pipeline:
             with self._balancer.lease_nowait(route, retries.excluded, retry=retries.on_budget) as pod:
                 if pod is None:
                     raise failed.error if failed is not None else _no_ready_pod(route)
+                if failed is not None:
+                    trail.retries += ((pod.pool, failed.failure),)
                 trail.pod, trail.decision = pod.name, "least"
                 pool = self._pools.of(pod)
                 failed = await self._attempt(pool, pool.take(), request)
-                again = self._again(failed, pod, retries, trail)
-                if again is Again.SAME_POD:
+                again = self._again(failed, pod, retries)
+                if failed is not None and again is Again.SAME_POD:
+                    trail.retries += ((pod.pool, failed.failure),)
                     failed = await self._attempt(pool, None, request)
-                    again = self._again(failed, pod, retries, trail)
+                    again = self._again(failed, pod, retries)
             if failed is None:
                 return
             if again is None:
                 raise failed.error
 
-    def _again(self, failed: Failed | None, pod: Pod, retries: Retries, trail: Trail) -> Again | None:
+    def _again(self, failed: Failed | None, pod: Pod, retries: Retries) -> Again | None:
         if failed is None:
             return None
-        again = retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry)
-        if again is not None:
-            trail.retries += ((pod.pool, failed.failure.value),)
-        return again
+        return retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry)
 
     async def _attempt(self, pool: PodPool, connection: PodConnection | None, request: "_Request") -> Failed | None:
         """One pod, on a connection that is open already or a fresh one. None when the client has its answer."""
@@ -190,7 +201,7 @@ class Pipeline:
             f"{trail.pod_request_id}-{trail.attempts}",
             call.body_length,
         )
-        outcome = "aborted"
+        outcome: str = Failure.ABANDONED
         self._relays.add(relay)
         try:
             trail.sent_at = self._monotonic()
@@ -272,12 +283,8 @@ class Pipeline:
         length: int | None,
         headers: tuple[tuple[bytes, bytes], ...],
     ) -> None:
-        if trail.tenant is not None and trail.tenant.debug and trail.pod:
-            headers += (
-                (b"x-poolgate-pod", trail.pod.encode()),
-                (b"x-poolgate-attempts", b"%d" % trail.attempts),
-                (b"x-poolgate-decision", trail.decision.encode()),
-            )
+        if trail.tenant is not None and trail.tenant.debug:
+            headers += _debug_headers(trail)
         exchange.start(200, content_type, length, headers)
         trail.status = 200
         trail.committed_at = self._monotonic()
@@ -292,7 +299,10 @@ class Pipeline:
         else:
             trail.status = error.http_status
             body = error.body()
-            exchange.start(error.http_status, _JSON, len(body), error.headers())
+            headers = error.headers()
+            if trail.tenant is not None and trail.tenant.debug:
+                headers += _debug_headers(trail)
+            exchange.start(error.http_status, _JSON, len(body), headers)
             exchange.finish(body)
 
     def _settle(self, trail: Trail) -> None:
@@ -315,6 +325,19 @@ def _note_usage(reader: AnswerReader, call: Call, trail: Trail) -> None:
         trail.finish = reader.finish
         trail.content_events = reader.content_events
         trail.usage = reader.usage() or Usage(call.prompt_tokens_estimate, reader.content_events, estimated=True)
+
+
+def _debug_headers(trail: Trail) -> tuple[tuple[bytes, bytes], ...]:
+    """Where the request went, for keys that may know."""
+    return (
+        (b"x-poolgate-pod", trail.pod.encode() or b"none"),
+        (b"x-poolgate-attempts", b"%d" % trail.attempts),
+        (b"x-poolgate-decision", trail.decision.encode() or b"none"),
+    )
+
+
+def _draining() -> Draining:
+    return Draining("this replica is shutting down", retry_after_seconds=DRAINING_RETRY_SECONDS)
 
 
 def _no_ready_pod(route: Route) -> NoReadyPod:

@@ -129,7 +129,7 @@ def _kind(trail: Trail) -> _Kind:
     return (
         trail.tenant,
         trail.operation,
-        trail.model,
+        trail.model[:MAX_FIELD_CHARACTERS],
         trail.pool,
         trail.pod,
         trail.status,
@@ -139,7 +139,7 @@ def _kind(trail: Trail) -> _Kind:
         trail.usage.estimated if trail.usage is not None else None,
         trail.attempts,
         trail.decision,
-        trail.finish,
+        trail.finish[:MAX_FIELD_CHARACTERS],
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from gateway.core.call import Outcome, Trail, Usage
@@ -33,8 +33,10 @@ class Live:
     fleet: Callable[[], Fleet]
     pod_in_flight: Callable[[str], int]
     in_flight: Callable[[], Iterable[tuple[str, int]]]
-    """(model, requests being served)."""
+    """(model, attempts running)."""
     loop_lag: Callable[[], float]
+    dropped_lines: Callable[[], int]
+    """Access lines lost since start, because whoever reads stdout was too slow."""
 
 
 class Metrics:
@@ -142,7 +144,7 @@ class _LiveCollector(Collector):
     def __init__(self, live: Live) -> None:
         self._live = live
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
         fleet = self._live.fleet()
         pods = GaugeMetricFamily("poolgate_pods", "Pods by state", labels=("pool", "state"))
         states: dict[tuple[str, str], int] = {}
@@ -157,10 +159,13 @@ class _LiveCollector(Collector):
         for pod in fleet.pods:
             busy.add_metric((pod.pool, pod.name), self._live.pod_in_flight(pod.uid))
         yield busy
-        serving = GaugeMetricFamily("poolgate_in_flight", "Requests being served", labels=("model",))
+        serving = GaugeMetricFamily("poolgate_in_flight", "Attempts running now, by model", labels=("model",))
         for model, count in self._live.in_flight():
             serving.add_metric((model,), count)
         yield serving
         lag = GaugeMetricFamily("poolgate_loop_lag_seconds", "How late the event loop's last tick was")
         lag.add_metric((), self._live.loop_lag())
         yield lag
+        dropped = CounterMetricFamily("poolgate_access_lines_dropped", "Access lines lost to a slow reader of stdout")
+        dropped.add_metric((), self._live.dropped_lines())
+        yield dropped

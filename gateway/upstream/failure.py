@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Failure(StrEnum):
-    """A closed set, and the `outcome` label of the attempts metric."""
+    """A closed set, and with the outcomes of answered attempts the `outcome` label of the attempts metric."""
 
     CONNECT = "connect"
     """Refused, unreachable, or no connection in time."""
@@ -31,3 +31,5 @@ class Failure(StrEnum):
     """404 for a model that the pod listed."""
     REFUSED = "refused"
     """A 4xx about the request itself."""
+    ABANDONED = "abandoned"
+    """The client left, or this replica's drain ended: the pod is not to blame."""

@@ -34,11 +34,12 @@ _DYING = ("cannot schedule new futures after shutdown", "enginecore encountered 
 """What vLLM says when its process shuts down or its engine has died, lower case (captured from 0.32.0)."""
 
 _PRIVATE = re.compile(
-    r"(?:[a-z][a-z0-9+.-]*://\S+)"  # URLs
-    r"|(?:\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b)"  # IPv4, with a port
-    r"|(?:\[?(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}\]?(?::\d+)?)"  # IPv6
-    r"|(?:(?:/[\w.@+-]+){2,}/?)"  # file paths
-    r"|(?:\b[\w-]+(?:\.[\w-]+)*:\d{2,5}\b)",  # host:port
+    r"\b[a-z][a-z0-9+.-]{0,20}://\S+"  # URLs
+    r"|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"  # IPv4, with a port
+    r"|\[?(?:[0-9a-f]{0,4}:){2,7}(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-f]{0,4})\]?(?::\d+)?"  # IPv6
+    r"|(?<![\w.])/[\w.@+-]+(?:/[\w.@+-]+)*/?"  # file paths
+    r"|\b[\w-]{1,63}(?:\.[\w-]{1,63}){0,8}:\d{2,5}\b"  # host:port
+    r"|\b[\w-]{1,63}(?:\.[\w-]{1,63}){0,8}\.(?:svc|local|internal)\b(?:\.[\w-]{1,63}){0,8}",  # a cluster's names
     re.IGNORECASE,
 )
 
@@ -53,7 +54,8 @@ _body = msgspec.json.Decoder(_Body)
 
 def without_addresses(message: str) -> str:
     """The message with URLs, addresses and file paths taken out, and cut to a sensible length."""
-    return _PRIVATE.sub("…", message)[:MAX_MESSAGE_CHARACTERS]
+    # Cut first: what a pod sends has no bound, and some of these patterns look far ahead.
+    return _PRIVATE.sub("…", message[: 2 * MAX_MESSAGE_CHARACTERS])[:MAX_MESSAGE_CHARACTERS]
 
 
 def refusal(status: int, body: bytes, retry_after: bytes | None = None) -> tuple[Failure, PoolgateError]:
@@ -63,7 +65,7 @@ def refusal(status: int, body: bytes, retry_after: bytes | None = None) -> tuple
         return Failure.JUNK, UpstreamAuth("the pod refused the gateway's key: check upstream.api_key")
     if status in (429, 503):
         seconds = _seconds(retry_after)
-        return Failure.BUSY, Busy("every pod of this model is busy, try again shortly", retry_after_seconds=seconds)
+        return Failure.BUSY, Busy("the pods of this model are busy, try again shortly", retry_after_seconds=seconds)
     if 300 <= status < 400:
         return Failure.JUNK, UpstreamRedirect("the pod answered with a redirect, which is never followed")
     if status in (502, 504):

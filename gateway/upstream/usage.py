@@ -105,7 +105,11 @@ class AnswerReader:
                 return EventKind.DONE
             data = found
         try:
-            seen = _decode_event(data)
+            try:
+                seen = _decode_event(data)
+            except msgspec.DecodeError:
+                # Fields behind the data, or data in several lines.
+                seen = _decode_event(payload(event) or b"")
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return EventKind.OTHER
         if seen.error is not _UNSET and bytes(seen.error) != b"null":
@@ -160,7 +164,11 @@ class AnswerReader:
         details = told.prompt_tokens_details
         cached = (details.cached_tokens or 0) if details is not None else 0
         completion = told.completion_tokens or 0
-        if not (0 <= told.prompt_tokens <= MAX_TOKENS and 0 <= completion <= MAX_TOKENS and 0 <= cached <= MAX_TOKENS):
+        if not (
+            0 <= told.prompt_tokens <= MAX_TOKENS
+            and 0 <= completion <= MAX_TOKENS
+            and 0 <= cached <= told.prompt_tokens
+        ):
             return None
         return Usage(told.prompt_tokens, completion, cached)
 
@@ -169,5 +177,5 @@ def read_error(raw: bytes | msgspec.Raw) -> PodError:
     """The inside of an error object; a string or anything else becomes a message."""
     try:
         return _error.decode(raw)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return PodError(message="the pod reported an error")

@@ -8,7 +8,7 @@ from gateway.pipeline.retries import MAX_CONNECT_RETRIES, Again, Retries
 from gateway.upstream.failure import Failure
 
 ONCE_ELSEWHERE = [Failure.RESET, Failure.BUSY, Failure.DYING, Failure.SIDECAR, Failure.MODEL_GONE]
-NEVER = [Failure.SERVER_ERROR, Failure.JUNK, Failure.TIMEOUT, Failure.REFUSED]
+NEVER = [Failure.SERVER_ERROR, Failure.JUNK, Failure.TIMEOUT, Failure.REFUSED, Failure.ABANDONED]
 
 
 def test_every_failure_has_a_row() -> None:

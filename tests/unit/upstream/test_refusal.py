@@ -206,7 +206,6 @@ def test_other_words_stay(message: str) -> None:
     assert without_addresses(message) == message
 
 
-@pytest.mark.xfail(strict=True, reason="a host's name without a port, a path of one step, IPv4 in IPv6 pass")
 @pytest.mark.parametrize("private", ["vllm-0.vllm.svc.cluster.local", "/root", "::ffff:10.0.0.1"])
 def test_addresses_in_odder_forms_are_taken_out_as_well(private: str) -> None:
     assert without_addresses(f"at {private} it broke") == "at … it broke"
@@ -216,7 +215,6 @@ def test_a_message_is_cut_to_a_sensible_length() -> None:
     assert len(without_addresses("word " * 1000)) == MAX_MESSAGE_CHARACTERS
 
 
-@pytest.mark.xfail(strict=True, reason="the patterns are quadratic, and run over the message before it is cut")
 @pytest.mark.parametrize("unit", ["a", "a-", "a."])
 def test_a_long_message_does_not_hold_up_the_loop(unit: str) -> None:
     began = time.perf_counter()
@@ -262,7 +260,6 @@ def test_no_nesting_is_too_deep(status: int, body: bytes, depth: int) -> None:
     check(*refusal(status, b'{"error":{"x":' + b"[" * depth + b"]" * depth + b"}}"))
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="read_error lets msgspec's UnicodeDecodeError rise")
 @pytest.mark.parametrize("name", [b"message", b"type", b"param", b"code"])
 def test_no_bytes_inside_an_error_are_beyond_us(name: bytes) -> None:
     for status in (400, 404, 500):

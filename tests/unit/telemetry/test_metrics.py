@@ -1,0 +1,282 @@
+"""The contract's series: their names and labels, what each counts, and that no caller can make one."""
+
+from typing import Any
+
+import pytest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.core.call import Outcome, Trail, Usage
+from gateway.core.caller import Tenant
+from gateway.core.fleet import Fleet, Pod, PodState
+from gateway.telemetry.metrics import Live, Metrics
+
+# As the contract has them: name → labels. `_total` is the sample's, not the family's.
+NOW = {
+    "poolgate_requests": {"model", "operation", "status", "outcome"},
+    "poolgate_request_seconds": {"model", "operation"},
+    "poolgate_time_to_first_token_seconds": {"model"},
+    "poolgate_inter_token_seconds": {"model"},
+    "poolgate_overhead_seconds": {"model"},
+    "poolgate_tokens": {"model", "kind", "tenant"},
+    "poolgate_in_flight": {"model"},
+    "poolgate_attempts": {"pool", "outcome"},
+    "poolgate_retries": {"pool", "reason"},
+    "poolgate_pods": {"pool", "state"},
+    "poolgate_pod_in_flight": {"pool", "pod"},
+    "poolgate_loop_lag_seconds": set(),
+    "poolgate_access_lines_dropped": set(),
+}
+PODS = (
+    Pod("u0", "chat-0", "chat", "127.0.0.1", 1, PodState.READY),
+    Pod("u1", "chat-1", "chat", "127.0.0.1", 2, PodState.STARTING),
+    Pod("u2", "other-0", "other", "127.0.0.1", 3, PodState.READY),
+)
+
+
+TENANT = Tenant(key_id="k1", team="acme")
+
+
+def trail(**more: Any) -> Trail:
+    """A streamed chat that went well: 100 ms to its first token, then nine more, 10 ms apart; 3 ms were ours."""
+    ended = Trail("id-1", 1000.0)
+    fields: dict[str, Any] = {
+        "operation": "chat",
+        "tenant": TENANT,
+        "model": "org/m",
+        "served_model": True,
+        "pool": "chat",
+        "pod": "chat-0",
+        "stream": True,
+        "status": 200,
+        "outcome": Outcome.COMPLETED,
+        "usage": Usage(34, 10, 16),
+        "finish": "stop",
+        "attempts": 1,
+        "decision": "least",
+        "content_events": 10,
+        "sent_at": 1000.002,
+        "first_content_at": 1000.1,
+        "committed_at": 1000.101,
+        "ended_at": 1000.19,
+        "attempt_outcomes": (("chat", "completed"),),
+    }
+    for name, value in (fields | more).items():
+        setattr(ended, name, value)
+    return ended
+
+
+def refused(**more: Any) -> Trail:
+    """A request that came no further than its head."""
+    ended = Trail("id-2", 1000.0)
+    fields = {"status": 401, "outcome": Outcome.REFUSED, "code": "invalid_api_key", "ended_at": 1000.0005}
+    for name, value in (fields | more).items():
+        setattr(ended, name, value)
+    return ended
+
+
+def watched() -> Metrics:
+    """Metrics with gauges to read."""
+    metrics = Metrics()
+    metrics.watch(
+        Live(
+            fleet=lambda: Fleet(PODS),
+            pod_in_flight=lambda uid: {"u0": 3}.get(uid, 0),
+            in_flight=lambda: [("org/m", 3)],
+            loop_lag=lambda: 0.125,
+            dropped_lines=lambda: 2,
+        )
+    )
+    return metrics
+
+
+def families(metrics: Metrics) -> dict[str, Metric]:
+    """What a scrape would find, by name."""
+    return {family.name: family for family in text_string_to_metric_families(metrics.exposition().decode())}
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def observed(*trails: Trail) -> Metrics:
+    metrics = Metrics()
+    for each in trails:
+        metrics.observe(each)
+    return metrics
+
+
+def test_the_contracts_series_are_there_with_their_labels_and_no_others() -> None:
+    metrics = watched()
+    metrics.observe(trail(retries=(("chat", "busy"),)))
+    found = families(metrics)
+    assert set(found) == set(NOW)
+    for name, labels in NOW.items():
+        assert found[name].documentation
+        assert found[name].samples, name
+        for sample in found[name].samples:
+            assert set(sample.labels) - {"le"} == labels, name
+
+
+def test_a_request_is_counted_by_how_it_ended() -> None:
+    metrics = observed(trail(), trail(), trail(status=502, outcome=Outcome.UPSTREAM_FAILED))
+    labels = {"model": "org/m", "operation": "chat"}
+    assert value(metrics, "poolgate_requests_total", **labels, status="200", outcome="completed") == 2
+    assert value(metrics, "poolgate_requests_total", **labels, status="502", outcome="upstream_failed") == 1
+
+
+def test_a_request_without_an_answer_has_no_status() -> None:
+    metrics = observed(trail(status=0, outcome=Outcome.CLIENT_LEFT))
+    labels = {"model": "org/m", "operation": "chat", "status": "none", "outcome": "client_left"}
+    assert value(metrics, "poolgate_requests_total", **labels) == 1
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_every_outcome_of_the_contract_has_its_label(outcome: Outcome) -> None:
+    contract = {"completed", "client_left", "upstream_failed", "upstream_timeout", "truncated", "refused", "internal"}
+    assert {each.value for each in Outcome} == contract
+    assert f'outcome="{outcome.value}"'.encode() in observed(trail(outcome=outcome)).exposition()
+
+
+def test_tokens_are_counted_by_kind_and_tenant() -> None:
+    other = Tenant(key_id="k9", team="other")
+    metrics = observed(trail(), trail(), trail(tenant=other, usage=Usage(1, 2)))
+    for team, kind, count in (
+        ("acme", "prompt", 68),
+        ("acme", "completion", 20),
+        ("acme", "cached", 32),
+        ("other", "prompt", 1),
+        ("other", "completion", 2),
+        ("other", "cached", 0),
+    ):
+        assert value(metrics, "poolgate_tokens_total", model="org/m", kind=kind, tenant=team) == count
+
+
+def test_two_keys_of_one_team_are_one_tenant() -> None:
+    metrics = observed(*(trail(tenant=Tenant(key_id=f"k{n}", team="acme"), usage=Usage(1, 0)) for n in range(3)))
+    assert value(metrics, "poolgate_tokens_total", model="org/m", kind="prompt", tenant="acme") == 3
+
+
+def test_attempts_and_retries_are_counted_one_by_one() -> None:
+    metrics = observed(
+        trail(
+            attempt_outcomes=(("chat", "connect"), ("chat", "connect"), ("chat", "completed")),
+            retries=(("chat", "connect"), ("chat", "connect")),
+        )
+    )
+    assert value(metrics, "poolgate_attempts_total", pool="chat", outcome="connect") == 2
+    assert value(metrics, "poolgate_attempts_total", pool="chat", outcome="completed") == 1
+    assert value(metrics, "poolgate_retries_total", pool="chat", reason="connect") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "seconds"),
+    [
+        ("request_seconds", {"operation": "chat"}, 0.19),
+        ("time_to_first_token_seconds", {}, 0.1),
+        ("inter_token_seconds", {}, 0.01),
+        ("overhead_seconds", {}, 0.003),
+    ],
+)
+def test_times_are_in_seconds_and_in_every_bucket_that_holds_them(
+    name: str, labels: dict[str, str], seconds: float
+) -> None:
+    metrics = observed(trail(), trail())
+    labels = {"model": "org/m", **labels}
+    assert value(metrics, f"poolgate_{name}_count", **labels) == 2
+    assert value(metrics, f"poolgate_{name}_sum", **labels) == pytest.approx(2 * seconds)
+    buckets = [
+        (float(sample.labels["le"]), sample.value)
+        for sample in families(metrics)[f"poolgate_{name}"].samples
+        if sample.name.endswith("_bucket")
+    ]
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == (float("inf"), 2)
+    for bound, count in buckets:
+        if abs(bound - seconds) > 1e-9:
+            assert count == (2 if bound > seconds else 0), bound
+
+
+def test_a_value_on_a_bound_is_within_it() -> None:
+    metrics = observed(trail(ended_at=1000.0 + 0.64))
+    metrics.observe(trail(ended_at=1000.0 + 0.641))
+    counts = {
+        sample.labels["le"]: sample.value
+        for sample in families(metrics)["poolgate_request_seconds"].samples
+        if sample.name.endswith("_bucket")
+    }
+    assert counts["1.28"] == 2
+    assert counts["0.32"] == 0
+
+
+def test_only_streams_have_a_first_token_and_a_pace() -> None:
+    metrics = observed(trail(stream=False))
+    assert value(metrics, "poolgate_time_to_first_token_seconds_count", model="org/m") == 0
+    assert value(metrics, "poolgate_inter_token_seconds_count", model="org/m") == 0
+    assert value(metrics, "poolgate_overhead_seconds_count", model="org/m") == 1
+    single = observed(trail(content_events=1))
+    assert value(single, "poolgate_inter_token_seconds_count", model="org/m") == 0
+
+
+def test_a_request_of_several_attempts_says_nothing_of_our_overhead() -> None:
+    assert value(observed(trail(attempts=2)), "poolgate_overhead_seconds_count", model="org/m") == 0
+
+
+def test_no_caller_can_make_a_series() -> None:
+    metrics = observed(refused(model="x"), refused())
+    before = metrics.exposition().count(b"\n")
+    for number in range(500):
+        metrics.observe(refused(model=f"canary-{number}", usage=Usage(1, 1)))
+        metrics.observe(refused(operation="other", model='canary"} 1\n# HELP'))
+    exposition = metrics.exposition()
+    assert exposition.count(b"\n") == before
+    assert b"canary" not in exposition
+    labels = {"model": "other", "operation": "other", "status": "401", "outcome": "refused"}
+    assert value(metrics, "poolgate_requests_total", **labels) == 1002
+
+
+def test_a_key_is_never_a_label() -> None:
+    metrics = observed(trail(tenant=Tenant(key_id="canary", team="acme"), request_id="canary"))
+    assert b"canary" not in metrics.exposition()
+
+
+def test_names_from_a_pod_or_the_configuration_are_escaped() -> None:
+    odd = 'a"b\\c\nd'
+    metrics = watched()
+    metrics.observe(trail(model=odd, tenant=Tenant(key_id="k", team=odd)))
+    (sample,) = families(metrics)["poolgate_requests"].samples
+    assert sample.labels["model"] == odd
+
+
+def test_gauges_are_read_when_they_are_scraped() -> None:
+    metrics = watched()
+    for pool, state, count in (
+        ("chat", "ready", 1),
+        ("chat", "starting", 1),
+        ("chat", "draining", 0),
+        ("other", "ready", 1),
+        ("other", "starting", 0),
+    ):
+        assert value(metrics, "poolgate_pods", pool=pool, state=state) == count
+    assert value(metrics, "poolgate_pod_in_flight", pool="chat", pod="chat-0") == 3
+    assert value(metrics, "poolgate_pod_in_flight", pool="chat", pod="chat-1") == 0
+    assert value(metrics, "poolgate_in_flight", model="org/m") == 3
+    assert value(metrics, "poolgate_loop_lag_seconds") == 0.125
+
+
+def test_gauges_follow_their_owners() -> None:
+    fleets = [Fleet(PODS), Fleet(PODS[:1])]
+    metrics = Metrics()
+    metrics.watch(
+        Live(fleet=lambda: fleets[0], pod_in_flight=lambda uid: 0, in_flight=list, loop_lag=float, dropped_lines=int)
+    )
+    assert value(metrics, "poolgate_pods", pool="other", state="ready") == 1
+    fleets.pop(0)
+    assert value(metrics, "poolgate_pods", pool="other", state="ready") is None
+
+
+def test_two_gateways_in_one_process_count_apart() -> None:
+    first, second = observed(trail()), Metrics()
+    labels = {"model": "org/m", "operation": "chat", "status": "200", "outcome": "completed"}
+    assert value(first, "poolgate_requests_total", **labels) == 1
+    assert value(second, "poolgate_requests_total", **labels) is None
