@@ -167,6 +167,8 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        # Now, and not when the loop runs: until somebody listens, the same port can be bound twice.
+        listener.listen(process.BACKLOG)
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else "ports go from 0 to 65535"
         raise Refused(f"cannot listen on {host}:{port}: {reason}; choose another port") from None

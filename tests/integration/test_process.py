@@ -1,0 +1,564 @@
+"""The gateway as a process: what operators and their machines see of it, from the first line to the exit code."""
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway import __version__
+from loadtest.simulator import PodSettings, SimulatedPod
+from tests.fakes import MODELS, STREAM_HEAD, Hang, ScriptedPod, answer, chunk
+from tests.raw import Answer, RawClient, ask, chat, request
+from tests.running import HasUrl
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 20.0
+"""For whatever a process of its own has to do: generous, and never slept through."""
+GOOD = answer(b'{"choices":[{"index":0,"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}')
+TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+FINAL = b'data: {"choices":[{"index":0,"delta":{"content":"b"},"finish_reason":"stop"}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+# As the contract has them; `code` is the error's.
+FIELDS = (
+    "ts level request_id tenant key_id operation model pool pod status outcome stream prompt_tokens completion_tokens "
+    "cached_tokens usage_source queue_ms ttft_ms duration_ms overhead_ms attempts decision finish code"
+)
+# The contract's series that exist; the others come with what they measure.
+SERIES = (
+    "poolgate_requests poolgate_request_seconds poolgate_time_to_first_token_seconds poolgate_inter_token_seconds "
+    "poolgate_overhead_seconds poolgate_tokens poolgate_in_flight poolgate_attempts poolgate_retries poolgate_pods "
+    "poolgate_pod_in_flight poolgate_loop_lag_seconds"
+)
+
+
+def environment() -> dict[str, str]:
+    """Ours, without configuration."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("POOLGATE_")}
+
+
+def run(*arguments: str, more: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """A command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *arguments],
+        cwd=ROOT,
+        env=environment() | dict(more or {}),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+class Process:
+    """A command that runs, and what it has said so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.out: list[str] = []
+        self.err: list[str] = []
+        self._said = asyncio.Event()
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self.readers = [
+            asyncio.create_task(self._read(process.stdout, self.out)),
+            asyncio.create_task(self._read(process.stderr, self.err)),
+        ]
+
+    async def _read(self, stream: asyncio.StreamReader, lines: list[str]) -> None:
+        while line := await stream.readline():
+            lines.append(line.decode())
+            self._said.set()
+        self._said.set()
+
+    async def said(self, pattern: str) -> re.Match[str]:
+        """Wait for words on stderr."""
+        async with asyncio.timeout(SECONDS):
+            while (match := re.search(pattern, "".join(self.err))) is None:
+                assert not self.readers[1].done(), f"it ended, saying: {''.join(self.err)}"
+                self._said.clear()
+                await self._said.wait()
+        return match
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def ended(self) -> int:
+        """Wait for the exit, and return its code."""
+        async with asyncio.timeout(SECONDS):
+            await asyncio.gather(*self.readers)
+            return await self.process.wait()
+
+    async def ended_well(self) -> None:
+        """Wait for an exit without an error or a word too many."""
+        assert (await self.ended(), [line for line in self.err if "Traceback" in line]) == (0, []), "".join(self.err)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The access lines; there is nothing else on stdout."""
+        return [json.loads(line) for line in self.out]
+
+
+@asynccontextmanager
+async def started(*arguments: str) -> AsyncIterator[Process]:
+    """A running command, killed at the end if it is still there."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "gateway",
+        *arguments,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    running = Process(process)
+    try:
+        yield running
+    finally:
+        if process.returncode is None:
+            # What it has started holds its pipes open, and would outlive it.
+            for child in [*children(process.pid), process.pid]:
+                os.kill(child, signal.SIGKILL)
+        await running.ended()
+
+
+async def fetch(port: int, path: str) -> Answer:
+    return await ask(port, f"GET {path} HTTP/1.1\r\nHost: ops\r\n\r\n".encode())
+
+
+async def until_ready(ops_port: int, status: int = 200) -> None:
+    """Ask as Kubernetes does, only faster."""
+    async with asyncio.timeout(SECONDS):
+        while (await fetch(ops_port, "/readyz")).status != status:
+            await asyncio.sleep(0.02)
+
+
+class Served(Process):
+    """`poolgate serve`, with its ports and its key."""
+
+    port = 0
+    ops_port = 0
+    key = ""
+
+    async def ops(self, path: str) -> Answer:
+        return await fetch(self.ops_port, path)
+
+    async def until_ready(self, status: int = 200) -> None:
+        await until_ready(self.ops_port, status)
+
+    async def client(self, body: dict[str, Any]) -> RawClient:
+        """A connection with a request on it."""
+        client = await RawClient.connect(self.port)
+        client.send(request(body, key=self.key))
+        return client
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """(a keys file, its key), made by the command line."""
+    file = tmp_path_factory.mktemp("keys") / "keys.yaml"
+    made = run("keys", "create", "--team", "acme", "--file", str(file), "--json")
+    assert (made.returncode, made.stderr) == (0, "")
+    told = json.loads(made.stdout)
+    assert set(told) == {"id", "key"}
+    assert file.stat().st_mode & 0o077 == 0
+    assert told["key"] not in file.read_text()
+    return file, told["key"]
+
+
+def configuration(directory: Path, keys: tuple[Path, str] | None, pods: Sequence[HasUrl], **server: Any) -> Path:
+    """A configuration file for these pods, on free ports."""
+    file = directory / "poolgate.yaml"
+    auth = {"mode": "none"} if keys is None else {"keys_file": str(keys[0])}
+    settings = {
+        "server": {"host": "127.0.0.1", "port": 0, "ops_port": 0, **server},
+        "discovery": {"mode": "static", "pods": [{"url": pod.url, "pool": "chat"} for pod in pods]},
+        "auth": auth,
+    }
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+@asynccontextmanager
+async def serving(
+    directory: Path, keys: tuple[Path, str] | None, pods: Sequence[HasUrl], *flags: str, **server: Any
+) -> AsyncIterator[Served]:
+    """A gateway process before these pods, up, if not ready."""
+    async with started("serve", "--config", str(configuration(directory, keys, pods, **server)), *flags) as process:
+        process.__class__ = Served
+        assert isinstance(process, Served)
+        words = await process.said(r"serves on http://127\.0\.0\.1:(\d+), operations on http://127\.0\.0\.1:(\d+)")
+        process.port, process.ops_port = int(words[1]), int(words[2])
+        process.key = keys[1] if keys is not None else ""
+        yield process
+
+
+# The ops port.
+
+
+async def test_a_gateway_serves_and_tells_of_itself(tmp_path: Path, keys: tuple[Path, str]) -> None:
+    async with SimulatedPod(PodSettings(model="m")) as pod, serving(tmp_path, keys, [pod]) as gateway:
+        await gateway.until_ready()
+        live, ready, version = [await gateway.ops(path) for path in ("/livez", "/readyz", "/version")]
+        assert (live.status, live.body, ready.body) == (200, b"ok\n", b"ok\n")
+        assert json.loads(version.body) == {"version": __version__}
+        told = json.loads((await gateway.ops("/readyz?verbose")).body)
+        assert (told["ready"], told["reason"], told["models_without_pods"]) == (True, "", [])
+        assert told["pools"]["chat"]["ready"] == 1
+
+        client = await gateway.client(chat(stream=True, max_tokens=5))
+        came = await client.answer()
+        assert (came.status, came.clean, came.events[-1]) == (200, True, DONE)
+        client.leave()
+
+        scraped = await gateway.ops("/metrics")
+        assert scraped.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        found = {family.name: family for family in text_string_to_metric_families(scraped.body.decode())}
+        assert set(SERIES.split()) <= set(found)
+        (count,) = [sample for sample in found["poolgate_requests"].samples if sample.name.endswith("_total")]
+        assert count.labels == {"model": "m", "operation": "chat", "status": "200", "outcome": "completed"}
+        assert count.value == 1
+        assert b"acme" in scraped.body
+        assert gateway.key.encode() not in scraped.body
+
+        for path in ("/", "/v1/models", "/v1/chat/completions", "/docs", "/openapi.json"):
+            assert (await gateway.ops(path)).status == 404
+        gateway.signal(signal.SIGTERM)
+        await gateway.ended_well()
+        (line,) = gateway.lines
+        assert set(line) == set(FIELDS.split())
+        assert (line["tenant"], line["model"], line["status"], line["outcome"]) == ("acme", "m", 200, "completed")
+        assert (line["completion_tokens"], line["usage_source"], line["finish"]) == (5, "reported", "length")
+
+
+class SlowToTell:
+    """A pod that answers for its models only when it may."""
+
+    def __init__(self) -> None:
+        self.may_tell = asyncio.Event()
+        self.asked = asyncio.Event()
+        self.url = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            await reader.readuntil(b"\r\n\r\n")
+            self.asked.set()
+            await self.may_tell.wait()
+            writer.write(answer(MODELS))
+
+
+async def test_a_gateway_is_ready_when_every_pod_was_asked_for_its_models(
+    tmp_path: Path, keys: tuple[Path, str]
+) -> None:
+    pod = SlowToTell()
+    async with await asyncio.start_server(pod.serve, "127.0.0.1", 0) as server:
+        pod.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with serving(tmp_path, keys, [pod]) as gateway:
+            await asyncio.wait_for(pod.asked.wait(), SECONDS)
+            waiting, verbose = await gateway.ops("/readyz"), await gateway.ops("/readyz?verbose")
+            assert (waiting.status, waiting.body) == (503, b"asking pods for their models\n")
+            assert (verbose.status, json.loads(verbose.body)["ready"]) == (503, False)
+            assert json.loads(verbose.body)["pools"]["chat"]["starting"] == 1
+            assert (await gateway.ops("/livez")).status == 200
+            pod.may_tell.set()
+            await gateway.until_ready()
+            assert json.loads((await gateway.ops("/readyz?verbose")).body)["pools"]["chat"]["ready"] == 1
+
+
+async def test_a_pod_that_refuses_has_been_asked_and_the_gateway_says_what_is_missing(
+    tmp_path: Path, keys: tuple[Path, str]
+) -> None:
+    with closing(socket.socket()) as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        pod = SlowToTell()
+        pod.url = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+        async with serving(tmp_path, keys, [pod]) as gateway:
+            await gateway.until_ready()
+            assert json.loads((await gateway.ops("/readyz?verbose")).body)["pools"]["chat"]["starting"] == 1
+            client = await gateway.client(chat())
+            assert (await client.answer()).error["code"] == "model_not_found"
+            client.leave()
+
+
+# Its end.
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_an_idle_gateway_ends_at_once(tmp_path: Path, keys: tuple[Path, str], number: signal.Signals) -> None:
+    async with serving(tmp_path, keys, []) as gateway:
+        idle = await RawClient.connect(gateway.port)
+        await gateway.until_ready()
+        gateway.signal(number)
+        await gateway.ended_well()
+        assert await idle.closed()
+        assert gateway.out == []
+        idle.leave()
+
+
+async def test_a_drain_finishes_what_runs_and_sends_everyone_elsewhere(tmp_path: Path, keys: tuple[Path, str]) -> None:
+    may_end = asyncio.Event()
+    stream: list[Any] = [STREAM_HEAD, chunk(TOKEN), may_end, chunk(FINAL), chunk(DONE), b"0\r\n\r\n"]
+    async with ScriptedPod([stream, [GOOD]]) as pod, serving(tmp_path, keys, [pod]) as gateway:
+        await gateway.until_ready()
+        kept = await RawClient.connect(gateway.port)
+        kept.send(request(b"", key=gateway.key, path="/v1/models", method="GET"))
+        assert "connection" not in (await kept.answer()).headers
+        running = await gateway.client(chat(stream=True))
+        await running.reader.readuntil(b'"content":"a"')
+
+        gateway.signal(signal.SIGTERM)
+        await gateway.until_ready(503)
+        draining = await gateway.ops("/readyz")
+        assert (draining.status, draining.body) == (503, b"draining\n")
+        assert (await gateway.ops("/livez")).status == 200
+        # The load balancer may not have understood yet: who comes is served, and told not to come again.
+        kept.send(request(chat(), key=gateway.key))
+        fresh = await gateway.client(chat())
+        for client in (kept, fresh):
+            came = await client.answer()
+            assert (came.status, came.headers["connection"]) == (200, "close")
+            assert await client.closed()
+            client.leave()
+
+        may_end.set()
+        rest = b""
+        async with asyncio.timeout(SECONDS):
+            while data := await running.reader.read(65536):
+                rest += data
+        assert rest.endswith(chunk(DONE) + b"0\r\n\r\n") or DONE in rest
+        assert rest.endswith(b"0\r\n\r\n")
+        assert b"error" not in rest
+        running.leave()
+        await gateway.ended_well()
+        assert [line["outcome"] for line in gateway.lines] == ["completed"] * 4
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["the-limit-passes", "a-second-signal"])
+async def test_what_a_drain_cannot_wait_for_is_told_so(tmp_path: Path, keys: tuple[Path, str], twice: bool) -> None:
+    async with (
+        ScriptedPod([[STREAM_HEAD, chunk(TOKEN), Hang], [Hang]]) as pod,
+        serving(tmp_path, keys, [pod], drain_seconds=300 if twice else 0.5) as gateway,
+    ):
+        await gateway.until_ready()
+        stream = await gateway.client(chat(stream=True))
+        begun = await stream.reader.readuntil(TOKEN + b"\r\n")
+        assert begun.startswith(b"HTTP/1.1 200 OK\r\n")
+        whole = await gateway.client(chat())
+        async with asyncio.timeout(SECONDS):
+            while len(pod.requests) < 2:
+                await asyncio.sleep(0.005)
+        gateway.signal(signal.SIGTERM)
+        if twice:
+            await gateway.until_ready(503)
+            assert gateway.process.returncode is None
+            gateway.signal(signal.SIGTERM)
+        async with asyncio.timeout(SECONDS):
+            rest = await stream.reader.read()
+        size, _, event = rest.partition(b"\r\n")
+        assert int(size, 16) == len(event.removesuffix(b"\r\n0\r\n\r\n"))
+        error, _, done = event.removesuffix(b"\r\n0\r\n\r\n").partition(b"\n\n")
+        told = json.loads(error.removeprefix(b"data: "))["error"]
+        assert (told["type"], told["code"], done) == ("overloaded_error", "gateway_draining", DONE)
+        refused = await whole.answer(SECONDS)
+        assert (refused.status, refused.error["code"], refused.headers["connection"]) == (503, "draining", "close")
+        await gateway.ended_well()
+        await asyncio.wait_for(pod.peer_left.wait(), SECONDS)
+        assert sorted((line["outcome"], line["code"]) for line in gateway.lines) == [
+            ("refused", "draining"),
+            ("truncated", "gateway_draining"),
+        ]
+        for client in (stream, whole):
+            client.leave()
+
+
+# Its beginning.
+
+
+async def test_everyone_is_served_only_when_that_was_said_twice(tmp_path: Path) -> None:
+    async with ScriptedPod([[GOOD]]) as pod:
+        file = configuration(tmp_path, None, [pod])
+        refused = await asyncio.to_thread(run, "serve", "--config", str(file))
+        assert_one_line(refused, "--insecure-no-auth")
+        async with serving(tmp_path, None, [pod], "--insecure-no-auth") as gateway:
+            await gateway.until_ready()
+            assert (await ask(gateway.port, request(chat()))).status == 200
+            gateway.signal(signal.SIGTERM)
+            await gateway.ended_well()
+            assert gateway.lines[0]["tenant"] == "anonymous"
+
+
+def assert_one_line(ended: subprocess.CompletedProcess[str], *words: str) -> None:
+    """It was refused with one line that says why."""
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("poolgate: ")
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    for word in words:
+        assert word in ended.stderr
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+Wrong = Callable[[dict[str, Any]], object]
+WRONG: dict[str, tuple[Wrong, tuple[str, ...]]] = {
+    "an-unknown-key": (lambda told: told["server"].update(prot=1), ("server.prot", "does not exist")),
+    "an-unknown-section": (lambda told: told.update(servers={}), ("servers", "does not exist")),
+    "a-wrong-type": (lambda told: told["server"].update(port="x"), ("server.port", "integer")),
+    "a-port-out-of-range": (lambda told: told["server"].update(port=65_536), ("server.port", "65535")),
+    "a-pod-with-a-path": (lambda told: told["discovery"].update(pods=[{"url": "http://x/v1", "pool": "p"}]), ("path",)),
+    "a-keys-file-that-is-not-there": (
+        lambda told: told.update(auth={"keys_file": "/nowhere/keys"}),
+        ("/nowhere/keys",),
+    ),
+    "a-variable-that-is-not-set": (lambda told: told["server"].update(host="${NOT_SET}"), ("NOT_SET",)),
+}
+
+
+@pytest.mark.parametrize("command", [["serve", "--config"], ["check"]], ids=["serve", "check"])
+@pytest.mark.parametrize(("wrong", "words"), WRONG.values(), ids=WRONG)
+def test_a_configuration_that_cannot_be_used_is_one_clear_line(
+    tmp_path: Path, keys: tuple[Path, str], command: list[str], wrong: Wrong, words: tuple[str, ...]
+) -> None:
+    file = configuration(tmp_path, keys, [])
+    told = yaml.safe_load(file.read_text())
+    wrong(told)
+    file.write_text(yaml.safe_dump(told))
+    assert_one_line(run(*command, str(file)), *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("server: [", "not valid YAML"),
+        ("- a", "sections"),
+        ("server:\n  port: 1\n  port: 2", ":3:"),
+        ("server:\n  port: 1\n  prot: 2", ":3:"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_one_clear_line(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "poolgate.yaml"
+    file.write_text(text)
+    assert_one_line(run("check", str(file)), str(file), words)
+
+
+def test_a_file_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    assert_one_line(run("check", str(tmp_path / "none.yaml")), "none.yaml", "No such file")
+
+
+def test_a_good_configuration_is_said_to_be_valid(tmp_path: Path, keys: tuple[Path, str]) -> None:
+    ended = run("check", str(configuration(tmp_path, keys, [])))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "valid" in ended.stdout
+
+
+def test_a_keys_file_without_a_key_is_one_clear_line(tmp_path: Path) -> None:
+    empty = tmp_path / "keys.yaml"
+    empty.write_text("keys: []\n")
+    file = configuration(tmp_path, (empty, ""), [])
+    assert_one_line(run("serve", "--config", str(file)), "poolgate keys create")
+
+
+@pytest.mark.parametrize("which", ["port", "ops_port"])
+def test_a_taken_port_is_one_clear_line(tmp_path: Path, keys: tuple[Path, str], taken: int, which: str) -> None:
+    file = configuration(tmp_path, keys, [], **{which: taken})
+    assert_one_line(run("serve", "--config", str(file)), str(taken), "in use")
+
+
+def test_one_port_for_both_is_one_clear_line(tmp_path: Path, keys: tuple[Path, str]) -> None:
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    file = configuration(tmp_path, keys, [], port=port, ops_port=port)
+    assert_one_line(run("serve", "--config", str(file)), str(port))
+
+
+def test_flags_come_before_the_environment_and_that_before_the_file(
+    tmp_path: Path, keys: tuple[Path, str], taken: int
+) -> None:
+    file = str(configuration(tmp_path, keys, [], port=1))
+    variable = {"POOLGATE_SERVER__PORT": str(taken)}
+    assert_one_line(run("serve", "--config", file, more=variable), str(taken))
+    assert_one_line(
+        run("serve", "--config", file, "--port", str(taken), more={"POOLGATE_SERVER__PORT": "1"}), str(taken)
+    )
+
+
+def test_version_is_told() -> None:
+    told = run("version")
+    assert (told.returncode, told.stdout, told.stderr) == (0, f"{__version__}\n", "")
+
+
+# The demo.
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_the_demo_prints_a_curl_that_streams_and_ctrl_c_leaves_nothing_behind() -> None:
+    async with started("demo", "--port", "0", "--ops-port", "0") as demo:
+        words = await demo.said(
+            r"base URL +(\S+)\n +API key +(\S+)\n(?:.*\n)*?"
+            r" +metrics +\S+:(\d+)/metrics\n(?:.*\n)*? +(curl (?:.*\\\n)+.*\n)"
+        )
+        base_url, key = words[1], words[2]
+        flags = shlex.split(words[4])
+        assert flags[:3] == ["curl", "-N", f"{base_url}/chat/completions"]
+        headers = [flags[at + 1] for at, flag in enumerate(flags) if flag == "-H"]
+        body = flags[flags.index("-d") + 1].encode()
+        assert f"Authorization: Bearer {key}" in headers
+
+        # The words come before the pods have told their models; whoever pastes a curl is slower than that.
+        await until_ready(int(words[3]))
+        port = int(base_url.rpartition(":")[2].removesuffix("/v1"))
+        client = await RawClient.connect(port)
+        lines = "\r\n".join(
+            ["POST /v1/chat/completions HTTP/1.1", "Host: demo", *headers, f"Content-Length: {len(body)}"]
+        )
+        client.send(lines.encode() + b"\r\n\r\n" + body)
+        came = await client.answer(SECONDS)
+        assert (came.status, came.clean, came.events[-1]) == (200, True, DONE)
+        assert came.headers["content-type"].startswith("text/event-stream")
+        assert len(came.events) > 3
+        assert came.headers["x-poolgate-pod"]
+        listed = await ask(port, request(b"", key=key, path="/v1/models", method="GET"))
+        assert len(json.loads(listed.body)["data"]) == 2
+        client.leave()
+
+        simulators = children(demo.process.pid)
+        assert len(simulators) == 1
+        demo.signal(signal.SIGINT)
+        await demo.ended_well()
+        assert not any(alive(pid) for pid in simulators)
+
+
+def test_a_demo_on_a_taken_port_is_one_clear_line(taken: int) -> None:
+    assert_one_line(run("demo", "--port", str(taken), "--ops-port", "0"), str(taken), "in use")
