@@ -80,7 +80,8 @@ def said(process: subprocess.Popen[str]) -> tuple[str, str, str]:
         text += line
         if (match := WORDS.search(text)) is not None:
             return match[1], match[2], match[3]
-    raise Failed(f"the demo ended before it was up: {text.strip() or 'without a word'}")
+    words = text.strip().splitlines() or ["without a word"]
+    raise Failed(f"the demo ended before it was up: {words[-1]}")
 
 
 def wait_until_ready(ops_url: str) -> None:
@@ -129,7 +130,7 @@ def end(process: subprocess.Popen[str]) -> None:
     except subprocess.TimeoutExpired:
         raise Failed(f"the demo did not end within {END_SECONDS:g} s of Ctrl-C") from None
     if process.returncode != 0 or "Traceback" in words:
-        raise Failed(f"the demo ended with code {process.returncode}: {words.strip()}")
+        raise Failed(f"the demo ended with code {process.returncode}: {words.strip().splitlines()[-1:]}")
     left = [pid for pid in started if os.path.exists(f"/proc/{pid}")]
     if left:
         raise Failed(f"the demo left processes behind: {left}")

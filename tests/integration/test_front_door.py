@@ -719,20 +719,23 @@ async def test_a_reader_that_stalls_is_cut_and_its_pod_freed() -> None:
 
 
 async def test_a_slow_reader_that_reads_is_not_cut() -> None:
-    text = b"x" * 60_000
-    event = b'data: {"choices":[{"index":0,"delta":{"content":"' + text + b'"},"finish_reason":null}]}\n\n'
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"' + b"x" * 60_000 + b'"},"finish_reason":null}]}\n\n'
     last = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
     may_end = asyncio.Event()
-    script = [STREAM_HEAD, *[chunk(event)] * 60, may_end, chunk(last), b"0\r\n\r\n"]
+    script = [STREAM_HEAD, *[chunk(event)] * 300, may_end, chunk(last), b"0\r\n\r\n"]
     async with door(*script, bounds=Bounds(stalled_seconds=0.6)) as at:
         at.client.send(at.chat(stream=True))
-        read = 0
+        (connection,) = at.gateway.gateway.edge.connections
         async with asyncio.timeout(15):
-            while read < 60 * len(event):
-                data = await at.client.reader.read(100_000)
+            while not connection.stalled:
+                await turn_the_loop()
+            # Slower than the stream, for longer than a client may stall.
+            read = 0
+            while read < 300 * len(event):
+                data = await at.client.reader.read(150_000)
                 assert data, "cut, though it read"
                 read += len(data)
-                await asyncio.sleep(0.04)
+                await asyncio.sleep(0.005)
         # It has caught up; that it was slow once is forgiven.
         rest = asyncio.create_task(at.client.reader.readuntil(b"\r\n0\r\n\r\n"))
         await asyncio.wait((rest,), timeout=1.2)
