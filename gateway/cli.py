@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +30,8 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="API keys in a keys file.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+
+ANNOUNCE_SECONDS = 2.0
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The configuration file (YAML).")]
 
@@ -82,16 +85,25 @@ def run_gateway(
 ) -> None:
     """Run one gateway on uvloop until SIGTERM or SIGINT; the second signal ends it at once."""
 
+    async def announce(gateway: Gateway) -> None:
+        # Whoever reads this may send a request at once: better when the pods have told their models.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANNOUNCE_SECONDS):
+                while not gateway.fleet.value.asked:
+                    await gateway.fleet.wait_changed()
+        started()
+
     async def run() -> None:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         gateway = Gateway(settings, entries, access_out=sys.stdout.buffer)
+        tasks: list[asyncio.Task[None]] = []
 
         def up() -> None:
             # Only now: uvicorn takes the signals while it starts, and would not drain.
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.add_signal_handler(number, stop.set)
-            started()
+            tasks.append(loop.create_task(announce(gateway)))
 
         await process.run(gateway, public, ops, stop, up)
 
@@ -113,6 +125,9 @@ def demo(
 ) -> None:
     """Simulated vLLM pods and a gateway before them, on loopback, until Ctrl-C."""
     public, ops = _listen("127.0.0.1", port), _listen("127.0.0.1", ops_port)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Until the gateway has the signals, they must still not leave the simulated pods behind.
+        signal.signal(number, lambda *_: sys.exit(143))
     with Demo() as running:
         settings = load_config(None, {}, {"discovery.pods": running.pods, "server.drain_seconds": 2.0})
         run_gateway(settings, (running.key_entry,), public, ops, lambda: running.tell(_url(public), _url(ops)))

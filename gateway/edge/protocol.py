@@ -232,8 +232,9 @@ class ClientConnection(asyncio.Protocol):
     # read: what it says is ignored, and the connection closes with the answer.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Trailers come here as well, and are dropped with the list.
-        self._headers.append((name.lower(), value))
+        # Trailers come here as well, and what is pipelined behind a request: neither is kept.
+        if self._in_head:
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if not self._in_head:
@@ -353,8 +354,6 @@ class ClientConnection(asyncio.Protocol):
             self._deadline = edge.now + edge.bounds.idle_seconds
             self._in_head = True
             self._head_bytes = self._raw_bytes = 0
-            # Trailers, if any came: they must not become the next request's headers.
-            self._headers.clear()
 
     @property
     def stalled(self) -> bool:

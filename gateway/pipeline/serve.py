@@ -190,6 +190,10 @@ class Pipeline:
             except ConnectFailed:
                 trail.attempt_outcomes += ((pool.pod.pool, Failure.CONNECT),)
                 return Failed(Failure.CONNECT, _no_ready_pod(request.route))
+        if self.draining:
+            # The drain ended while this request was on its way to a pod: nobody would tell it so later.
+            connection.abort()
+            raise _draining()
         relay = self._relay(request)
         relay.connection = connection
         head = request_head(
