@@ -67,7 +67,7 @@ class Gateway:
             clock=self.clock,
             settle=self.journal.add,
         )
-        self.reception = Reception(ring, config.server.max_body_bytes)
+        self.reception = Reception(ring, config.server.max_body_bytes, config.server.max_upload_bytes)
         self.edge = Edge(self.pipeline, self.reception, self.clock)
         self.inference = InferenceApp(self.pipeline, self.reception, self.clock)
         self.metrics.watch(

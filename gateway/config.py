@@ -54,6 +54,8 @@ class ServerSection(_Section):
     """The ops port. 0 takes any free one."""
     max_body_bytes: int = Field(default=8_388_608, ge=1024, le=1 << 30)
     """The largest request body. A larger one is refused with a 413."""
+    max_upload_bytes: int = Field(default=33_554_432, ge=1024, le=1 << 30)
+    """The largest multipart form, which brings a recording to be transcribed. A larger one is refused with a 413."""
     drain_seconds: float = Field(default=300.0, ge=0, le=86_400)
     """After SIGTERM: how long running requests may take to end. What still runs then is ended with an error."""
 

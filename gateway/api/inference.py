@@ -12,7 +12,7 @@ from typing import Any
 from gateway.core.clock import Clock
 from gateway.core.errors import PoolgateError
 from gateway.pipeline.exchange import Head, Source
-from gateway.pipeline.reception import Reception, Visit
+from gateway.pipeline.reception import Reception, Visit, too_large
 from gateway.pipeline.serve import Pipeline
 
 HIGH_WATER_BYTES = 65_536
@@ -52,7 +52,7 @@ class InferenceApp:
         body = b""
         if error is None:
             try:
-                body = await self._body(receive)
+                body = await _whole_body(visit, receive)
             except PoolgateError as refusal:
                 error = refusal
             except asyncio.IncompleteReadError:
@@ -68,21 +68,6 @@ class InferenceApp:
         finally:
             pump.cancel()
 
-    async def _body(self, receive: _Receive) -> bytes:
-        parts = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise asyncio.IncompleteReadError(b"", None)
-            part = message.get("body", b"")
-            size += len(part)
-            if size > self._reception.max_body_bytes:
-                raise self._reception.too_large()
-            parts.append(part)
-            if not message.get("more_body", False):
-                return b"".join(parts)
-
     async def _serve(self, visit: Visit, body: bytes, exchange: "AsgiExchange", receive: _Receive) -> None:
         """Serve while watching for the client to leave."""
         visit.trail.received_at = self._clock.monotonic()
@@ -97,6 +82,22 @@ class InferenceApp:
         finally:
             leaving.cancel()
             serving.cancel()
+
+
+async def _whole_body(visit: Visit, receive: _Receive) -> bytes:
+    parts = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise asyncio.IncompleteReadError(b"", None)
+        part = message.get("body", b"")
+        size += len(part)
+        if size > visit.max_body_bytes:
+            raise too_large(visit)
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
 
 
 async def _disconnect(receive: _Receive) -> None:

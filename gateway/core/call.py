@@ -40,9 +40,11 @@ class Call(NamedTuple):
     choices: int | None
     """How many indices must finish: `n` times the prompts; None: as many as are seen (`prompt_embeds`)."""
     body: list[bytes | memoryview]
-    """The body to send, in parts; together they are one JSON object. Emptied when the answer has begun: streams are
-    long, and bodies may be large."""
+    """The body to send, in parts; together they are one JSON object, or one form. Emptied when the answer has begun:
+    streams are long, and bodies may be large."""
     body_length: int
+    content_type: bytes
+    """The body's, with the boundary of a form's parts."""
     prompt_tokens_estimate: int
 
 

@@ -3,6 +3,7 @@
     PoolgateError
     ├── InvalidRequest       400 and its kin: the request itself must change
     │   ├── InvalidJson         400 invalid_json
+    │   ├── Unsupported         400 unsupported
     │   ├── RequestTimeout      408 request_timeout
     │   ├── BodyTooLarge        413 body_too_large
     │   ├── UriTooLong          414 uri_too_long
@@ -67,10 +68,6 @@ class PoolgateError(Exception):
             "utf-8", "backslashreplace"
         )
 
-    def event(self) -> bytes:
-        """The error as the last event of a chat or completions stream, and the end mark behind it."""
-        return b"data: " + self.body() + b"\n\ndata: [DONE]\n\n"
-
     def _members(self) -> dict[str, str | None]:
         return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
@@ -83,6 +80,12 @@ class InvalidRequest(PoolgateError):
 
 class InvalidJson(InvalidRequest):
     code = "invalid_json"
+
+
+class Unsupported(InvalidRequest):
+    """What cannot be kept before several pods, such as an answer that one of them remembers."""
+
+    code = "unsupported"
 
 
 class RequestTimeout(InvalidRequest):

@@ -24,7 +24,7 @@ from gateway.core.errors import (
     UriTooLong,
 )
 from gateway.pipeline.exchange import Head, Source
-from gateway.pipeline.reception import Reception, Visit
+from gateway.pipeline.reception import Reception, Visit, too_large
 from gateway.pipeline.serve import Pipeline
 
 _REASONS = {
@@ -80,8 +80,6 @@ class Edge:
         self.now = clock.monotonic()
         """The time of the last sweep: precise enough for deadlines."""
         self.date_line = b""
-        self.most_raw_bytes = reception.max_body_bytes + reception.max_body_bytes // 8 + self.bounds.max_head_bytes
-        """Bytes that may follow a head: the body, its framing in chunks of a sensible size, trailers."""
         self.closing = False
         """Every answer from now on closes its connection."""
         self._wall = clock.wall
@@ -196,13 +194,17 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._in_head and self._head_bytes > edge.bounds.max_head_bytes:
             self._refusal = self._refusal or _HEAD_TOO_LARGE
-        elif self._raw_bytes > edge.most_raw_bytes:
+        elif self._visit is not None and self._raw_bytes > self._most_raw_bytes(self._visit):
             # Chunk extensions and trailers are no body, and llhttp sets them no bound.
-            self._refusal = self._refusal or edge.reception.too_large()
+            self._refusal = self._refusal or too_large(self._visit)
         elif self._in_head and self._url and len(self._url[0]) > edge.bounds.max_url_bytes:
             self._refusal = self._refusal or UriTooLong("the request's URL is longer than 8 KiB")
         if self._refusal is not None:
             self._refuse(self._refusal)
+
+    def _most_raw_bytes(self, visit: Visit) -> int:
+        """Bytes that may follow a head: the body, its framing in chunks of a sensible size, trailers."""
+        return visit.max_body_bytes + visit.max_body_bytes // 8 + self._edge.bounds.max_head_bytes
 
     def eof_received(self) -> bool:
         return False
@@ -311,8 +313,8 @@ class ClientConnection(asyncio.Protocol):
         edge = self._edge
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body.clear()
-        if len(body) > edge.reception.max_body_bytes:
-            self._refusal = edge.reception.too_large()
+        if len(body) > visit.max_body_bytes:
+            self._refusal = too_large(visit)
             return
         self._visit = None
         if self._raw_bytes:

@@ -5,6 +5,7 @@ characters, trailing bytes, broken escapes are errors). It does not check UTF-8 
 pass, at a hundredth of the price.
 """
 
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -12,13 +13,14 @@ import msgspec
 
 from gateway.core.call import Call
 from gateway.core.caller import Tenant
-from gateway.core.errors import Forbidden, InvalidJson, InvalidRequest, UnsupportedMediaType
+from gateway.core.errors import Forbidden, InvalidJson, InvalidRequest, Unsupported, UnsupportedMediaType
 from gateway.pipeline.body import MAX_NESTING, Member, asking_for_usage, members, nesting, repeated, stand_once, without
-from gateway.pipeline.operations import CHAT, Operation
+from gateway.pipeline.operations import CHAT, COMPLETIONS, JSON, RESPONSES_API, Operation
+from gateway.upstream.usage import BYTES_PER_TOKEN
 
 WORTH_CUTTING_BYTES = 4096
-BYTES_PER_TOKEN = 4
-"""For estimates only; what is charged in the end is what the pod reports."""
+BYTES_PER_AUDIO_TOKEN = 640
+"""Speech models hear some 50 tokens a second, of 16-bit samples at 16 kHz. For estimates only."""
 
 GUARDED_FIELDS = (
     "priority",
@@ -34,6 +36,9 @@ GUARDED_FIELDS = (
 
 _ROUTED = frozenset(("model", "stream", "stream_options"))
 
+FORM_FIELDS = frozenset(("model", "stream", "stream_include_usage", *GUARDED_FIELDS))
+"""What is read of a form; each may stand in it once."""
+
 _Optional = msgspec.Raw | msgspec.UnsetType
 
 
@@ -44,6 +49,7 @@ class _Fields(msgspec.Struct, gc=False):
     n: int | None = None
     messages: _Optional = msgspec.UNSET
     prompt: _Optional = msgspec.UNSET
+    input: _Optional = msgspec.UNSET
     prompt_embeds: _Optional = msgspec.UNSET
     priority: _Optional = msgspec.UNSET
     cache_salt: _Optional = msgspec.UNSET
@@ -55,6 +61,11 @@ class _Fields(msgspec.Struct, gc=False):
     request_id: _Optional = msgspec.UNSET
 
 
+class _ResponsesFields(_Fields, gc=False):
+    previous_response_id: str | None = None
+    background: bool | None = None
+
+
 class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -64,6 +75,7 @@ _UNSET = msgspec.UNSET
 _NONE_SENT = (_UNSET,) * len(GUARDED_FIELDS)
 _guarded = attrgetter(*GUARDED_FIELDS)
 _fields = msgspec.json.Decoder(_Fields)
+_responses_fields = msgspec.json.Decoder(_ResponsesFields)
 _stream_options = msgspec.json.Decoder(_StreamOptions | None)
 _prompts = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -76,7 +88,7 @@ class Look(NamedTuple):
     in_doubt: bool
 
 
-def check_content_type(content_type: bytes) -> None:
+def check_json(content_type: bytes) -> None:
     """Only JSON is read: a browser can send anything else from a foreign page without asking.
 
     Raises `UnsupportedMediaType`.
@@ -87,7 +99,7 @@ def check_content_type(content_type: bytes) -> None:
         raise UnsupportedMediaType("send the body as application/json in UTF-8, with that Content-Type")
 
 
-def look(body: bytes) -> Look:
+def look(body: bytes, operation: Operation) -> Look:
     """The routed fields of a JSON body.
 
     Raises `InvalidJson` for what is not JSON that means one thing, `InvalidRequest` for fields of the wrong type.
@@ -95,7 +107,7 @@ def look(body: bytes) -> Look:
     try:
         if not body.isascii():
             str(body, "utf-8")
-        fields = _fields.decode(body)
+        fields = (_fields if operation is not RESPONSES_API else _responses_fields).decode(body)
     except msgspec.ValidationError as error:
         raise _invalid_field(str(error)) from None
     except msgspec.DecodeError:
@@ -112,6 +124,8 @@ def look(body: bytes) -> Look:
             text = without(body, b'"messages"', bytes(fields.messages))
         elif fields.prompt is not _UNSET:
             text = without(body, b'"prompt"', bytes(fields.prompt))
+        elif fields.input is not _UNSET:
+            text = without(body, b'"input"', bytes(fields.input))
     streams = (fields.stream is not _UNSET) + (fields.stream_options is not _UNSET)
     return Look(fields, body, not stand_once(text, streams))
 
@@ -125,12 +139,15 @@ def call_of(seen: Look, found: list[Member] | None, operation: Operation, tenant
     if found is not None and (key := repeated(found, _ROUTED)) is not None:
         raise InvalidJson(f"the key {key!r} stands in the body twice", param=key)
     if _guarded(fields) != _NONE_SENT:
-        _check_guarded(fields, tenant)
-    stream = fields.stream is True
+        sent = zip(GUARDED_FIELDS, _guarded(fields), strict=True)
+        _check_guarded([name for name, value in sent if value is not _UNSET], tenant)
+    if isinstance(fields, _ResponsesFields):
+        _check_remembered(fields)
+    stream = fields.stream is True and operation.streams
     wants_usage = False
     parts: list[bytes | memoryview] = [body]
     length = len(body)
-    if stream:
+    if stream and (operation is CHAT or operation is COMPLETIONS):
         options = None
         if isinstance(fields.stream_options, msgspec.Raw):
             options = next(m for m in (found or members(body)) if m.key == "stream_options")
@@ -142,17 +159,59 @@ def call_of(seen: Look, found: list[Member] | None, operation: Operation, tenant
         model=fields.model,
         stream=stream,
         wants_usage=wants_usage,
-        choices=1 if operation is CHAT and fields.n is None else _choices(fields, operation),
+        choices=_choices(fields, operation) if operation is COMPLETIONS or fields.n is not None else 1,
         body=parts,
         body_length=length,
+        content_type=JSON,
         prompt_tokens_estimate=len(body) // BYTES_PER_TOKEN,
     )
 
 
-def _check_guarded(fields: _Fields, tenant: Tenant) -> None:
-    for name, value in zip(GUARDED_FIELDS, _guarded(fields), strict=True):
-        if value is not _UNSET and name not in tenant.allow_fields:
+def call_of_form(found: Mapping[str, str], body: bytes, content_type: bytes, tenant: Tenant) -> Call:
+    """The call that a form makes; `found` are those of its `FORM_FIELDS` that it has.
+
+    Raises `InvalidRequest` and `Forbidden`.
+    """
+    _check_guarded([name for name in GUARDED_FIELDS if name in found], tenant)
+    model = found.get("model", "")
+    if not model:
+        raise InvalidRequest(_NO_MODEL, param="model")
+    return Call(
+        model=model,
+        stream=_truth(found, "stream"),
+        wants_usage=_truth(found, "stream_include_usage"),
+        choices=1,
+        body=[body],
+        body_length=len(body),
+        content_type=content_type,
+        prompt_tokens_estimate=len(body) // BYTES_PER_AUDIO_TOKEN,
+    )
+
+
+def _truth(found: Mapping[str, str], name: str) -> bool:
+    """A form's boolean, in the words that vLLM understands."""
+    word = found.get(name, "").lower()
+    if word in ("true", "1", "yes", "on", "t", "y"):
+        return True
+    if word in ("", "false", "0", "no", "off", "f", "n"):
+        return False
+    raise InvalidRequest(f"the field {name!r} is neither true nor false", param=name)
+
+
+def _check_guarded(sent: list[str], tenant: Tenant) -> None:
+    for name in sent:
+        if name not in tenant.allow_fields:
             raise Forbidden(f"this key may not send the field {name!r}", code="field_not_allowed", param=name)
+
+
+def _check_remembered(fields: _ResponsesFields) -> None:
+    """What a pod would have to remember: the next request may well go to another one."""
+    if fields.previous_response_id is not None:
+        raise Unsupported(
+            "earlier responses are kept by no pod: send the whole conversation as 'input'", param="previous_response_id"
+        )
+    if fields.background:
+        raise Unsupported("responses in the background are not kept: leave out 'background'", param="background")
 
 
 def _wants_usage(options: bytes) -> bool:
@@ -188,6 +247,9 @@ def _invalid_field(told: str) -> InvalidRequest:
     reason, _, path = told.partition(" - at `$")
     field = path.strip(".`") or None
     if "missing required field `model`" in reason:
-        return InvalidRequest("the field 'model' is missing: name one of /v1/models", param="model")
+        return InvalidRequest(_NO_MODEL, param="model")
     where = f"the field {field!r}" if field else "the body"
     return InvalidRequest(f"{where} has the wrong type: {reason[:1].lower()}{reason[1:]}", param=field)
+
+
+_NO_MODEL = "the field 'model' is missing: name one of /v1/models"

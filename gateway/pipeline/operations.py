@@ -1,17 +1,34 @@
 """The table of operations: which paths exist, and what each needs.
 
 Paths are compared raw, repeated slashes read as one, and nothing else is normalised: `/v1/../x` and `/v1%2Fmodels`
-are not found. What does not stand here never reaches a pod.
+are not found. What does not stand here never reaches a pod: vLLM has routes that load adapters, that put it to sleep,
+and one that chats without asking for a key.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from urllib.parse import unquote_to_bytes
 
 from gateway.core.errors import MethodNotAllowed, NotFound
+from gateway.pipeline.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect
+from gateway.upstream.named_events import MessagesReader, ResponsesReader
+from gateway.upstream.usage import AnswerReader, ChoicesReader, EventReader, TranscriptReader
 
 _SLASHES = re.compile(rb"/{2,}")
 _MODELS = b"/v1/models"
+_MESSAGES = b"/v1/messages"
+
+JSON = b"application/json"
+BYTES = b"application/octet-stream"
+
+
+class Body(Enum):
+    """What a request brings."""
+
+    NONE = "none"
+    JSON = "json"
+    FORM = "multipart/form-data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +37,52 @@ class Operation:
 
     label: str
     path: bytes
+    reader: type[AnswerReader] = AnswerReader
+    """Follows the answer; an `EventReader` where it may be a stream."""
+    dialect: Dialect = OPENAI
+    body: Body = Body.JSON
+    answers: tuple[bytes, ...] = (JSON,)
+    """Media types of answers that are not streams."""
+    takes_tokens: bool = True
+    """Whether the model runs: where the pod does not say what it took, it is estimated."""
     method: bytes = b"POST"
-    has_body: bool = True
-    """Whether a body is read and sent to a pod."""
+    streams: bool = field(init=False)
+    """Whether `stream: true` means something here. Elsewhere vLLM ignores it, and so do we."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "streams", issubclass(self.reader, EventReader))
 
 
-CHAT = Operation("chat", b"/v1/chat/completions")
-COMPLETIONS = Operation("completions", b"/v1/completions")
-MODELS = Operation("models", _MODELS, b"GET", has_body=False)
+CHAT = Operation("chat", b"/v1/chat/completions", ChoicesReader)
+COMPLETIONS = Operation("completions", b"/v1/completions", ChoicesReader)
+RESPONSES_API = Operation("responses", b"/v1/responses", ResponsesReader, RESPONSES)
+MESSAGES = Operation("messages", _MESSAGES, MessagesReader, ANTHROPIC)
+COUNT_TOKENS = Operation("count_tokens", b"/v1/messages/count_tokens", dialect=ANTHROPIC, takes_tokens=False)
+EMBEDDINGS = Operation("embeddings", b"/v1/embeddings", answers=(JSON, BYTES))
+RERANK = Operation("rerank", b"/v1/rerank")
+SCORE = Operation("score", b"/v1/score")
+TRANSCRIPTIONS = Operation("transcriptions", b"/v1/audio/transcriptions", TranscriptReader, body=Body.FORM)
+TRANSLATIONS = Operation("translations", b"/v1/audio/translations", TranscriptReader, body=Body.FORM)
+TOKENIZE = Operation("tokenize", b"/tokenize", takes_tokens=False)
+DETOKENIZE = Operation("detokenize", b"/detokenize", takes_tokens=False)
+MODELS = Operation("models", _MODELS, body=Body.NONE, takes_tokens=False, method=b"GET")
 
-_BY_PATH = {operation.path: operation for operation in (CHAT, COMPLETIONS, MODELS)}
+OPERATIONS = (
+    CHAT,
+    COMPLETIONS,
+    RESPONSES_API,
+    MESSAGES,
+    COUNT_TOKENS,
+    EMBEDDINGS,
+    RERANK,
+    SCORE,
+    TRANSCRIPTIONS,
+    TRANSLATIONS,
+    TOKENIZE,
+    DETOKENIZE,
+    MODELS,
+)
+_BY_PATH = {operation.path: operation for operation in OPERATIONS}
 
 
 def find(method: bytes, target: bytes) -> tuple[Operation, str | None]:
@@ -40,7 +93,7 @@ def find(method: bytes, target: bytes) -> tuple[Operation, str | None]:
     operation = _BY_PATH.get(target)
     if operation is not None and operation.method == method:
         return operation, None
-    path = _SLASHES.sub(b"/", target.partition(b"?")[0])
+    path = _path(target)
     operation = _BY_PATH.get(path)
     model_id = None
     if operation is None and path.startswith(_MODELS + b"/"):
@@ -51,3 +104,13 @@ def find(method: bytes, target: bytes) -> tuple[Operation, str | None]:
     if operation.method != method:
         raise MethodNotAllowed(f"use {operation.method.decode()} for this route", allow=operation.method)
     return operation, model_id
+
+
+def dialect_at(target: bytes) -> Dialect:
+    """In which words a refusal at this target is told, whether there is such a route or not."""
+    path = _path(target)
+    return ANTHROPIC if path == _MESSAGES or path.startswith(_MESSAGES + b"/") else OPENAI
+
+
+def _path(target: bytes) -> bytes:
+    return _SLASHES.sub(b"/", target.partition(b"?")[0])

@@ -19,9 +19,11 @@ from gateway.core.errors import (
     UnsupportedMediaType,
 )
 from gateway.limits.keys import KeyRing
+from gateway.pipeline.dialects import OPENAI, Dialect
 from gateway.pipeline.exchange import Head
-from gateway.pipeline.intake import check_content_type
-from gateway.pipeline.operations import MODELS, Operation, find
+from gateway.pipeline.form import boundary_of
+from gateway.pipeline.intake import check_json
+from gateway.pipeline.operations import JSON, MODELS, Body, Operation, dialect_at, find
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 _ONCE = (b"authorization", b"x-api-key", b"content-type", b"x-request-id", b"expect")
@@ -37,6 +39,10 @@ class Visit:
     model_id: str | None = None
     """Of `/v1/models/{id}`."""
     tenant: Tenant = ANONYMOUS
+    dialect: Dialect = OPENAI
+    max_body_bytes: int = 0
+    boundary: bytes = b""
+    """Of a form's parts."""
     error: PoolgateError | None = None
 
 
@@ -58,9 +64,10 @@ class RequestIds:
 class Reception:
     """Tells who calls and what for. `keys` None: authentication is off; may be replaced at any time."""
 
-    def __init__(self, keys: KeyRing | None, max_body_bytes: int) -> None:
+    def __init__(self, keys: KeyRing | None, max_body_bytes: int, max_upload_bytes: int) -> None:
         self.keys = keys
-        self.max_body_bytes = max_body_bytes
+        self._max_body_bytes = max_body_bytes
+        self._max_upload_bytes = max_upload_bytes
         self._ids = RequestIds()
 
     def receive(self, head: Head) -> Visit:
@@ -72,20 +79,22 @@ class Reception:
         if b"x-request-id" in fields and _REQUEST_ID.match(fields[b"x-request-id"]):
             trail.request_id = fields[b"x-request-id"].decode("ascii")
             trail.pod_request_id = f"{trail.request_id}-{ours}"
-        visit = Visit(head, trail)
+        visit = Visit(head, trail, max_body_bytes=self._max_body_bytes)
         try:
             operation, visit.model_id = find(head.method, head.target)
             visit.operation = operation
+            visit.dialect = operation.dialect
             trail.operation = operation.label
             if head.repeated:
                 self._check_repeated(head.repeated)
             visit.tenant = trail.tenant = self._identify(fields)
             if b"expect" in fields and fields[b"expect"].lower() != b"100-continue":
                 raise ExpectationFailed("the only expectation that is met is 100-continue")
-            if operation.has_body:
-                self._check_body(fields)
+            if operation.body is not Body.NONE:
+                self._check_body(visit, fields)
         except PoolgateError as error:
             visit.error = error
+            visit.dialect = dialect_at(head.target)
         return visit
 
     def stranger(self, received_at: float, error: PoolgateError) -> Visit:
@@ -115,16 +124,20 @@ class Reception:
             raise InvalidApiKey("this API key is unknown, disabled or expired")
         return tenant
 
-    def _check_body(self, fields: dict[bytes, bytes]) -> None:
+    def _check_body(self, visit: Visit, fields: dict[bytes, bytes]) -> None:
         if b"content-encoding" in fields and fields[b"content-encoding"].lower() != b"identity":
             raise UnsupportedMediaType("send the body without a Content-Encoding")
         content_type = fields.get(b"content-type", b"")
-        if content_type != b"application/json":
-            check_content_type(content_type)
+        if visit.operation.body is Body.FORM:
+            visit.max_body_bytes = self._max_upload_bytes
+            visit.boundary = boundary_of(content_type)
+        elif content_type != JSON:
+            check_json(content_type)
         length = fields.get(b"content-length")
-        if length is not None and int(length) > self.max_body_bytes:
-            raise self.too_large()
+        if length is not None and int(length) > visit.max_body_bytes:
+            raise too_large(visit)
 
-    def too_large(self) -> BodyTooLarge:
-        """The refusal of a body beyond the bound."""
-        return BodyTooLarge(f"the body is larger than {self.max_body_bytes} bytes")
+
+def too_large(visit: Visit) -> BodyTooLarge:
+    """The refusal of a body beyond its bound."""
+    return BodyTooLarge(f"the body is larger than {visit.max_body_bytes} bytes")

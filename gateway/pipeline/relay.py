@@ -5,8 +5,8 @@ content event, a whole answer or a failure (so that the 200 is committed, or the
 and `ended`. In between, whatever whole events one read of the pod completes go out in one write of the client's
 transport. Pausing one side pauses the other.
 
-The relay writes no ending: `[DONE]` and the usage event are held until the stream is judged, and what was held comes
-with `Ended`, for `serve` to send.
+The relay writes no ending: the closing event and the usage event are held until the stream is judged, and what was
+held comes with `Ended`, for `serve` to send.
 """
 
 import asyncio
@@ -30,15 +30,16 @@ from gateway.upstream.connection import AnswerHead, Loss, PodConnection
 from gateway.upstream.failure import Failure
 from gateway.upstream.refusal import first_event_error, refusal
 from gateway.upstream.sse import EventFramer, payload
-from gateway.upstream.usage import AnswerReader, EventKind, is_plain_token
+from gateway.upstream.usage import AnswerReader, EventKind, EventReader
 
 MAX_WHOLE_BYTES = 1 << 20
 """An answer that is not a stream is held whole up to here, so that a cut can be told, or tried again."""
 MAX_TAIL_BYTES = 1 << 20
 """The most of an unfinished event, and of the events before the first content, that a stream may hold."""
+KEPT_ENDING_BYTES = 4096
+"""What is kept of the end of an answer too large to be held: its usage stands there."""
 KEEP_ALIVE = b": keep-alive\n"
 """A comment in the form every SDK survives: one line end, not two."""
-DONE = b"data: [DONE]\n\n"
 
 
 class TailBudget:
@@ -61,12 +62,16 @@ class Whole(NamedTuple):
     """An answer that is not a stream, complete."""
 
     body: bytes
+    content_type: bytes
+    headers: "Headers"
 
 
 class Large(NamedTuple):
     """An answer that is not a stream and passes `MAX_WHOLE_BYTES`: it goes through as it comes."""
 
     length: int | None
+    content_type: bytes
+    headers: "Headers"
 
 
 class Content:
@@ -87,21 +92,23 @@ class Ended(NamedTuple):
     """The pod's own error event was relayed: ours is not added."""
 
 
+Headers = tuple[tuple[bytes, bytes], ...]
 First = Failed | Whole | Large | Content
 
 _FAILURES = {Loss.STALE: Failure.STALE, Loss.CUT: Failure.RESET, Loss.RESET: Failure.RESET}
 _JSON = b"application/json"
-_EVENTS = b"text/event-stream"
+_EVENTS = (b"text/event-stream",)
 
 
 class Relay:
     """An answer that is not a stream. `first` and `ended` are the two moments; neither ever holds an exception."""
 
     __slots__ = (
+        "_accepted",
         "_clock",
         "_deadline",
+        "_ending",
         "_exchange",
-        "_expected",
         "_head",
         "_held",
         "_held_bytes",
@@ -119,17 +126,19 @@ class Relay:
         deadline: float,
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
+        accepted: tuple[bytes, ...] = (_JSON,),
     ) -> None:
         self.reader = reader
         self.connection: PodConnection | None = None
         """Set by who sends the request; paused while the client is slow."""
         self._clock = clock
         self._deadline = deadline
-        self._expected = _JSON
+        self._accepted = accepted
         self._exchange: Exchange | None = None
         self._head: AnswerHead | None = None
         self._held: list[bytes] = []
         self._held_bytes = 0
+        self._ending = b""
         self._paused = False
         self.first_content_at: float | None = None
         self.first: asyncio.Future[First] = loop.create_future()
@@ -187,20 +196,23 @@ class Relay:
 
     def body_received(self, data: bytes) -> None:
         if self._exchange is not None:
+            self._ending = (self._ending + data)[-KEPT_ENDING_BYTES:] if len(data) < KEPT_ENDING_BYTES else data
             self._exchange.write(data)
             return
         self._held.append(data)
         self._held_bytes += len(data)
         if self._held_bytes > MAX_WHOLE_BYTES and not self.first.done():
             head = self._head
-            if head is not None and head.status == 200 and head.content_type == self._expected == _JSON:
-                self.first.set_result(Large(head.content_length))
+            if head is not None and self._is_acceptable(head) and self._accepted is not _EVENTS:
+                self.first.set_result(Large(head.content_length, head.content_type, _kept(head)))
             else:
                 self.fail(Failure.JUNK, UpstreamBadResponse("the pod's answer is too large for what it is"))
 
     def answer_ended(self, by_close: bool) -> None:
         if not self.first.done():
             self.first.set_result(self._judge(b"".join(self._held)))
+        elif not by_close:
+            self.reader.read_ending(self._ending[-KEPT_ENDING_BYTES:])
         # Nothing tells whether a body that ends by a close is whole, and one this large is not read.
         self.end(Ended(b"", StreamTruncated("the pod closed inside its answer") if by_close else None))
 
@@ -221,13 +233,27 @@ class Relay:
         head = self._head
         if head is None:
             return Failed(Failure.JUNK, UpstreamBadResponse("the pod's answer has no head"))
-        if b"content-encoding" in head.fields and head.fields[b"content-encoding"].lower() != b"identity":
-            return Failed(Failure.JUNK, UpstreamBadResponse("the pod compressed its answer unasked"))
         if head.status != 200:
             return Failed(*refusal(head.status, body, head.fields.get(b"retry-after")))
-        if head.content_type != self._expected or not self.reader.read_whole(body):
-            return Failed(Failure.JUNK, UpstreamBadResponse("the pod's answer is not what was asked for"))
-        return Whole(body)
+        if not self._is_acceptable(head):
+            return Failed(Failure.JUNK, UpstreamBadResponse("the pod's answer is not of the kind that was asked for"))
+        if head.content_type == _JSON and not self.reader.read_whole(body):
+            return Failed(Failure.JUNK, UpstreamBadResponse("the pod's answer is not valid JSON"))
+        return Whole(body, head.content_type, _kept(head))
+
+    def _is_acceptable(self, head: AnswerHead) -> bool:
+        """Whether an answer's head promises what was asked for."""
+        return (
+            head.status == 200
+            and head.content_type in self._accepted
+            and head.fields.get(b"content-encoding", b"identity").lower() == b"identity"
+        )
+
+
+def _kept(head: AnswerHead) -> Headers:
+    """The one header of a pod's that belongs to its answer: embeddings as bytes are described in it."""
+    described = head.fields.get(b"metadata") if head.content_type != _JSON else None
+    return () if described is None else ((b"metadata", described),)
 
 
 class StreamRelay(Relay):
@@ -235,9 +261,11 @@ class StreamRelay(Relay):
 
     __slots__ = (
         "_budget",
+        "_end_mark",
         "_events",
         "_framer",
         "_idle_seconds",
+        "_is_plain",
         "_plainly",
         "_pod_error",
         "_quiet_since",
@@ -248,20 +276,23 @@ class StreamRelay(Relay):
         "_usage_event",
         "_wants_usage",
     )
+    reader: EventReader
 
     def __init__(
         self,
-        reader: AnswerReader,
+        reader: EventReader,
         deadlines: Deadlines,
         received_at: float,
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
         *,
         wants_usage: bool,
+        end_mark: bytes,
         budget: TailBudget,
     ) -> None:
-        super().__init__(reader, received_at + deadlines.ttft_seconds, clock, loop)
-        self._expected = _EVENTS
+        super().__init__(reader, received_at + deadlines.ttft_seconds, clock, loop, _EVENTS)
+        self._end_mark = end_mark
+        self._is_plain = reader.plain.fullmatch
         self._total_deadline = received_at + deadlines.stream_seconds
         self._idle_seconds = deadlines.idle_seconds
         self._wants_usage = wants_usage
@@ -276,31 +307,32 @@ class StreamRelay(Relay):
         self._usage_event = b""
         self._pod_error: PoolgateError | None = None
 
+    @property
+    def events(self) -> int:
+        """Events of the pod's so far, comments left out."""
+        return self._events + self.reader.content_events
+
     def sweep(self, now: float) -> None:
         if not self.first.done():
             if now >= self._deadline:
                 self.fail(Failure.TIMEOUT, UpstreamTtftTimeout("no token came in time"))
         elif now >= self._total_deadline:
             self.end(Ended(b"", UpstreamTimeout("the stream lasted longer than it may")))
-        elif self._paused or self._events + self.reader.content_events != self._swept_events:
-            self._swept_events = self._events + self.reader.content_events
+        elif self._paused or self.events != self._swept_events:
+            self._swept_events = self.events
             self._quiet_since = now
         elif now - self._quiet_since >= self._idle_seconds:
             self.end(Ended(b"", StreamStalled(f"the pod sent nothing for {self._idle_seconds:g} s")))
 
     def head_received(self, head: AnswerHead) -> None:
         super().head_received(head)
-        self._streaming = (
-            head.status == 200
-            and head.content_type == _EVENTS
-            and head.fields.get(b"content-encoding", b"identity").lower() == b"identity"
-        )
+        self._streaming = self._is_acceptable(head)
 
     def body_received(self, data: bytes) -> None:
         if not self._streaming:
             super().body_received(data)
             return
-        if self._plainly and is_plain_token(data) is not None:
+        if self._plainly and self._is_plain(data) is not None:
             # One more token, as nearly every read brings.
             self.reader.content_events += 1
             self._exchange.write(data)  # type: ignore[union-attr]  # nothing is plain before the commit
@@ -311,10 +343,8 @@ class StreamRelay(Relay):
             self._hold_tail(tail)
         if events:
             self._take(events)
-        # Inside an event nothing is plain, whatever it looks like; nor while every index must be noted.
-        self._plainly = (
-            not tail and self._exchange is not None and self.reader.choices is not None and not self.ended.done()
-        )
+        # Inside an event nothing is plain, whatever it looks like.
+        self._plainly = not tail and self._exchange is not None and self.reader.may_skip and not self.ended.done()
 
     def answer_ended(self, by_close: bool) -> None:
         if not self._streaming:
@@ -348,9 +378,11 @@ class StreamRelay(Relay):
             elif kind is _USAGE:
                 self._events += 1
                 self._usage_event = event
-            elif kind is _DONE:
+            elif kind is _DONE or kind is _LAST:
                 self._emit(out)
-                self._judge_done(event)
+                if kind is _LAST:
+                    self._begin_at_the_end()
+                self._judge_end(event)
                 return
             elif kind is _ERROR:
                 self._events += 1
@@ -379,7 +411,15 @@ class StreamRelay(Relay):
         elif self._held_bytes > MAX_TAIL_BYTES:
             self.fail(Failure.JUNK, UpstreamBadResponse("the pod sent events but no content"))
 
-    def _judge_done(self, event: bytes) -> None:
+    def _begin_at_the_end(self) -> None:
+        """The closing event is an answer, even an empty one."""
+        if self.reader.error is not None:
+            self._pod_error = UpstreamFailed("the pod reported that its answer failed")
+        if not self.first.done():
+            self.first_content_at = self._clock()
+            self.first.set_result(CONTENT)
+
+    def _judge_end(self, event: bytes) -> None:
         if self._pod_error is not None:
             self.end(Ended(event, self._pod_error, said=True))
         elif self.reader.whole and self.first_content_at is not None:
@@ -390,7 +430,7 @@ class StreamRelay(Relay):
     def _cut(self, error: PoolgateError) -> None:
         """The stream is over and not whole."""
         if self._pod_error is not None:
-            self.end(Ended(DONE, self._pod_error, said=True))
+            self.end(Ended(self._end_mark, self._pod_error, said=True))
         elif self.first_content_at is None:
             self.fail(Failure.RESET, UpstreamDisconnected("the pod ended its stream before the first token"))
         else:
@@ -419,4 +459,4 @@ class StreamRelay(Relay):
 
 
 _CONTENT, _USAGE, _ERROR = EventKind.CONTENT, EventKind.USAGE, EventKind.ERROR
-_DONE, _COMMENT = EventKind.DONE, EventKind.COMMENT
+_DONE, _LAST, _COMMENT = EventKind.DONE, EventKind.LAST, EventKind.COMMENT

@@ -27,15 +27,17 @@ from gateway.core.fleet import Fleet, Pod, Route
 from gateway.pipeline import catalogue
 from gateway.pipeline.body import members
 from gateway.pipeline.exchange import Exchange
-from gateway.pipeline.intake import call_of, look
+from gateway.pipeline.form import read_form
+from gateway.pipeline.intake import FORM_FIELDS, call_of, call_of_form, look
+from gateway.pipeline.operations import Body, Operation
 from gateway.pipeline.reception import Visit
-from gateway.pipeline.relay import Content, Ended, Failed, Large, Relay, StreamRelay, TailBudget, Whole
+from gateway.pipeline.relay import Content, Failed, Large, Relay, StreamRelay, TailBudget, Whole
 from gateway.pipeline.retries import Again, Retries
 from gateway.upstream.connection import PodConnection
 from gateway.upstream.failure import Failure
 from gateway.upstream.headers import request_head
 from gateway.upstream.pool import ConnectFailed, PodPool, Pools
-from gateway.upstream.usage import AnswerReader
+from gateway.upstream.usage import AnswerReader, EventReader
 
 OFF_LOOP_BYTES = 262_144
 """A body larger than this is walked in a thread when its keys are in doubt."""
@@ -91,7 +93,7 @@ class Pipeline:
 
     def refuse(self, visit: Visit, exchange: Exchange, error: PoolgateError) -> None:
         """Answer with an error and close the trail; for what is refused before its body was read."""
-        self._answer_error(visit.trail, exchange, error)
+        self._answer_error(visit, exchange, error)
         self._settle(visit.trail)
 
     async def serve(self, visit: Visit, body: bytes, exchange: Exchange) -> None:
@@ -101,28 +103,32 @@ class Pipeline:
         try:
             if exchange.client_gone:
                 trail.outcome = Outcome.CLIENT_LEFT
-            elif not visit.operation.has_body:
+            elif visit.operation.body is Body.NONE:
                 self._list_models(visit, exchange)
             elif self.draining:
                 raise _draining()
             else:
-                seen = look(body)
-                found = None
-                if seen.in_doubt:
-                    found = members(body) if len(body) <= OFF_LOOP_BYTES else await asyncio.to_thread(members, body)
-                call = call_of(seen, found, visit.operation, visit.tenant)
+                if visit.operation.body is Body.FORM:
+                    call = await _read_form(visit, body)
+                else:
+                    seen = look(body, visit.operation)
+                    found = None
+                    if seen.in_doubt:
+                        found = members(body) if len(body) <= OFF_LOOP_BYTES else await asyncio.to_thread(members, body)
+                    call = call_of(seen, found, visit.operation, visit.tenant)
+                    del seen, found
                 # From here on the body lives in the call alone.
-                del body, seen, found
+                del body
                 await self._forward(_Request(visit, call, self._route(call, visit), exchange))
         except PoolgateError as error:
-            self._answer_error(trail, exchange, error)
+            self._answer_error(visit, exchange, error)
         except asyncio.CancelledError:
             if not exchange.client_gone:
                 raise
             trail.outcome = Outcome.CLIENT_LEFT
         except Exception:
             log.exception("request %s failed inside the gateway", trail.request_id)
-            self._answer_error(trail, exchange, InternalError("the gateway failed; the request may be sent again"))
+            self._answer_error(visit, exchange, InternalError("the gateway failed; the request may be sent again"))
         finally:
             self.active -= 1
             self._settle(trail)
@@ -201,7 +207,7 @@ class Pipeline:
             pool.host,
             self._pools.authorization,
             visit.head.fields,
-            _JSON,
+            call.content_type,
             f"{trail.pod_request_id}-{trail.attempts}",
             call.body_length,
         )
@@ -217,11 +223,11 @@ class Pipeline:
             call.body.clear()
             trail.first_content_at = relay.first_content_at or self._monotonic()
             if isinstance(first, Whole):
-                self._begin(trail, exchange, _JSON, len(first.body), ())
+                self._begin(trail, exchange, first.content_type, len(first.body), first.headers)
                 exchange.finish(first.body)
                 trail.outcome = Outcome.COMPLETED
             else:
-                await self._relay_to_its_end(first, relay, pool, trail, exchange)
+                await self._relay_to_its_end(first, relay, pool, visit, exchange)
             outcome = trail.outcome
             return None
         finally:
@@ -229,18 +235,20 @@ class Pipeline:
             self._relays.discard(relay)
             relay.discard()
             trail.attempt_outcomes += ((pool.pod.pool, outcome),)
-            _note_usage(relay.reader, call, trail)
+            _note_usage(relay.reader, visit.operation, call, trail)
 
     def _relay(self, request: "_Request") -> Relay:
         call, deadlines = request.call, request.route.pool.deadlines
+        operation = request.visit.operation
         received_at = request.visit.trail.received_at
-        reader = AnswerReader(call.choices)
+        reader = operation.reader(call.choices)
         loop = self._loop
         if loop is None:
             # Once: Python 3.11 asks the kernel for the process id each time.
             loop = self._loop = asyncio.get_running_loop()
-        if not call.stream:
-            return Relay(reader, received_at + deadlines.response_seconds, self._monotonic, loop)
+        if not call.stream or not isinstance(reader, EventReader):
+            deadline = received_at + deadlines.response_seconds
+            return Relay(reader, deadline, self._monotonic, loop, operation.answers)
         return StreamRelay(
             reader,
             deadlines,
@@ -248,34 +256,33 @@ class Pipeline:
             self._monotonic,
             loop,
             wants_usage=call.wants_usage,
+            end_mark=operation.dialect.end_mark,
             budget=self._budget,
         )
 
     async def _relay_to_its_end(
-        self, first: Large | Content, relay: Relay, pool: PodPool, trail: Trail, exchange: Exchange
+        self, first: Large | Content, relay: Relay, pool: PodPool, visit: Visit, exchange: Exchange
     ) -> None:
         """Commit the 200 of an answer that is not complete yet, and see it to its end."""
+        trail = visit.trail
         if isinstance(first, Large):
-            self._begin(trail, exchange, _JSON, first.length, ())
+            self._begin(trail, exchange, first.content_type, first.length, first.headers)
         else:
             self._begin(trail, exchange, _EVENTS, None, _STREAM_HEADERS)
         relay.commit(exchange)
         ended = await relay.ended
         if ended.error is None and relay.connection is not None:
             pool.release(relay.connection, relay)
-        self._conclude(ended, isinstance(first, Content), trail, exchange)
-
-    def _conclude(self, ended: Ended, is_stream: bool, trail: Trail, exchange: Exchange) -> None:
-        """Write the ending: the truth about it comes before anything else."""
+        # The truth about the ending comes before anything else.
         error = ended.error
         if error is None:
             exchange.finish(ended.held)
             trail.outcome = Outcome.COMPLETED
             return
-        if not is_stream:
-            exchange.abort()
+        if isinstance(relay, StreamRelay):
+            exchange.finish(ended.held if ended.said else visit.operation.dialect.event(error, relay.events))
         else:
-            exchange.finish(ended.held if ended.said else error.event())
+            exchange.abort()
         trail.outcome = Outcome(error.outcome)
         trail.code = error.code
 
@@ -293,7 +300,8 @@ class Pipeline:
         trail.status = 200
         trail.committed_at = self._monotonic()
 
-    def _answer_error(self, trail: Trail, exchange: Exchange, error: PoolgateError) -> None:
+    def _answer_error(self, visit: Visit, exchange: Exchange, error: PoolgateError) -> None:
+        trail = visit.trail
         trail.outcome = Outcome(error.outcome)
         trail.code = error.code
         if exchange.client_gone:
@@ -302,7 +310,7 @@ class Pipeline:
             exchange.abort()
         else:
             trail.status = error.http_status
-            body = error.body()
+            body = visit.dialect.body(error)
             headers = error.headers()
             if trail.tenant is not None and trail.tenant.debug:
                 headers += _debug_headers(trail)
@@ -323,12 +331,25 @@ class _Request(NamedTuple):
     exchange: Exchange
 
 
-def _note_usage(reader: AnswerReader, call: Call, trail: Trail) -> None:
+async def _read_form(visit: Visit, body: bytes) -> Call:
+    """Look at a form, away from the loop if that may take long.
+
+    Raises `InvalidRequest` and `Forbidden`.
+    """
+    if len(body) <= OFF_LOOP_BYTES:
+        found = read_form(body, visit.boundary, FORM_FIELDS)
+    else:
+        found = await asyncio.to_thread(read_form, body, visit.boundary, FORM_FIELDS)
+    return call_of_form(found, body, visit.head.fields[b"content-type"], visit.tenant)
+
+
+def _note_usage(reader: AnswerReader, operation: Operation, call: Call, trail: Trail) -> None:
     """What the last attempt that said anything spent: the pod's own count, or what was seen of it."""
-    if reader.content_events or reader.finished:
+    if reader.answered:
         trail.finish = reader.finish
         trail.content_events = reader.content_events
-        trail.usage = reader.usage() or Usage(call.prompt_tokens_estimate, reader.content_events, estimated=True)
+        if operation.takes_tokens:
+            trail.usage = reader.usage() or Usage(call.prompt_tokens_estimate, reader.content_events, estimated=True)
 
 
 def _debug_headers(trail: Trail) -> tuple[tuple[bytes, bytes], ...]:

@@ -3,7 +3,7 @@
     {"error": {"message", "type", "param", "code"}}     nested: a 4xx passes byte for byte
     {"detail": "..."}                                    FastAPI's own: 404, 405, 400
     {"error": "Unauthorized"}                            a string
-    {"type": "error", "error": {...}}                    Anthropic's, on /v1/messages
+    {"type": "error", "error": {...}}                    Anthropic's, on /v1/messages: a 4xx passes as well
 
 A pod's 401 or 403 is our wrong key, never the caller's. Messages of 5xx lose whatever looks like a path or an
 address before they are passed on.
@@ -74,7 +74,8 @@ def refusal(status: int, body: bytes, retry_after: bytes | None = None) -> tuple
         return server_error(nested or PodError(message=message))
     if 400 <= status < 500:
         if nested is not None:
-            gone = status == 404 and nested.param == "model"
+            # Anthropic's shape has no param.
+            gone = status == 404 and (nested.param == "model" or (nested.type, nested.param) == ("NotFoundError", None))
             return (Failure.MODEL_GONE if gone else Failure.REFUSED), PodRefusal(status, body)
         if status == 404:
             return Failure.REFUSED, NotFound("the model's pods do not serve this route")

@@ -1,12 +1,19 @@
-"""What is read off a chat or completions answer in passing: finish reasons, usage, errors.
+"""What is read off an answer in passing: finish reasons, usage, errors.
 
 vLLM puts a finish reason on each index's last event, the usage in a chunk whose `choices` are empty, and an error
 that comes after its 200 into an event of its own. The decoder names only those fields: the rest is skipped
 unread, so an event costs half a microsecond, whatever its delta says, and invalid UTF-8 in a delta is no error.
+
+    AnswerReader            an answer that is no stream: embeddings, rerank, tokens
+    └── EventReader         one that may be: it also tells what each event is
+        ├── ChoicesReader       chat, completions
+        │   └── TranscriptReader    transcriptions, translations
+        └── NamedEventReader    messages, responses (in `named_events`)
 """
 
 import re
 from enum import IntEnum
+from typing import ClassVar
 
 import msgspec
 
@@ -15,18 +22,23 @@ from gateway.upstream.sse import is_comment, payload
 
 MAX_TOKENS = 1_000_000_000
 """More than this in a usage block is a lie."""
+BYTES_PER_TOKEN = 4
+"""For estimates only; what is charged in the end is what the pod reports."""
 
 
 class EventKind(IntEnum):
     """What an event means to the relay."""
 
     CONTENT = 1
-    """Has a choice: commits the 200 and stops the TTFT clock."""
+    """Part of the answer: commits the 200 and stops the TTFT clock."""
     OTHER = 2
     USAGE = 3
     ERROR = 4
     DONE = 5
+    """The end mark: what comes before it is the whole answer, or the pod lies."""
     COMMENT = 6
+    LAST = 7
+    """Ends the stream, and is part of the answer itself."""
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -39,15 +51,29 @@ class _PromptDetails(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int | None = 0
+    """OpenAI's names, those of its Responses API, and Anthropic's. Audio is told in seconds: no tokens at all."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input_tokens_details: _PromptDetails | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
 
 
 class _Event(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class WholeAnswer(_Event, gc=False):
+    """A whole answer; `stop_reason` is Anthropic's, `status` the Responses API's."""
+
+    stop_reason: str | None = None
+    status: str | None = None
 
 
 class PodError(msgspec.Struct):
@@ -61,16 +87,17 @@ class PodError(msgspec.Struct):
 
 _UNSET = msgspec.UNSET
 _decode_event = msgspec.json.Decoder(_Event).decode
+_decode_whole = msgspec.json.Decoder(WholeAnswer).decode
 _usage = msgspec.json.Decoder(_Usage)
 _error = msgspec.json.Decoder(PodError)
 
 
-is_plain_token = re.compile(
+PLAIN_TOKEN = re.compile(
     rb'data: \{"id":"[^"\\\r\n]*+","object":"[a-z._]++","created":[0-9]++,"model":"[^"\\\r\n]*+",'
     rb'"choices":\[\{"index":[0-9]++,(?:"delta":\{"[a-z_]++":|"text":)"(?:[^"\\\r\n]|\\[^\r\n])*+"\}?,'
     rb'"logprobs":null,"finish_reason":null(?:,"[a-z_]++":null)*+\}\](?:,"[a-z_]++":null)*+\}\n\n'
-).fullmatch
-"""Whether the bytes are exactly one token event in vLLM's usual form, with no finish reason.
+)
+"""Matches, as a whole, what is exactly one token event in vLLM's usual form, with no finish reason.
 
 Reading JSON is cheap; not reading it is cheaper still, and nearly every read of a stream brings one such event. The
 pattern admits no line end but the last two, so nothing can hide in the text: no second event, no `[DONE]`. No part of
@@ -79,19 +106,97 @@ it can be matched in two ways, so it never backtracks.
 
 
 class AnswerReader:
-    """Follows one answer. `choices`: how many indices must finish; None: all that are seen."""
+    """Follows one answer that is no stream, or the whole answer of an operation that might have streamed."""
 
-    __slots__ = ("_raw_usage", "choices", "content_events", "error", "finished", "unfinished")
+    __slots__ = ("_raw_usage", "answered", "content_events")
+
+    def __init__(self, choices: int | None = None) -> None:
+        self._raw_usage: msgspec.Raw | bytes | None = None
+        self.answered = False
+        """Whether anything of an answer was read."""
+        self.content_events = 0
+        """Events of a stream that carry a piece of the answer, one token each as a rule."""
+
+    def read_whole(self, body: bytes) -> bool:
+        """Note what a whole answer says; False when it is no JSON object."""
+        try:
+            seen = _decode_whole(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return False
+        self.answered = True
+        if seen.usage is not _UNSET:
+            self._raw_usage = seen.usage
+        self._note(seen)
+        return True
+
+    def read_ending(self, ending: bytes) -> None:
+        """Note the usage at the end of an answer too large to be read. `ending`: its last bytes.
+
+        Inside a JSON string the quotes would be escaped, and a deeper object would leave a brace too many.
+        """
+        self.answered = True
+        _, key, rest = ending.rpartition(b'"usage":')
+        try:
+            seen = _decode_event(b"{" + key + rest)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return
+        if seen.usage is not _UNSET:
+            self._raw_usage = seen.usage
+
+    def _note(self, seen: WholeAnswer) -> None:
+        """What else a whole answer says."""
+
+    @property
+    def finish(self) -> str:
+        """Why the answer ended, as the access line tells it."""
+        return ""
+
+    def usage(self) -> Usage | None:
+        """The pod's own count, if it came and makes sense."""
+        return None if self._raw_usage is None else read_usage(self._raw_usage)
+
+
+class EventReader(AnswerReader):
+    """Follows one answer that may be a stream."""
+
+    __slots__ = ("error",)
+
+    plain: ClassVar[re.Pattern[bytes]]
+    """Matches, as a whole, exactly one event that needs no reading: content, one piece of it, not the end."""
+
+    def __init__(self, choices: int | None = None) -> None:
+        super().__init__(choices)
+        self.error: PodError | None = None
+
+    def read_event(self, event: bytes) -> EventKind:
+        """Note what one event says, and tell what it is."""
+        raise NotImplementedError
+
+    @property
+    def may_skip(self) -> bool:
+        """Whether an event that is plain may go unread."""
+        return True
+
+    @property
+    def whole(self) -> bool:
+        """Whether an answer that ends here is whole."""
+        raise NotImplementedError
+
+
+class ChoicesReader(EventReader):
+    """Chat and completions. `choices`: how many indices must finish; None: all that are seen."""
+
+    __slots__ = ("choices", "finished", "unfinished")
+
+    plain = PLAIN_TOKEN
 
     def __init__(self, choices: int | None) -> None:
+        super().__init__(choices)
         self.choices = choices
-        self._raw_usage: msgspec.Raw | None = None
         self.finished: dict[int, str] = {}
         """Finish reasons by index."""
         self.unfinished: set[int] | None = None
         """Indices seen without one; only kept when nobody said how many there will be."""
-        self.content_events = 0
-        self.error: PodError | None = None
 
     def read_event(self, event: bytes) -> EventKind:
         """Note what one event says, and tell what it is."""
@@ -120,6 +225,7 @@ class AnswerReader:
             has_usage = True
             self._raw_usage = seen.usage
         if seen.choices:
+            self.answered = True
             self.content_events += 1
             for choice in seen.choices:
                 if choice.finish_reason is not None:
@@ -129,17 +235,14 @@ class AnswerReader:
             return EventKind.CONTENT
         return EventKind.USAGE if has_usage and seen.choices is not None else EventKind.OTHER
 
-    def read_whole(self, body: bytes) -> bool:
-        """Note what a whole answer says; False when it is no JSON object."""
-        try:
-            seen = _decode_event(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return False
-        if seen.usage is not _UNSET:
-            self._raw_usage = seen.usage
+    def _note(self, seen: WholeAnswer) -> None:
         for choice in seen.choices or ():
             self.finished[choice.index] = choice.finish_reason or ""
-        return True
+
+    @property
+    def may_skip(self) -> bool:
+        """Not while every index must be noted."""
+        return self.choices is not None
 
     @property
     def whole(self) -> bool:
@@ -150,27 +253,50 @@ class AnswerReader:
 
     @property
     def finish(self) -> str:
-        """The finish reason of the first index, as the access line tells it."""
+        """The finish reason of the first index."""
         return self.finished.get(0, "")
 
-    def usage(self) -> Usage | None:
-        """The pod's own count, if it came and makes sense."""
-        if self._raw_usage is None:
-            return None
-        try:
-            told = _usage.decode(self._raw_usage)
-        except msgspec.MsgspecError:
-            return None
-        details = told.prompt_tokens_details
-        cached = (details.cached_tokens or 0) if details is not None else 0
-        completion = told.completion_tokens or 0
-        if not (
-            0 <= told.prompt_tokens <= MAX_TOKENS
-            and 0 <= completion <= MAX_TOKENS
-            and 0 <= cached <= told.prompt_tokens
-        ):
-            return None
-        return Usage(told.prompt_tokens, completion, cached)
+
+class TranscriptReader(ChoicesReader):
+    """Transcriptions and translations: events as in a chat, but the end mark alone tells that they are whole.
+
+    A long recording is heard in parts, and each part's last event has a finish reason.
+    """
+
+    __slots__ = ()
+
+    def read_whole(self, body: bytes) -> bool:
+        if not super().read_whole(body):
+            return False
+        # Nobody counts a transcript's tokens for us.
+        self.content_events = max(1, len(body) // BYTES_PER_TOKEN)
+        return True
+
+    @property
+    def whole(self) -> bool:
+        return True
+
+
+def read_usage(raw: bytes | msgspec.Raw) -> Usage | None:
+    """A usage object in any of the three spellings; None where it counts no tokens or makes no sense."""
+    try:
+        told = _usage.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    if told.prompt_tokens is not None:
+        prompt, completion, details = told.prompt_tokens, told.completion_tokens, told.prompt_tokens_details
+    elif told.input_tokens is not None:
+        # Anthropic leaves what the cache had out of the input; OpenAI counts it in.
+        cached_apart = (told.cache_read_input_tokens or 0) + (told.cache_creation_input_tokens or 0)
+        prompt, completion = told.input_tokens + cached_apart, told.output_tokens
+        details = told.input_tokens_details or _PromptDetails(told.cache_read_input_tokens)
+    else:
+        return None
+    cached = (details.cached_tokens or 0) if details is not None else 0
+    completion = completion or 0
+    if not (0 <= prompt <= MAX_TOKENS and 0 <= completion <= MAX_TOKENS and 0 <= cached <= prompt):
+        return None
+    return Usage(prompt, completion, cached)
 
 
 def read_error(raw: bytes | msgspec.Raw) -> PodError:

@@ -132,7 +132,7 @@ def test_the_one_edit_asks_for_usage_and_changes_nothing_else(
         body["stream_options"] = options
     raw = json.dumps(body, indent=1).encode("utf-8", "surrogatepass")
     try:
-        call = call_of(seen := look(raw), members(raw) if seen.in_doubt else None, CHAT, ANONYMOUS)
+        call = call_of(seen := look(raw, CHAT), members(raw) if seen.in_doubt else None, CHAT, ANONYMOUS)
     except PoolgateError:
         return
     sent = json.loads(b"".join(call.body))

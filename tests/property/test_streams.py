@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.fleet import Deadlines
+from gateway.pipeline.dialects import END_MARK, OPENAI
 from gateway.pipeline.relay import Content, Ended, Failed, StreamRelay, TailBudget
 from gateway.upstream.connection import AnswerHead, Loss
 from gateway.upstream.sse import EventFramer, is_comment, payload
-from gateway.upstream.usage import AnswerReader
+from gateway.upstream.usage import ChoicesReader
 from tests.fakes import FakeExchange, Hands
 
 HEAD = AnswerHead(200, {b"content-type": b"text/event-stream; charset=utf-8"}, None)
@@ -87,12 +88,13 @@ split_streams = st.composite(lambda draw: (stream := draw(streams()), split(draw
 
 def relay_for(indices: int, wants_usage: bool) -> tuple[StreamRelay, FakeExchange]:
     relay = StreamRelay(
-        AnswerReader(indices),
+        ChoicesReader(indices),
         Deadlines(),
         0.0,
         Hands(),
         asyncio.get_running_loop(),
         wants_usage=wants_usage,
+        end_mark=END_MARK,
         budget=TailBudget(1 << 24),
     )
     relay.head_received(HEAD)
@@ -173,7 +175,7 @@ def test_cut_anywhere_the_client_gets_a_prefix_of_whole_events_and_the_error(
             return
         assert ended.error is not None
         assert ended.held == b""
-        told = json.loads(payload(ended.error.event().partition(b"\n\n")[0] + b"\n\n") or b"")
+        told = json.loads(payload(OPENAI.event(ended.error, 0).partition(b"\n\n")[0] + b"\n\n") or b"")
         assert told["error"]["code"] in ("upstream_truncated", "upstream_reset", "upstream_failed")
         wanted = expected(blocks, False)
         assert wanted.startswith(exchange.body)

@@ -11,6 +11,7 @@ from gateway.core.errors import PoolgateError
 TABLE = [
     (errors.InvalidJson, 400, "invalid_request_error", "invalid_json"),
     (errors.InvalidRequest, 400, "invalid_request_error", "invalid_request"),
+    (errors.Unsupported, 400, "invalid_request_error", "unsupported"),
     (errors.InvalidApiKey, 401, "authentication_error", "invalid_api_key"),
     (errors.ModelNotFound, 404, "invalid_request_error", "model_not_found"),
     (errors.NotFound, 404, "invalid_request_error", "not_found"),
@@ -43,7 +44,6 @@ WITH_ARGUMENTS = [
 ]
 # Codes of the contract's table that nothing can cause yet, and what brings them.
 TO_COME = {
-    "unsupported": "the Responses API (every route)",
     "rate_limit_exceeded": "limits",
     "quota_exceeded": "limits",
     "queue_full": "waiting",
@@ -119,12 +119,6 @@ def test_every_error_class_stands_in_the_table() -> None:
         errors.Overloaded,
         errors.PodRefusal,
     }
-
-
-def test_an_error_in_a_stream_ends_it_as_the_sdks_expect() -> None:
-    event = errors.StreamTruncated("cut").event()
-    assert event.endswith(b"\n\ndata: [DONE]\n\n")
-    assert json.loads(event.partition(b"\n\n")[0].removeprefix(b"data: "))["error"]["code"] == "upstream_truncated"
 
 
 def test_retry_hints_are_exact_in_milliseconds_and_rounded_up_in_seconds() -> None:

@@ -5,13 +5,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.errors import MethodNotAllowed, NotFound
-from gateway.pipeline.operations import CHAT, COMPLETIONS, MODELS, Operation, find
+from gateway.pipeline import operations
+from gateway.pipeline.dialects import ANTHROPIC, OPENAI
+from gateway.pipeline.operations import MODELS, OPERATIONS, Body, Operation, dialect_at, find
 
 PATHS = {
-    b"/v1/chat/completions": (b"POST", CHAT),
-    b"/v1/completions": (b"POST", COMPLETIONS),
+    b"/v1/chat/completions": (b"POST", operations.CHAT),
+    b"/v1/completions": (b"POST", operations.COMPLETIONS),
+    b"/v1/embeddings": (b"POST", operations.EMBEDDINGS),
+    b"/v1/responses": (b"POST", operations.RESPONSES_API),
+    b"/v1/messages": (b"POST", operations.MESSAGES),
+    b"/v1/messages/count_tokens": (b"POST", operations.COUNT_TOKENS),
+    b"/v1/rerank": (b"POST", operations.RERANK),
+    b"/v1/score": (b"POST", operations.SCORE),
+    b"/v1/audio/transcriptions": (b"POST", operations.TRANSCRIPTIONS),
+    b"/v1/audio/translations": (b"POST", operations.TRANSLATIONS),
+    b"/tokenize": (b"POST", operations.TOKENIZE),
+    b"/detokenize": (b"POST", operations.DETOKENIZE),
     b"/v1/models": (b"GET", MODELS),
 }
+"""The contract's."""
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -78,6 +91,13 @@ def test_a_models_name_is_the_rest_of_the_path_decoded_once(rest: bytes, model_i
         b"/v1/chat/completions/render",
         b"/v1/completions/x",
         b"/v1/chat",
+        b"/v1/responses/resp_1",
+        b"/v1/messages/batches",
+        b"/v1/audio/speech",
+        b"/v2/rerank",
+        b"/rerank",
+        b"/score",
+        b"/tokenizer_info",
         b"http://x/v1/models",
         b"/metrics",
         b"/health",
@@ -117,7 +137,25 @@ def test_whatever_is_asked_only_what_stands_in_the_table_is_found(method: bytes,
     assert model_id is None or operation is MODELS
 
 
-def test_labels_are_unique_and_only_the_models_route_has_no_body() -> None:
-    operations = (CHAT, COMPLETIONS, MODELS)
-    assert len({operation.label for operation in operations}) == len(operations)
-    assert [operation for operation in operations if not operation.has_body] == [MODELS]
+def test_the_table_is_the_contracts() -> None:
+    assert {operation.path: (operation.method, operation) for operation in OPERATIONS} == PATHS
+    assert len({operation.label for operation in OPERATIONS}) == len(OPERATIONS)
+    assert [operation for operation in OPERATIONS if operation.body is Body.NONE] == [MODELS]
+    assert {operation.label for operation in OPERATIONS if operation.streams} == {
+        "chat",
+        "completions",
+        "responses",
+        "messages",
+        "transcriptions",
+        "translations",
+    }
+
+
+@pytest.mark.parametrize("target", [b"/v1/messages", b"//v1/messages?x", b"/v1/messages/x"])
+def test_refusals_below_messages_are_told_in_anthropics_words(target: bytes) -> None:
+    assert dialect_at(target) is ANTHROPIC
+
+
+@pytest.mark.parametrize("target", [b"/v1/completions", b"/v1/messagesx", b"/x/v1/messages", b""])
+def test_all_others_in_openais(target: bytes) -> None:
+    assert dialect_at(target) is OPENAI

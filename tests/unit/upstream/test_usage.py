@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from gateway.core.call import Usage
 from gateway.upstream.sse import EventFramer, payload
-from gateway.upstream.usage import MAX_TOKENS, AnswerReader, EventKind, is_plain_token, read_error
+from gateway.upstream.usage import MAX_TOKENS, PLAIN_TOKEN, ChoicesReader, EventKind, read_error
 from tests.running import captured
 
-CONTENT, OTHER, USAGE, ERROR, DONE, COMMENT = EventKind
+CONTENT, OTHER, USAGE, ERROR, DONE, COMMENT, _ = EventKind
 
 
 def body_of(name: str) -> bytes:
@@ -63,7 +63,7 @@ def events_of(name: str) -> list[bytes]:
 def test_the_events_of_a_real_vllm_are_understood(
     name: str, choices: int, kinds: list[tuple[EventKind, int]], finished: dict[int, str], usage: Usage | None
 ) -> None:
-    reader = AnswerReader(choices)
+    reader = ChoicesReader(choices)
     seen = [reader.read_event(event) for event in events_of(name)]
     assert [(kind, len(list(group))) for kind, group in groupby(seen)] == kinds
     assert reader.content_events == seen.count(CONTENT)
@@ -85,14 +85,14 @@ def test_the_events_of_a_real_vllm_are_understood(
     ],
 )
 def test_a_whole_answer_of_a_real_vllm_is_understood(name: str, finished: dict[int, str], usage: Usage) -> None:
-    reader = AnswerReader(None)
+    reader = ChoicesReader(None)
     assert reader.read_whole(body_of(name))
     assert (reader.finished, reader.usage(), reader.finish) == (finished, usage, finished[0])
 
 
 @pytest.mark.parametrize("body", [b"", b"ok", b"[]", b"null", b"{", b'{"choices":7}', b"\xff", b"[" * 100_000])
 def test_what_is_no_json_object_is_no_answer(body: bytes) -> None:
-    assert not AnswerReader(1).read_whole(body)
+    assert not ChoicesReader(1).read_whole(body)
 
 
 @pytest.mark.parametrize(
@@ -130,29 +130,31 @@ def test_what_is_no_json_object_is_no_answer(body: bytes) -> None:
     ],
 )
 def test_what_an_event_means(event: bytes, kind: EventKind) -> None:
-    assert AnswerReader(1).read_event(event) is kind
+    assert ChoicesReader(1).read_event(event) is kind
 
 
 @pytest.mark.parametrize("event", [b'data: {"choices":\ndata: [{}]}\n\n', b'data: {"choices":[{}]}\nid: 1\n\n'])
 def test_an_event_of_several_lines_means_the_same_in_any_order(event: bytes) -> None:
-    assert AnswerReader(1).read_event(event) is CONTENT
+    assert ChoicesReader(1).read_event(event) is CONTENT
 
 
 @pytest.mark.parametrize(
     "usage",
     [
         '{"prompt_tokens":-1}',
-        '{"completion_tokens":-1}',
-        '{"prompt_tokens_details":{"cached_tokens":-1}}',
+        '{"prompt_tokens":9,"completion_tokens":-1}',
+        '{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":-1}}',
         f'{{"prompt_tokens":{MAX_TOKENS + 1}}}',
-        f'{{"completion_tokens":{MAX_TOKENS + 1}}}',
-        f'{{"prompt_tokens_details":{{"cached_tokens":{MAX_TOKENS + 1}}}}}',
+        f'{{"prompt_tokens":9,"completion_tokens":{MAX_TOKENS + 1}}}',
+        f'{{"prompt_tokens":9,"prompt_tokens_details":{{"cached_tokens":10}}}}',
         '{"prompt_tokens":' + "9" * 400 + "}",
         '{"prompt_tokens":1.5}',
         '{"prompt_tokens":"1"}',
         '{"prompt_tokens":true}',
         '{"prompt_tokens":null}',
-        '{"prompt_tokens_details":[]}',
+        '{"prompt_tokens":9,"prompt_tokens_details":[]}',
+        "{}",
+        '{"type":"duration","seconds":3}',
         "[]",
         "7",
         '"x"',
@@ -160,7 +162,7 @@ def test_an_event_of_several_lines_means_the_same_in_any_order(event: bytes) -> 
     ],
 )
 def test_a_usage_that_cannot_be_is_not_believed(usage: str) -> None:
-    reader = AnswerReader(1)
+    reader = ChoicesReader(1)
     assert reader.read_event(f'data: {{"choices":[],"usage":{usage}}}\n\n'.encode()) is USAGE
     assert reader.usage() is None
 
@@ -168,7 +170,6 @@ def test_a_usage_that_cannot_be_is_not_believed(usage: str) -> None:
 @pytest.mark.parametrize(
     ("usage", "told"),
     [
-        ("{}", Usage(0, 0)),
         ('{"prompt_tokens":3}', Usage(3, 0)),
         ('{"prompt_tokens":3,"completion_tokens":null,"prompt_tokens_details":null}', Usage(3, 0)),
         ('{"prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":null}}', Usage(3, 0)),
@@ -179,14 +180,14 @@ def test_a_usage_that_cannot_be_is_not_believed(usage: str) -> None:
     ],
 )
 def test_what_a_usage_leaves_out_is_nought(usage: str, told: Usage) -> None:
-    reader = AnswerReader(1)
+    reader = ChoicesReader(1)
     reader.read_event(f'data: {{"choices":[],"usage":{usage}}}\n\n'.encode())
     assert reader.usage() == told
     assert not told.estimated
 
 
 def test_no_more_can_be_cached_than_was_sent() -> None:
-    reader = AnswerReader(1)
+    reader = ChoicesReader(1)
     reader.read_event(
         b'data: {"choices":[],"usage":{"prompt_tokens":1,"prompt_tokens_details":{"cached_tokens":5}}}\n\n'
     )
@@ -194,7 +195,7 @@ def test_no_more_can_be_cached_than_was_sent() -> None:
 
 
 def test_the_last_usage_counts() -> None:
-    reader = AnswerReader(1)
+    reader = ChoicesReader(1)
     for count in (1, 2):
         reader.read_event(b'data: {"choices":[{}],"usage":{"prompt_tokens":3,"completion_tokens":%d}}\n\n' % count)
     assert reader.usage() == Usage(3, 2)
@@ -205,14 +206,14 @@ def finish(index: int, reason: str | None = "stop") -> bytes:
 
 
 def test_an_answer_is_whole_when_every_index_has_finished() -> None:
-    reader = AnswerReader(2)
+    reader = ChoicesReader(2)
     for index, whole in ((0, False), (0, False), (1, True)):
         reader.read_event(finish(index))
         assert reader.whole is whole
 
 
 def test_an_answer_of_unknown_width_is_whole_when_all_that_was_seen_has_finished() -> None:
-    reader = AnswerReader(None)
+    reader = ChoicesReader(None)
     assert not reader.whole
     for index, reason, whole in ((0, None, False), (1, None, False), (0, "stop", False), (1, "length", True)):
         reader.read_event(finish(index, reason))
@@ -236,7 +237,7 @@ def test_an_error_in_any_shape_has_a_message(raw: bytes, message: str) -> None:
 
 
 def test_an_error_in_broken_utf_8_is_an_error_all_the_same() -> None:
-    assert AnswerReader(1).read_event(b'data: {"error":{"message":"\xff"}}\n\n') is ERROR
+    assert ChoicesReader(1).read_event(b'data: {"error":{"message":"\xff"}}\n\n') is ERROR
 
 
 @settings(max_examples=300, deadline=None)
@@ -247,7 +248,7 @@ def test_an_error_in_broken_utf_8_is_an_error_all_the_same() -> None:
     )
 )
 def test_no_bytes_of_an_event_are_beyond_us(raw: bytes) -> None:
-    reader = AnswerReader(1)
+    reader = ChoicesReader(1)
     assert reader.read_event(raw + b"\n\n") in EventKind
     reader.usage()
     reader.read_whole(raw)
@@ -279,12 +280,12 @@ COMPLETION = (
     ],
 )
 def test_the_token_events_of_a_real_vllm_are_recognised_and_nothing_else_is(name: str, recognised: int) -> None:
-    reader = AnswerReader(1)
+    reader = ChoicesReader(1)
     count = 0
     for event in events_of(name):
         finished = len(reader.finished)
         kind = reader.read_event(event)
-        if is_plain_token(event):
+        if PLAIN_TOKEN.fullmatch(event):
             assert (kind, len(reader.finished)) == (CONTENT, finished)
             count += 1
     assert count == recognised
@@ -328,9 +329,9 @@ def test_the_token_events_of_a_real_vllm_are_recognised_and_nothing_else_is(name
     ],
 )
 def test_an_event_that_says_more_than_one_token_is_read(event: bytes, before: bytes, after: bytes) -> None:
-    assert is_plain_token(event)
+    assert PLAIN_TOKEN.fullmatch(event)
     if before in event:
-        assert not is_plain_token(event.replace(before, after))
+        assert not PLAIN_TOKEN.fullmatch(event.replace(before, after))
 
 
 texts = st.one_of(
@@ -346,8 +347,8 @@ texts = st.one_of(
 def test_any_text_may_stand_in_a_token_event(text: str, event: bytes, ascii_only: bool) -> None:
     said = json.dumps(text, ensure_ascii=ascii_only)[1:-1].encode("utf-8", "surrogatepass")
     event = event.replace(b"TEXT", said)
-    assert is_plain_token(event)
-    assert AnswerReader(1).read_event(event) is CONTENT
+    assert PLAIN_TOKEN.fullmatch(event)
+    assert ChoicesReader(1).read_event(event) is CONTENT
 
 
 # Bytes meant to break out of the text, or to look like something else.
@@ -382,14 +383,14 @@ def nearly_tokens(draw: st.DrawFn) -> bytes:
 @settings(max_examples=2000, deadline=None)
 @given(nearly_tokens())
 def test_what_is_taken_for_a_token_is_one_event_with_one_choice_that_goes_on(came: bytes) -> None:
-    if not is_plain_token(came):
+    if not PLAIN_TOKEN.fullmatch(came):
         return
     framer = EventFramer()
     assert framer.feed(came) == [came]
     assert not framer.tail
     assert came.count(b"\n") == 2
     assert b"\r" not in came
-    reader = AnswerReader(1)
+    reader = ChoicesReader(1)
     kind = reader.read_event(came)
     assert (reader.finished, reader.error, reader.usage()) == ({}, None, None)
     try:
@@ -413,6 +414,6 @@ def test_no_event_takes_long_to_recognise(unit: bytes, end: bytes) -> None:
     long = CHAT[: CHAT.index(b"TEXT")] + unit * 200_000 + end
     many = CHAT[: CHAT.index(b"]}")] + b',"a":null' * 50_000 + end
     began = time.perf_counter()
-    assert not is_plain_token(long)
-    assert not is_plain_token(many)
+    assert not PLAIN_TOKEN.fullmatch(long)
+    assert not PLAIN_TOKEN.fullmatch(many)
     assert time.perf_counter() - began < 0.5
