@@ -237,7 +237,9 @@ class Relay:
             return Failed(*refusal(head.status, body, head.fields.get(b"retry-after")))
         if not self._is_acceptable(head):
             return Failed(Failure.JUNK, UpstreamBadResponse("the pod's answer is not of the kind that was asked for"))
-        if head.content_type == _JSON and not self.reader.read_whole(body):
+        if head.content_type != _JSON:
+            self.reader.answered = True
+        elif not self.reader.read_whole(body):
             return Failed(Failure.JUNK, UpstreamBadResponse("the pod's answer is not valid JSON"))
         return Whole(body, head.content_type, _kept(head))
 

@@ -6,6 +6,7 @@ or an error are decoded.
 """
 
 import re
+from typing import TypeVar
 
 import msgspec
 
@@ -16,32 +17,45 @@ _USUAL = re.compile(rb"event: ([a-z_.]++)\ndata: (\{[^\r\n]*+)\n\n").fullmatch
 _EVENT_LINE = re.compile(rb"(?:\A|[\r\n])event: ?([^\r\n]*+)")
 
 
-class _Named(msgspec.Struct):
-    """What is read of an event's data, of either API."""
+_Optional = msgspec.Raw | msgspec.UnsetType
 
+
+class _Type(msgspec.Struct):
     type: str = ""
-    usage: msgspec.Raw | None = None
-    delta: msgspec.Raw | None = None
-    response: msgspec.Raw | None = None
-    error: msgspec.Raw | None = None
-    message: str = ""
-    code: int | str | None = None
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, frozen=True):
     stop_reason: str | None = None
 
 
-class _Response(msgspec.Struct):
-    usage: msgspec.Raw | None = None
-    status: str | None = None
-    error: msgspec.Raw | None = None
+class _MessageDelta(msgspec.Struct):
+    delta: _Delta = _Delta()
+    usage: _Optional = msgspec.UNSET
 
 
-_named = msgspec.json.Decoder(_Named)
-_delta = msgspec.json.Decoder(_Delta)
-_response = msgspec.json.Decoder(_Response)
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+class _Response(msgspec.Struct, frozen=True):
+    status: str = ""
+    usage: _Optional = msgspec.UNSET
+    error: _Optional = msgspec.UNSET
+
+
+class _Closing(msgspec.Struct):
+    response: _Response = _Response()
+
+
+class _Error(msgspec.Struct):
+    """Anthropic's has an `error` inside; the Responses API's is the data itself."""
+
+    error: _Optional = msgspec.UNSET
+    message: str = "the pod reported an error"
+    code: int | str | None = None
+
+
+_type = msgspec.json.Decoder(_Type)
+_message_delta = msgspec.json.Decoder(_MessageDelta)
+_closing = msgspec.json.Decoder(_Closing)
+_error = msgspec.json.Decoder(_Error)
+_T = TypeVar("_T", _Type, _MessageDelta, _Closing, _Error)
 
 
 class NamedEventReader(EventReader):
@@ -62,7 +76,7 @@ class NamedEventReader(EventReader):
             return EventKind.COMMENT if is_comment(event) else EventKind.OTHER
         # The last line of a name counts; an event without a name says its type in its data.
         names = _EVENT_LINE.findall(event)
-        return self._read(names[-1] if names else _type_of(data), data)
+        return self._read(names[-1] if names else _decoded(_type, data).type.encode("utf-8", "replace"), data)
 
     def _read(self, name: bytes, data: bytes) -> EventKind:
         raise NotImplementedError
@@ -71,6 +85,18 @@ class NamedEventReader(EventReader):
         self.answered = True
         self.content_events += 1
         return EventKind.CONTENT
+
+    def _fail(self, data: bytes) -> EventKind:
+        told = _decoded(_error, data)
+        if isinstance(told.error, msgspec.UnsetType):
+            self.error = PodError(told.message, code=told.code)
+        else:
+            self.error = read_error(told.error)
+        return EventKind.ERROR
+
+    def _note_usage(self, usage: _Optional) -> None:
+        if not isinstance(usage, msgspec.UnsetType):
+            self._raw_usage = usage
 
     @property
     def whole(self) -> bool:
@@ -97,13 +123,11 @@ class MessagesReader(NamedEventReader):
         if name == b"message_stop":
             return EventKind.DONE
         if name == b"error":
-            told = _decoded(data)
-            self.error = PodError("the pod reported an error") if told.error is None else read_error(told.error)
-            return EventKind.ERROR
+            return self._fail(data)
         if name == b"message_delta":
-            told = _decoded(data)
-            self._raw_usage = told.usage
-            self._finish = _stop_reason(told.delta)
+            told = _decoded(_message_delta, data)
+            self._note_usage(told.usage)
+            self._finish = told.delta.stop_reason or ""
         return EventKind.OTHER if self.answered else self._content()
 
     def _note(self, seen: WholeAnswer) -> None:
@@ -125,24 +149,19 @@ class ResponsesReader(NamedEventReader):
         if name in (b"response.created", b"response.in_progress", b"response.queued"):
             return EventKind.OTHER
         if name == b"error":
-            told = _decoded(data)
-            self.error = PodError(told.message, code=told.code) if told.error is None else read_error(told.error)
-            return EventKind.ERROR
+            return self._fail(data)
         if name in (b"response.completed", b"response.incomplete", b"response.failed"):
             return self._close(name, data)
         return EventKind.OTHER if self.answered else self._content()
 
     def _close(self, name: bytes, data: bytes) -> EventKind:
-        try:
-            response = _response.decode(_decoded(data).response or b"{}")
-        except _UNREADABLE:
-            response = _Response()
-        if response.usage is not None:
-            self._raw_usage = response.usage
-        self._finish = response.status or ""
+        response = _decoded(_closing, data).response
+        self._note_usage(response.usage)
+        self._finish = response.status
         if name == b"response.failed":
-            raw = response.error
-            self.error = PodError("the pod reported a failure") if raw is None else read_error(raw)
+            self.error = PodError("the pod reported a failure")
+            if not isinstance(response.error, msgspec.UnsetType) and response.error != b"null":
+                self.error = read_error(response.error)
             if not self.answered:
                 return EventKind.ERROR
         self.answered = True
@@ -152,20 +171,9 @@ class ResponsesReader(NamedEventReader):
         self._finish = seen.status or ""
 
 
-def _decoded(data: bytes) -> _Named:
+def _decoded(decoder: "msgspec.json.Decoder[_T]", data: bytes) -> _T:
     """An event's data; what cannot be read says nothing."""
     try:
-        return _named.decode(data)
-    except _UNREADABLE:
-        return _Named()
-
-
-def _type_of(data: bytes) -> bytes:
-    return _decoded(data).type.encode("utf-8", "replace")
-
-
-def _stop_reason(delta: msgspec.Raw | None) -> str:
-    try:
-        return _delta.decode(delta or b"{}").stop_reason or ""
-    except _UNREADABLE:
-        return ""
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return decoder.decode(b"{}")
