@@ -46,6 +46,8 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # What is wrong with a form is told to its sender.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     try:
         app(args=arguments, prog_name="poolgate")
     except (ConfigError, DemoFailed, Refused) as error:

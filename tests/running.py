@@ -153,3 +153,14 @@ def captured(name: str) -> tuple[bytes, bytes]:
     sent, _, rest = text.partition(b"### RESPONSE (raw bytes)\n")
     came = rest.rpartition(b"\n### RECV TIMELINE")[0]
     return sent.partition(b"\r\n\r\n")[2].rstrip(b"\n"), came
+
+
+def captured_events(name: str) -> list[bytes]:
+    """The events of a captured stream, each as vLLM wrote it."""
+    body = captured(name)[1].partition(b"\r\n\r\n")[2]
+    events = []
+    while size := int(body.partition(b"\r\n")[0], 16):
+        body = body.partition(b"\r\n")[2]
+        events.append(body[:size])
+        body = body[size + 2 :]
+    return events

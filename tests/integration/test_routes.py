@@ -8,7 +8,7 @@ import pytest
 from gateway.pipeline.operations import OPERATIONS, Body
 from tests.fakes import STREAM_HEAD, Close, Hang, Reset, ScriptedPod, Step, answer, chunk
 from tests.raw import Answer, ask, chat, request
-from tests.running import Side, captured, running
+from tests.running import Side, captured, captured_events, running
 
 LAST = b"0\r\n\r\n"
 JSON_ROUTES = [operation for operation in OPERATIONS if operation.body is Body.JSON]
@@ -305,21 +305,10 @@ async def test_a_transcript_without_its_end_mark_is_told_as_cut(side: Side) -> N
 # Streams whose events bear names
 
 
-def named(name: str) -> tuple[str, list[bytes]]:
-    """(path, events) of a captured stream."""
-    path = "/v1/responses" if name.startswith("75") else "/v1/messages"
-    _, raw = captured(name)
-    body = raw.partition(b"\r\n\r\n")[2]
-    events = []
-    while body:
-        size, _, body = body.partition(b"\r\n")
-        if int(size, 16):
-            events.append(body[: int(size, 16)])
-        body = body[int(size, 16) + 2 :]
-    return path, events
-
-
-CAPTURED = {name: named(name) for name in ("75-responses-stream.http", "79-messages-stream.http")}
+CAPTURED = {
+    name: (path, captured_events(name))
+    for name, path in (("75-responses-stream.http", "/v1/responses"), ("79-messages-stream.http", "/v1/messages"))
+}
 STREAM = {"model": "m", "stream": True}
 both = pytest.mark.parametrize("name", CAPTURED)
 

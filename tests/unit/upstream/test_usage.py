@@ -146,7 +146,7 @@ def test_an_event_of_several_lines_means_the_same_in_any_order(event: bytes) -> 
         '{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":-1}}',
         f'{{"prompt_tokens":{MAX_TOKENS + 1}}}',
         f'{{"prompt_tokens":9,"completion_tokens":{MAX_TOKENS + 1}}}',
-        f'{{"prompt_tokens":9,"prompt_tokens_details":{{"cached_tokens":10}}}}',
+        '{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":10}}',
         '{"prompt_tokens":' + "9" * 400 + "}",
         '{"prompt_tokens":1.5}',
         '{"prompt_tokens":"1"}',
