@@ -30,7 +30,15 @@ from gateway.upstream.usage import PodError, read_error
 BUSY_RETRY_SECONDS = 1.0
 MAX_MESSAGE_CHARACTERS = 512
 
-_DYING = ("cannot schedule new futures after shutdown", "enginecore encountered an issue", "engine dead", "enginedead")
+_DYING = (
+    "cannot schedule new futures after shutdown",
+    "enginecore encountered an issue",
+    "engine dead",
+    "enginedead",
+    # On /v1/messages an error inside the chat that vLLM made of it is told by its first two letters.
+    "{'error': {'message': 'en...",
+    "{'error': {'message': 'ca...",
+)
 """What vLLM says when its process shuts down or its engine has died, lower case (captured from 0.32.0)."""
 
 _PRIVATE = re.compile(

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from gateway.core.errors import PodRefusal, PoolgateError
 from gateway.upstream.failure import Failure
+from gateway.upstream.named_events import MessagesReader
 from gateway.upstream.refusal import MAX_MESSAGE_CHARACTERS, first_event_error, refusal, server_error, without_addresses
 from gateway.upstream.usage import PodError, read_error
-from tests.running import captured
+from tests.running import captured, captured_events
 
 
 def body_of(name: str) -> bytes:
@@ -31,6 +32,7 @@ TOO_LONG = body_of("44-err-context-too-long.http")
 NOT_FOUND = body_of("52-err-path.http")
 UNAUTHORIZED = body_of("e01-unauth.http")
 DRAINING = nested("cannot schedule new futures after shutdown", 500)
+MESSAGE_CUT_BY_A_DEAD_ENGINE = captured_events("m01-messages-stream-engine-killed.http")[-1]
 ANTHROPIC = b'{"type":"error","error":{"type":"invalid_request_error","message":"bad"}}'
 
 
@@ -57,6 +59,7 @@ ANTHROPIC = b'{"type":"error","error":{"type":"invalid_request_error","message":
         (500, nested("EngineDeadError: oh", 500), Failure.DYING, 500, "upstream_failed"),
         (500, b'{"detail":"Cannot schedule new futures after shutdown"}', Failure.DYING, 500, "upstream_failed"),
         (500, b'{"error":"engine dead"}', Failure.DYING, 500, "upstream_failed"),
+        (500, body_of("m02-messages-engine-dead.http"), Failure.DYING, 500, "upstream_failed"),
         (500, nested("bad luck", 500), Failure.SERVER_ERROR, 500, "upstream_failed"),
         (500, b"Internal Server Error", Failure.SERVER_ERROR, 500, "upstream_failed"),
         (500, b"", Failure.SERVER_ERROR, 500, "upstream_failed"),
@@ -64,6 +67,8 @@ ANTHROPIC = b'{"type":"error","error":{"type":"invalid_request_error","message":
         (505, b"", Failure.SERVER_ERROR, 500, "upstream_failed"),
         # The caller's mistake, as vLLM tells it.
         (404, UNKNOWN_MODEL, Failure.MODEL_GONE, 404, "upstream_refusal"),
+        (404, body_of("81-messages-err.http"), Failure.MODEL_GONE, 404, "upstream_refusal"),
+        (404, body_of("p07-embed-unknown-model.http"), Failure.MODEL_GONE, 404, "upstream_refusal"),
         (400, TOO_LONG, Failure.REFUSED, 400, "upstream_refusal"),
         (400, nested("x", 400, "model"), Failure.REFUSED, 400, "upstream_refusal"),
         (404, nested("x", 404, "previous_response_id"), Failure.REFUSED, 404, "upstream_refusal"),
@@ -151,6 +156,15 @@ def test_an_error_as_first_event_is_judged_by_the_status_it_names(
 def test_a_dead_engine_is_known_in_a_stream_too() -> None:
     seen, error = server_error(PodError(message="EngineCore encountered an issue. See stack trace (above)."))
     assert (seen, error.code) == (Failure.DYING, "upstream_failed")
+
+
+def test_a_dead_engine_is_known_by_what_messages_leave_of_its_words() -> None:
+    reader = MessagesReader()
+    reader.read_event(MESSAGE_CUT_BY_A_DEAD_ENGINE)
+    assert reader.error is not None
+    seen, error = server_error(reader.error)
+    assert seen is Failure.DYING
+    assert "https://" not in error.message
 
 
 def test_an_error_without_a_message_says_so() -> None:
