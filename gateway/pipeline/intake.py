@@ -147,7 +147,7 @@ def call_of(seen: Look, found: list[Member] | None, operation: Operation, tenant
     wants_usage = False
     parts: list[bytes | memoryview] = [body]
     length = len(body)
-    if stream and (operation is CHAT or operation is COMPLETIONS):
+    if stream and operation.asks_usage:
         options = None
         if isinstance(fields.stream_options, msgspec.Raw):
             options = next(m for m in (found or members(body)) if m.key == "stream_options")

@@ -43,6 +43,8 @@ class Operation:
     body: Body = Body.JSON
     answers: tuple[bytes, ...] = (JSON,)
     """Media types of answers that are not streams."""
+    asks_usage: bool = False
+    """Whether a stream tells its usage only when asked, in `stream_options`."""
     takes_tokens: bool = True
     """Whether the model runs: where the pod does not say what it took, it is estimated."""
     method: bytes = b"POST"
@@ -53,8 +55,8 @@ class Operation:
         object.__setattr__(self, "streams", issubclass(self.reader, EventReader))
 
 
-CHAT = Operation("chat", b"/v1/chat/completions", ChoicesReader)
-COMPLETIONS = Operation("completions", b"/v1/completions", ChoicesReader)
+CHAT = Operation("chat", b"/v1/chat/completions", ChoicesReader, asks_usage=True)
+COMPLETIONS = Operation("completions", b"/v1/completions", ChoicesReader, asks_usage=True)
 RESPONSES_API = Operation("responses", b"/v1/responses", ResponsesReader, RESPONSES)
 MESSAGES = Operation("messages", _MESSAGES, MessagesReader, ANTHROPIC)
 COUNT_TOKENS = Operation("count_tokens", b"/v1/messages/count_tokens", dialect=ANTHROPIC, takes_tokens=False)

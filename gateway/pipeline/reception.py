@@ -6,7 +6,6 @@ otherwise.
 
 import os
 import re
-from dataclasses import dataclass
 
 from gateway.core.call import Trail
 from gateway.core.caller import ANONYMOUS, Tenant
@@ -29,21 +28,26 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 _ONCE = (b"authorization", b"x-api-key", b"content-type", b"x-request-id", b"expect")
 
 
-@dataclass(slots=True)
 class Visit:
-    """A request whose head was looked at. With `error` set it goes no further."""
+    """A request whose head was looked at. With `error` set it goes no further.
 
-    head: Head
-    trail: Trail
+    What is not set is the class's own value, as in a `Trail`.
+    """
+
     operation: Operation = MODELS
     model_id: str | None = None
     """Of `/v1/models/{id}`."""
     tenant: Tenant = ANONYMOUS
-    dialect: Dialect = OPENAI
-    max_body_bytes: int = 0
+    refused_in: Dialect | None = None
+    """In whose words, if it was refused on its head; else in its operation's."""
     boundary: bytes = b""
     """Of a form's parts."""
     error: PoolgateError | None = None
+
+    def __init__(self, head: Head, trail: Trail, max_body_bytes: int = 0) -> None:
+        self.head = head
+        self.trail = trail
+        self.max_body_bytes = max_body_bytes
 
 
 class RequestIds:
@@ -79,11 +83,10 @@ class Reception:
         if b"x-request-id" in fields and _REQUEST_ID.match(fields[b"x-request-id"]):
             trail.request_id = fields[b"x-request-id"].decode("ascii")
             trail.pod_request_id = f"{trail.request_id}-{ours}"
-        visit = Visit(head, trail, max_body_bytes=self._max_body_bytes)
+        visit = Visit(head, trail, self._max_body_bytes)
         try:
             operation, visit.model_id = find(head.method, head.target)
             visit.operation = operation
-            visit.dialect = operation.dialect
             trail.operation = operation.label
             if head.repeated:
                 self._check_repeated(head.repeated)
@@ -94,13 +97,16 @@ class Reception:
                 self._check_body(visit, fields)
         except PoolgateError as error:
             visit.error = error
-            visit.dialect = dialect_at(head.target)
+            visit.refused_in = dialect_at(head.target)
         return visit
 
     def stranger(self, received_at: float, error: PoolgateError) -> Visit:
         """A visit of someone whose very head could not be read."""
         head = Head(b"", b"", {}, frozenset(), received_at)
-        return Visit(head, Trail(self._ids.next(), received_at), error=error)
+        visit = Visit(head, Trail(self._ids.next(), received_at))
+        visit.error = error
+        visit.refused_in = OPENAI
+        return visit
 
     def _check_repeated(self, repeated: frozenset[bytes]) -> None:
         for name in _ONCE:

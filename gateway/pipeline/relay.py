@@ -98,6 +98,7 @@ First = Failed | Whole | Large | Content
 _FAILURES = {Loss.STALE: Failure.STALE, Loss.CUT: Failure.RESET, Loss.RESET: Failure.RESET}
 _JSON = b"application/json"
 _EVENTS = (b"text/event-stream",)
+_DESCRIPTION = b"metadata"
 
 
 class Relay:
@@ -138,7 +139,6 @@ class Relay:
         self._head: AnswerHead | None = None
         self._held: list[bytes] = []
         self._held_bytes = 0
-        self._ending = b""
         self._paused = False
         self.first_content_at: float | None = None
         self.first: asyncio.Future[First] = loop.create_future()
@@ -147,6 +147,7 @@ class Relay:
     def commit(self, exchange: Exchange) -> None:
         """The answer's head is on its way: send what is held, and from now on what comes."""
         self._exchange = exchange
+        self._ending = b""
         exchange.source = self
         if exchange.paused:
             self.pause()
@@ -203,7 +204,7 @@ class Relay:
         self._held_bytes += len(data)
         if self._held_bytes > MAX_WHOLE_BYTES and not self.first.done():
             head = self._head
-            if head is not None and self._is_acceptable(head) and self._accepted is not _EVENTS:
+            if head is not None and _is_acceptable(head, self._accepted) and self._accepted is not _EVENTS:
                 self.first.set_result(Large(head.content_length, head.content_type, _kept(head)))
             else:
                 self.fail(Failure.JUNK, UpstreamBadResponse("the pod's answer is too large for what it is"))
@@ -211,8 +212,9 @@ class Relay:
     def answer_ended(self, by_close: bool) -> None:
         if not self.first.done():
             self.first.set_result(self._judge(b"".join(self._held)))
-        elif not by_close:
-            self.reader.read_ending(self._ending[-KEPT_ENDING_BYTES:])
+        elif not by_close and self._head is not None:
+            described = self._head.fields.get(_DESCRIPTION) if self._head.content_type != _JSON else None
+            self.reader.read_ending(described or self._ending[-KEPT_ENDING_BYTES:])
         # Nothing tells whether a body that ends by a close is whole, and one this large is not read.
         self.end(Ended(b"", StreamTruncated("the pod closed inside its answer") if by_close else None))
 
@@ -235,27 +237,29 @@ class Relay:
             return Failed(Failure.JUNK, UpstreamBadResponse("the pod's answer has no head"))
         if head.status != 200:
             return Failed(*refusal(head.status, body, head.fields.get(b"retry-after")))
-        if not self._is_acceptable(head):
+        if not _is_acceptable(head, self._accepted):
             return Failed(Failure.JUNK, UpstreamBadResponse("the pod's answer is not of the kind that was asked for"))
         if head.content_type != _JSON:
-            self.reader.answered = True
-        elif not self.reader.read_whole(body):
+            self.reader.read_ending(head.fields.get(_DESCRIPTION, b""))
+            return Whole(body, head.content_type, _kept(head))
+        if not self.reader.read_whole(body):
             return Failed(Failure.JUNK, UpstreamBadResponse("the pod's answer is not valid JSON"))
-        return Whole(body, head.content_type, _kept(head))
+        return Whole(body, _JSON, ())
 
-    def _is_acceptable(self, head: AnswerHead) -> bool:
-        """Whether an answer's head promises what was asked for."""
-        return (
-            head.status == 200
-            and head.content_type in self._accepted
-            and head.fields.get(b"content-encoding", b"identity").lower() == b"identity"
-        )
+
+def _is_acceptable(head: AnswerHead, accepted: tuple[bytes, ...]) -> bool:
+    """Whether an answer's head promises what was asked for."""
+    return (
+        head.status == 200
+        and head.content_type in accepted
+        and (b"content-encoding" not in head.fields or head.fields[b"content-encoding"].lower() == b"identity")
+    )
 
 
 def _kept(head: AnswerHead) -> Headers:
-    """The one header of a pod's that belongs to its answer: embeddings as bytes are described in it."""
-    described = head.fields.get(b"metadata") if head.content_type != _JSON else None
-    return () if described is None else ((b"metadata", described),)
+    """The one header of a pod's that belongs to its answer: embeddings as bytes are described in it, usage and all."""
+    described = head.fields.get(_DESCRIPTION) if head.content_type != _JSON else None
+    return () if described is None else ((_DESCRIPTION, described),)
 
 
 class StreamRelay(Relay):
@@ -328,7 +332,7 @@ class StreamRelay(Relay):
 
     def head_received(self, head: AnswerHead) -> None:
         super().head_received(head)
-        self._streaming = self._is_acceptable(head)
+        self._streaming = _is_acceptable(head, _EVENTS)
 
     def body_received(self, data: bytes) -> None:
         if not self._streaming:

@@ -23,7 +23,7 @@ from gateway.core.errors import (
     PoolgateError,
     StreamDraining,
 )
-from gateway.core.fleet import Fleet, Pod, Route
+from gateway.core.fleet import Fleet, Route
 from gateway.pipeline import catalogue
 from gateway.pipeline.body import members
 from gateway.pipeline.exchange import Exchange
@@ -159,10 +159,12 @@ class Pipeline:
     async def _forward(self, request: "_Request") -> None:
         """Try pods until one has answered or the retry table says stop."""
         trail, route = request.visit.trail, request.route
-        retries = Retries()
+        retries: Retries | None = None
         failed: Failed | None = None
         while True:
-            with self._balancer.lease_nowait(route, retries.excluded, retry=retries.on_budget) as pod:
+            # Nearly every request has one attempt: what counts them is made when the first one failed.
+            excluded, on_budget = ((), False) if retries is None else (retries.excluded, retries.on_budget)
+            with self._balancer.lease_nowait(route, excluded, retry=on_budget) as pod:
                 if pod is None:
                     raise failed.error if failed is not None else _no_ready_pod(route)
                 if failed is not None:
@@ -170,20 +172,18 @@ class Pipeline:
                 trail.pod, trail.decision = pod.name, "least"
                 pool = self._pools.of(pod)
                 failed = await self._attempt(pool, pool.take(), request)
-                again = self._again(failed, pod, retries)
-                if failed is not None and again is Again.SAME_POD:
+                if failed is None:
+                    return
+                retries = retries or Retries()
+                again = retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry)
+                if again is Again.SAME_POD:
                     trail.retries += ((pod.pool, failed.failure),)
                     failed = await self._attempt(pool, None, request)
-                    again = self._again(failed, pod, retries)
-            if failed is None:
-                return
+                    if failed is None:
+                        return
+                    again = retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry)
             if again is None:
                 raise failed.error
-
-    def _again(self, failed: Failed | None, pod: Pod, retries: Retries) -> Again | None:
-        if failed is None:
-            return None
-        return retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry)
 
     async def _attempt(self, pool: PodPool, connection: PodConnection | None, request: "_Request") -> Failed | None:
         """One pod, on a connection that is open already or a fresh one. None when the client has its answer."""
@@ -246,9 +246,10 @@ class Pipeline:
         if loop is None:
             # Once: Python 3.11 asks the kernel for the process id each time.
             loop = self._loop = asyncio.get_running_loop()
-        if not call.stream or not isinstance(reader, EventReader):
+        if not call.stream:
             deadline = received_at + deadlines.response_seconds
             return Relay(reader, deadline, self._monotonic, loop, operation.answers)
+        assert isinstance(reader, EventReader)  # noqa: S101  # only what can be read as a stream is asked for as one
         return StreamRelay(
             reader,
             deadlines,
@@ -310,7 +311,7 @@ class Pipeline:
             exchange.abort()
         else:
             trail.status = error.http_status
-            body = visit.dialect.body(error)
+            body = (visit.refused_in or visit.operation.dialect).body(error)
             headers = error.headers()
             if trail.tenant is not None and trail.tenant.debug:
                 headers += _debug_headers(trail)

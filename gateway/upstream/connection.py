@@ -40,11 +40,8 @@ class AnswerHead(NamedTuple):
     status: int
     fields: dict[bytes, bytes]
     content_length: int | None
-
-    @property
-    def content_type(self) -> bytes:
-        """Media type without parameters, lower case; empty when missing."""
-        return self.fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    content_type: bytes
+    """Media type without parameters, lower case; empty when missing."""
 
 
 class Receiver(Protocol):
@@ -242,7 +239,8 @@ class PodConnection(asyncio.Protocol):
         self._by_close = coding is None and length is None
         if self._receiver is not None:
             # llhttp has seen to it that a length is a number, and given once.
-            self._receiver.head_received(AnswerHead(status, named, int(length) if length is not None else None))
+            media = named.get(b"content-type", b"").partition(b";")[0].strip().lower()
+            self._receiver.head_received(AnswerHead(status, named, int(length) if length is not None else None, media))
 
     def on_message_complete(self) -> None:
         if self._status == 0:

@@ -152,8 +152,28 @@ class AnswerReader:
         return ""
 
     def usage(self) -> Usage | None:
-        """The pod's own count, if it came and makes sense."""
-        return None if self._raw_usage is None else read_usage(self._raw_usage)
+        """The pod's own count, in any of the three spellings; None if it never came, or makes no sense."""
+        if self._raw_usage is None:
+            return None
+        try:
+            told = _usage.decode(self._raw_usage)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+        prompt, completion, details = told.prompt_tokens, told.completion_tokens, told.prompt_tokens_details
+        if prompt is None:
+            prompt, completion, details = told.input_tokens, told.output_tokens, told.input_tokens_details
+            if prompt is None:
+                return None
+            read = told.cache_read_input_tokens
+            if read is not None or told.cache_creation_input_tokens is not None:
+                # Anthropic leaves what the cache had out of the input; OpenAI counts it in.
+                details = _PromptDetails(read)
+                prompt += (read or 0) + (told.cache_creation_input_tokens or 0)
+        cached = (details.cached_tokens or 0) if details is not None else 0
+        completion = completion or 0
+        if not (0 <= prompt <= MAX_TOKENS and 0 <= completion <= MAX_TOKENS and 0 <= cached <= prompt):
+            return None
+        return Usage(prompt, completion, cached)
 
 
 class EventReader(AnswerReader):
@@ -191,7 +211,11 @@ class ChoicesReader(EventReader):
     plain = PLAIN_TOKEN
 
     def __init__(self, choices: int | None) -> None:
-        super().__init__(choices)
+        # One is made for every chat: the fields of the classes above are set here, at the cost of one frame.
+        self._raw_usage = None
+        self.answered = False
+        self.content_events = 0
+        self.error = None
         self.choices = choices
         self.finished: dict[int, str] = {}
         """Finish reasons by index."""
@@ -275,28 +299,6 @@ class TranscriptReader(ChoicesReader):
     @property
     def whole(self) -> bool:
         return True
-
-
-def read_usage(raw: bytes | msgspec.Raw) -> Usage | None:
-    """A usage object in any of the three spellings; None where it counts no tokens or makes no sense."""
-    try:
-        told = _usage.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-    if told.prompt_tokens is not None:
-        prompt, completion, details = told.prompt_tokens, told.completion_tokens, told.prompt_tokens_details
-    elif told.input_tokens is not None:
-        # Anthropic leaves what the cache had out of the input; OpenAI counts it in.
-        cached_apart = (told.cache_read_input_tokens or 0) + (told.cache_creation_input_tokens or 0)
-        prompt, completion = told.input_tokens + cached_apart, told.output_tokens
-        details = told.input_tokens_details or _PromptDetails(told.cache_read_input_tokens)
-    else:
-        return None
-    cached = (details.cached_tokens or 0) if details is not None else 0
-    completion = completion or 0
-    if not (0 <= prompt <= MAX_TOKENS and 0 <= completion <= MAX_TOKENS and 0 <= cached <= prompt):
-        return None
-    return Usage(prompt, completion, cached)
 
 
 def read_error(raw: bytes | msgspec.Raw) -> PodError:

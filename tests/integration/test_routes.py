@@ -156,14 +156,14 @@ async def test_a_large_answer_that_is_cut_never_ends_cleanly(side: Side) -> None
 
 
 async def test_embeddings_as_bytes_pass_with_their_description(side: Side) -> None:
-    described = '{"data":[{"index":0,"start":0,"end":8}]}'
+    described = '{"data": [{"index": 0, "start": 0, "end": 8}], "usage": {"prompt_tokens": 2, "total_tokens": 2}}'
     script = [
         answer(bytes(range(256)), content_type=b"application/octet-stream", more=f"metadata: {described}\r\n".encode())
     ]
     came, line, _ = await through(side, script, "/v1/embeddings", {"model": "m", "encoding_format": "bytes"})
     assert (came.headers["content-type"], came.body) == ("application/octet-stream", bytes(range(256)))
     assert came.headers["metadata"] == described
-    assert line["usage_source"] == "estimated"
+    assert (line["prompt_tokens"], line["usage_source"]) == (2, "reported")
 
 
 @pytest.mark.parametrize("path", ["/v1/rerank", "/v1/chat/completions"])

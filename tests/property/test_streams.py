@@ -21,7 +21,7 @@ from gateway.upstream.sse import EventFramer, is_comment, payload
 from gateway.upstream.usage import ChoicesReader
 from tests.fakes import FakeExchange, Hands
 
-HEAD = AnswerHead(200, {b"content-type": b"text/event-stream; charset=utf-8"}, None)
+HEAD = AnswerHead(200, {b"content-type": b"text/event-stream; charset=utf-8"}, None, b"text/event-stream")
 DONE = b"data: [DONE]"
 
 line_ends = st.sampled_from([b"\n", b"\r\n", b"\r"])
