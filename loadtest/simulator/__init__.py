@@ -5,15 +5,16 @@
 
 or `python -m loadtest.simulator --pool chat:3`. What it imitates, and what not, is in docs/simulator.md.
 
-Imports point down: `__main__` → `pod` → `routes` → `sabotage` → `generation` → `connection`, `engine`,
-`bodies`, `asked` → `settings` → values (`answers`, `blocks`, `faults`, `gauges`, `prompts`, `refusals`,
-`timing`, `wire`).
+Imports point down: `__main__` → `pod` → `routes` → `translated` → `sabotage` → `generation`, and `routes` →
+`routing` → one module per API (`messages`, `responses`, `audio`, `pooling`, `tokenizing`) → `dialects`, `schema`;
+both → `connection`, `engine`, `bodies`, `asked` → `settings` → values (`answers`, `blocks`, `faults`, `gauges`,
+`prompts`, `refusals`, `timing`, `wire`).
 """
 
 from loadtest.simulator.connection import ReceivedRequest
 from loadtest.simulator.faults import BadFault, Fault, FaultKind, Garbage
 from loadtest.simulator.pod import SimulatedPod, Stage
-from loadtest.simulator.settings import PodSettings, Shutdown
+from loadtest.simulator.settings import PodSettings, Shutdown, Task
 from loadtest.simulator.timing import FAST, TimeModel
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "Shutdown",
     "SimulatedPod",
     "Stage",
+    "Task",
     "TimeModel",
 ]

@@ -123,8 +123,8 @@ def read_completion(body: bytes, content_type: bytes | None, settings: PodSettin
     if completion.stream_options is not None and not completion.stream:
         raise Refused(_stream_options_without_stream())
     if not completion.prompt:
-        message = "Either prompt or prompt_embeds must be provided and non-empty."
-        raise Refused(refusals.bad_request(message))
+        message = "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)"
+        raise Refused(refusals.bad_request(message, "prompt"))
     model = _served_model(completion, settings)
     limit = COMPLETION_TOKENS_UNLESS_SAID if completion.max_tokens is None else completion.max_tokens
     return _checked(completion, model, _prompt_texts(completion.prompt), limit, settings)

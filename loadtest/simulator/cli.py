@@ -18,7 +18,7 @@ import orjson
 
 from loadtest.simulator.faults import BadFault, Fault, FaultKind, fault_from_text
 from loadtest.simulator.pod import SimulatedPod
-from loadtest.simulator.settings import PodSettings, Shutdown
+from loadtest.simulator.settings import PodSettings, Shutdown, Task
 from loadtest.simulator.timing import TimeModel
 
 try:
@@ -58,8 +58,15 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         type=_pool,
         default=[],
-        metavar="MODEL:COUNT",
+        metavar="MODEL:COUNT[:TASK]",
         help="so many pods of a model; repeatable, instead of --pods and --model",
+    )
+    pods.add_argument(
+        "--task",
+        type=Task,
+        choices=list(Task),
+        default=usual.task,
+        help=f"what the models are for (default {usual.task})",
     )
     pods.add_argument("--lora", action="append", default=[], metavar="NAME", help="a LoRA adapter each pod lists")
     pods.add_argument("--host", default=usual.host)
@@ -95,6 +102,8 @@ def parser() -> argparse.ArgumentParser:
     engine.add_argument("--enable-request-id-headers", action="store_true")
     engine.add_argument("--enable-auto-tool-choice", action="store_true")
     engine.add_argument("--sse-keep-alive-interval", type=float, metavar="SECONDS")
+    engine.add_argument("--embedding-dimensions", type=int, default=usual.embedding_dimensions, metavar="N")
+    engine.add_argument("--matryoshka", action="store_true", help="fewer embedding dimensions can be asked for")
 
     life = made.add_argument_group("life and trouble")
     life.add_argument(
@@ -119,7 +128,7 @@ def pods_from(parsed: argparse.Namespace) -> dict[str, SimulatedPod]:
         raise ValueError("--pool says both model and count; leave out --model and --pods")
     if parsed.pods < 1:
         raise ValueError("--pods must be at least 1")
-    pools: list[tuple[str, int]] = parsed.pool or [(names[0], parsed.pods)]
+    pools: list[tuple[str, int, Task | None]] = parsed.pool or [(names[0], parsed.pods, None)]
     settings = PodSettings(
         host=parsed.host,
         aliases=() if parsed.pool else tuple(names[1:]),
@@ -145,18 +154,20 @@ def pods_from(parsed: argparse.Namespace) -> dict[str, SimulatedPod]:
         request_id_headers=parsed.enable_request_id_headers,
         auto_tool_choice=parsed.enable_auto_tool_choice,
         sse_keep_alive_seconds=parsed.sse_keep_alive_interval,
+        embedding_dimensions=parsed.embedding_dimensions,
+        matryoshka=parsed.matryoshka,
         shutdown=parsed.shutdown,
         shutdown_timeout_seconds=parsed.shutdown_timeout,
         silence_seconds=parsed.silence_seconds,
         faults=tuple(parsed.fault),
     )
     pods: dict[str, SimulatedPod] = {}
-    for model, count in pools:
+    for model, count, task in pools:
         for _ in range(count):
             ordinal = sum(1 for pod in pods.values() if pod.settings.model == model)
             name = f"{model.replace('/', '-')}-{ordinal}"
             port = parsed.port_base + len(pods) if parsed.port_base else 0
-            each = dataclasses.replace(settings, model=model, name=name, port=port)
+            each = dataclasses.replace(settings, model=model, task=task or parsed.task, name=name, port=port)
             pods[name] = SimulatedPod(each, neighbours=pods)
     return pods
 
@@ -201,11 +212,16 @@ def _say(line: object) -> None:
     print(orjson.dumps(line).decode(), flush=True)
 
 
-def _pool(text: str) -> tuple[str, int]:
-    model, _, count = text.rpartition(":")
+def _pool(text: str) -> tuple[str, int, Task | None]:
+    head, _, last = text.rpartition(":")
+    task = Task(last) if last in list(Task) else None
+    model, _, count = text.rpartition(":") if task is None else head.rpartition(":")
     if not model or not count.isdigit() or not int(count):
-        raise argparse.ArgumentTypeError(f"expected MODEL:COUNT, such as chat:3, got {text!r}")
-    return model, int(count)
+        tasks = ", ".join(Task)
+        raise argparse.ArgumentTypeError(
+            f"expected MODEL:COUNT or MODEL:COUNT:TASK, such as chat:3 or e5:1:embed (tasks: {tasks}), got {text!r}"
+        )
+    return model, int(count), task
 
 
 def _range(text: str) -> tuple[int, int]:

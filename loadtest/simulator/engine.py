@@ -246,7 +246,8 @@ class Engine:
             self.stats.inter_token_latency.observe(self._step_seconds, len(decoding))
         finished = []
         for sequence in (*decoding, *self._computed_prompts()):
-            if sequence.stage is not _Stage.OVER:
+            # A pooling request has no answer: its prompt is all there is to compute.
+            if sequence.stage is not _Stage.OVER and sequence.length:
                 self._give_token(sequence)
             if sequence.stage is _Stage.OVER:
                 self._release(sequence)

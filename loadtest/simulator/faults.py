@@ -70,7 +70,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     after: int | None = None  # None: as early as the kind allows
     count: int | None = None  # so many requests, then no more; None: until cleared
     share: float = 1.0  # of the requests it could strike, drawn from the seed
-    path: str | None = None  # None: the two that generate; "*": any but /sim; else this path
+    path: str | None = None  # None: those the engine computes for; "*": any but /sim; else this path
     seconds_per_token: float = 1.0  # drip
     status: int = 503  # status
     body: str | None = None  # status; garbage: the junk

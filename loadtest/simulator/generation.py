@@ -16,6 +16,7 @@ from loadtest.simulator.answers import draw_answer
 from loadtest.simulator.asked import Asked
 from loadtest.simulator.bodies import FINGERPRINT, Identity, Shape
 from loadtest.simulator.connection import Exchange
+from loadtest.simulator.dialects import Dialect
 from loadtest.simulator.engine import Engine, Sequence, Timer, Timers
 from loadtest.simulator.settings import PodSettings
 
@@ -30,6 +31,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     request_id: bytes | None  # to be echoed as a header
     settings: PodSettings
     timers: Timers
+    dialect: Dialect | None = None  # of another API than the chat's
 
 
 class Generation(ABC):

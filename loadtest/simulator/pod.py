@@ -137,6 +137,7 @@ class SimulatedPod:
             "name": self.name,
             "url": self.url,
             "model": self.settings.model,
+            "task": self.settings.task.value,
             "stage": self.stage.value,
             "running": self.running,
             "waiting": self.waiting,

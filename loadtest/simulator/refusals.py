@@ -50,6 +50,21 @@ def unknown_model(model: str, served: tuple[str, ...]) -> Reply:
     return nested(404, message, "NotFoundError", "model")
 
 
+def too_many_tokens(field: str, limit: int, window: int) -> Reply:
+    message = f"{field}={limit} cannot be greater than max_model_len={window}. Please request fewer output tokens."
+    return bad_request(message, field, limit)
+
+
+def prompt_too_long(window: int) -> Reply:
+    """vLLM stops counting a prompt one token behind what fits."""
+    message = (
+        f"This model's maximum context length is {window} tokens. However, your prompt contains at least "
+        f"{window + 1} input tokens, which exceeds this limit even without any output tokens. Please reduce the "
+        "length of the input prompt."
+    )
+    return bad_request(message, "input_tokens", window + 1)
+
+
 def busy() -> Reply:
     return nested(503, BUSY, "Service Unavailable")
 

@@ -1,22 +1,37 @@
 """What a request gets: vLLM's routes in the order vLLM looks at them, and the simulator's own under /sim.
 
 The order is vLLM's: preflight, key (before routing, and only for the guarded prefixes), path, method,
-handler.
+handler. Which paths there are depends on what the pod's model is for; what each is served by is in `routing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import orjson
 
-from loadtest.simulator import asked, bodies, gauges, refusals
-from loadtest.simulator.connection import Exchange
-from loadtest.simulator.faults import BadFault, Fault, fault_from_json
+from loadtest.simulator import bodies, gauges, messages, refusals
+from loadtest.simulator.asked import Refused
+from loadtest.simulator.connection import Exchange, ReceivedRequest
+from loadtest.simulator.faults import OF_THE_WHOLE_POD, BadFault, Fault, FaultKind, fault_from_json
 from loadtest.simulator.generation import Generation, Job, StreamedAnswer, WholeAnswer
-from loadtest.simulator.sabotage import SabotagedStream, SabotagedWhole, strike_first, strike_reply
-from loadtest.simulator.settings import PodSettings
+from loadtest.simulator.pooling import PooledAnswer
+from loadtest.simulator.routing import GENERATING, POOLING, TOLD, Generates, Pools, Wanted, told_below
+from loadtest.simulator.sabotage import (
+    SabotagedStream,
+    SabotagedWhole,
+    strike_first,
+    strike_pod,
+    strike_reply,
+    strike_whole,
+)
+from loadtest.simulator.translated import (
+    SabotagedTranslatedStream,
+    SabotagedTranslatedWhole,
+    TranslatedStream,
+    TranslatedWhole,
+)
 from loadtest.simulator.wire import Reply
 
 if TYPE_CHECKING:
@@ -27,7 +42,6 @@ VERSION = b'{"version":"0.32.0"}'
 METRICS_TYPE = b"text/plain; version=1.0.0; charset=utf-8"
 GUARDED = ("/v1", "/v2", "/inference", "/cohere")
 
-Reader = Callable[[bytes, bytes | None, PodSettings], asked.Asked]
 Page = Callable[["SimulatedPod"], Reply]
 
 
@@ -39,16 +53,20 @@ def serve(exchange: Exchange, pod: SimulatedPod) -> None:
         return
     pod.record(request)
     refusal = _refused_before_routing(exchange, pod, path)
-    generates = path in GENERATING
-    fault = pod.draw_fault(path, generates=generates) if refusal is None else None
+    generates = GENERATING[pod.settings.task].get(path)
+    pools = POOLING[pod.settings.task].get(path)
+    computes = generates is not None or pools is not None
+    fault = pod.draw_fault(path, generates=computes) if refusal is None else None
     if refusal is not None:
         exchange.answer(refusal)
-    elif generates and request.method == "POST":
-        _generate(exchange, pod, path, fault)
+    elif generates is not None and request.method == "POST":
+        _generate(exchange, pod, generates, fault)
+    elif pools is not None and request.method == "POST":
+        _pool(exchange, pod, pools, fault)
     elif fault is None:
-        exchange.answer(_page(request.method, path, pod))
+        exchange.answer(_page(request, path, pod))
     elif not strike_first(fault, exchange, pod, stream=False):
-        strike_reply(fault, exchange, _page(request.method, path, pod))
+        strike_reply(fault, exchange, _page(request, path, pod))
 
 
 def _refused_before_routing(exchange: Exchange, pod: SimulatedPod, path: str) -> Reply | None:
@@ -64,15 +82,35 @@ def _refused_before_routing(exchange: Exchange, pod: SimulatedPod, path: str) ->
     return None if scheme.lower() == "bearer" and given == key else refusals.unauthorized()
 
 
-def _page(method: str, path: str, pod: SimulatedPod) -> Reply:
-    methods: Collection[str]
+def _page(request: ReceivedRequest, path: str, pod: SimulatedPod) -> Reply:
+    task = pod.settings.task
     if path in PAGES:
         methods = ("GET", "POST") if path == "/ping" else ("GET",)
-    elif path in GENERATING:
-        methods = ("POST",)
-    else:
-        return refusals.not_found()
-    return PAGES[path](pod) if method in methods and path in PAGES else refusals.method_not_allowed(", ".join(methods))
+        return PAGES[path](pod) if request.method in methods else refusals.method_not_allowed(", ".join(methods))
+    told = TOLD[task].get(path) or told_below(task, path)
+    if told is not None and request.method == told.method:
+        turned_away = _turned_away(pod) if told.needs_engine else None
+        if turned_away is not None:
+            return messages.anthropic(turned_away)  # of those only count_tokens looks at the engine
+        try:
+            return told.reply(request, pod.settings)
+        except Refused as refused:
+            return refused.reply
+    if told is not None:
+        return refusals.method_not_allowed(told.method)
+    if path in GENERATING[task] or path in POOLING[task]:
+        return refusals.method_not_allowed("POST")
+    return refusals.not_found()
+
+
+def _turned_away(pod: SimulatedPod) -> Reply | None:
+    """What vLLM says instead of taking one more request in, if it does not."""
+    if pod.engine.dead:
+        return refusals.engine_dead()
+    if not pod.engine.has_room_in_line:
+        pod.engine.stats.rejected += 1
+        return refusals.busy()
+    return refusals.shut_down() if pod.stage == "draining" else None
 
 
 def _health(pod: SimulatedPod) -> Reply:
@@ -118,59 +156,102 @@ PAGES: Mapping[str, Page] = {
     "/metrics": _metrics,
     "/version": lambda pod: Reply(200, VERSION),
     "/v1/models": _models,
-}
-GENERATING: Mapping[str, tuple[Reader, bodies.Shape]] = {
-    "/v1/chat/completions": (asked.read_chat, bodies.CHAT),
-    "/v1/completions": (asked.read_completion, bodies.COMPLETION),
+    "/kv_event_sources": lambda pod: Reply(200, b"{}"),
 }
 
 
-def _generate(exchange: Exchange, pod: SimulatedPod, path: str, fault: Fault | None) -> None:
+def _generate(exchange: Exchange, pod: SimulatedPod, route: Generates, fault: Fault | None) -> None:
     request = exchange.request
-    read, shape = GENERATING[path]
-    if fault is not None and strike_first(fault, exchange, pod, stream=b'"stream"' in request.body):
+    stream = b'"stream"' in request.body
+    if fault is not None and strike_first(fault, exchange, pod, stream=stream, refused=route.refused):
         return
     try:
-        wanted = read(request.body, request.raw_header(b"content-type"), pod.settings)
-    except asked.Refused as refused:
+        wanted = route.read(request, pod.settings)
+    except Refused as refused:
         exchange.answer(refused.reply)
         return
-    if wanted.fault is not None:
-        fault = wanted.fault
-        if strike_first(fault, exchange, pod, stream=wanted.stream):
+    if wanted.asked.fault is not None:
+        fault = wanted.asked.fault
+        if strike_first(fault, exchange, pod, stream=wanted.asked.stream, refused=route.refused):
             return
-    if pod.engine.dead:
-        exchange.answer(refusals.engine_dead())
+    turned_away = _turned_away(pod)
+    if turned_away is not None:
+        exchange.answer(route.refused(turned_away))
         return
-    if not pod.engine.has_room_in_line:
-        pod.engine.stats.rejected += 1
-        exchange.answer(refusals.busy())
-        return
-    if pod.stage == "draining":
-        exchange.answer(refusals.shut_down())
-        return
-    given_id = request.header("x-request-id")
-    made_id = given_id or pod.next_id()
-    job = Job(
+    pod.in_flight += 1
+    _generation(_job(exchange, pod, wanted), pod, fault).begin()
+
+
+def _job(exchange: Exchange, pod: SimulatedPod, wanted: Wanted) -> Job:
+    made_id = exchange.request.header("x-request-id") or pod.next_id()
+    answer_id, dialect = wanted.shape.id_prefix + made_id, wanted.dialect
+    if dialect is not None:
+        own_id = made_id if dialect.takes_request_id else pod.next_id()
+        answer_id = dialect.own_id or dialect.id_prefix + own_id
+    identity = bodies.Identity(answer_id, int(pod.wall_clock()), wanted.asked.model)
+    if dialect is not None:
+        dialect.begin(identity)
+    return Job(
         exchange=exchange,
-        asked=wanted,
-        shape=shape,
-        identity=bodies.Identity(shape.id_prefix + made_id, int(pod.wall_clock()), wanted.model),
+        asked=wanted.asked,
+        shape=wanted.shape,
+        identity=identity,
         request_id=made_id.encode("latin-1") if pod.settings.request_id_headers else None,
         settings=pod.settings,
         timers=pod.timers,
+        dialect=dialect,
     )
-    pod.in_flight += 1
-    _generation(job, pod, fault).begin()
 
 
 def _generation(job: Job, pod: SimulatedPod, fault: Fault | None) -> Generation:
     left, over = pod.generation_left, pod.generation_over
+    stream, translated = job.asked.stream, job.dialect is not None
     if fault is None:
-        kind = StreamedAnswer if job.asked.stream else WholeAnswer
+        kind: type[StreamedAnswer | WholeAnswer] = StreamedAnswer if stream else WholeAnswer
+        if translated:
+            kind = TranslatedStream if stream else TranslatedWhole
         return kind(job, pod.engine, left=left, over=over)
-    sabotaged = SabotagedStream if job.asked.stream else SabotagedWhole
+    sabotaged: type[SabotagedStream | SabotagedWhole] = SabotagedStream if stream else SabotagedWhole
+    if translated:
+        sabotaged = SabotagedTranslatedStream if stream else SabotagedTranslatedWhole
     return sabotaged(job, pod.engine, fault, pod, left=left, over=over)
+
+
+def _pool(exchange: Exchange, pod: SimulatedPod, route: Pools, fault: Fault | None) -> None:
+    if fault is not None and strike_first(fault, exchange, pod, stream=False):
+        return
+    try:
+        wanted = route.read(exchange.request, pod.settings)
+    except Refused as refused:
+        exchange.answer(refused.reply)
+        return
+    if wanted.fault is not None:
+        fault = wanted.fault
+        if strike_first(fault, exchange, pod, stream=False):
+            return
+    turned_away = _turned_away(pod)
+    if turned_away is not None:
+        exchange.answer(turned_away)
+        return
+    made_id = exchange.request.header("x-request-id") or pod.next_id()
+
+    def answer() -> None:
+        reply = wanted.told(wanted.id_prefix + made_id, int(pod.wall_clock()))
+        if pod.settings.request_id_headers:
+            reply = reply.with_request_id(made_id.encode("latin-1"))
+        if fault is None:
+            exchange.answer(reply)
+        elif fault.kind in OF_THE_WHOLE_POD:
+            # From the loop's next turn, since the engine is in the middle of a step.
+            pod.timers.call_soon(strike_pod, fault, pod)
+            if fault.kind == FaultKind.ENGINE_DEATH:
+                exchange.answer(refusals.engine_dead())
+        else:
+            strike_whole(fault, exchange, reply, exchange.answer)
+
+    pod.in_flight += 1
+    left, over = pod.generation_left, pod.generation_over
+    PooledAnswer(exchange, pod.engine, wanted.prompts, answer=answer, left=left, over=over).begin()
 
 
 def _control(exchange: Exchange, pod: SimulatedPod, path: str) -> Reply:

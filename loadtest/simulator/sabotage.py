@@ -42,17 +42,27 @@ def strike_pod(fault: Fault, pod: Victim) -> None:
         pod.engine_dies(fault.exit_seconds)
 
 
-def strike_first(fault: Fault, exchange: Exchange, pod: Victim, *, stream: bool) -> bool:
-    """Strike before a head is sent, if that is when this fault strikes; whether it did."""
+def strike_first(
+    fault: Fault,
+    exchange: Exchange,
+    pod: Victim,
+    *,
+    stream: bool,
+    refused: Callable[[Reply], Reply] = lambda reply: reply,
+) -> bool:
+    """Strike before a head is sent, if that is when this fault strikes; whether it did.
+
+    `refused` puts vLLM's own words into those of the route's dialect.
+    """
     kind = fault.kind
     if kind == FaultKind.NEVER_ANSWER:
         return True
     if kind == FaultKind.CLOSE:
         exchange.hang_up()
     elif kind == FaultKind.STATUS:
-        exchange.answer(reply_for(fault))
+        exchange.answer(reply_for(fault) if fault.body is not None else refused(reply_for(fault)))
     elif kind == FaultKind.DRAINING:
-        exchange.answer(refusals.shut_down())
+        exchange.answer(refused(refusals.shut_down()))
     elif fault.after is not None:
         return False
     elif kind == FaultKind.RESET:
@@ -76,6 +86,16 @@ def strike_reply(fault: Fault, exchange: Exchange, reply: Reply) -> None:
         exchange.hang_up(reset=True)
     else:
         exchange.answer(reply)
+
+
+def strike_whole(fault: Fault, exchange: Exchange, reply: Reply, refuse: Callable[[Reply], None]) -> None:
+    """What becomes of an answer that was generated and is sent whole."""
+    if fault.kind == FaultKind.ERROR_EVENT:
+        refuse(refusals.nested(fault.code, fault.message or refusals.ENGINE_DEAD, "InternalServerError"))
+    elif fault.kind == FaultKind.GARBAGE:
+        _send_garbage(fault, exchange, stream=False)
+    else:
+        strike_reply(fault, exchange, reply)
 
 
 def reply_for(fault: Fault) -> Reply:
@@ -151,13 +171,19 @@ class SabotagedStream(StreamedAnswer):
     def send(self, event: bytes) -> None:
         if self._silenced:
             return
-        at_done = self._fault.kind == FaultKind.NO_DONE and event is wire.DONE
+        at_done = self._fault.kind == FaultKind.NO_DONE and self.is_last(event)
         if self._events == self._strike_at or at_done:
             self._strike_at = None
             self._strike(event)
             return
         self._events += 1
         super().send(event)
+
+    def is_last(self, event: bytes) -> bool:
+        return event is wire.DONE
+
+    def last(self) -> bytes:
+        return wire.DONE
 
     def token(self, sequence: Sequence) -> None:
         super().token(sequence)
@@ -193,7 +219,7 @@ class SabotagedStream(StreamedAnswer):
             self.send_error(self._fault.message or refusals.ENGINE_DEAD, self._fault.code)
             self._stop()
         elif kind == FaultKind.NO_FINISH:
-            super().send(wire.DONE)
+            super().send(self.last())
             self.exchange.end_stream()
             self._stop()
         elif kind == FaultKind.NO_DONE:
@@ -256,14 +282,10 @@ class SabotagedWhole(WholeAnswer):
             self.job.timers.call_soon(lambda: strike_pod(fault, self._pod))
 
     def send(self, reply: Reply) -> None:
-        fault = self._fault
-        if fault.kind == FaultKind.ERROR_EVENT:
-            message = fault.message or refusals.ENGINE_DEAD
-            self.exchange.answer(refusals.nested(fault.code, message, "InternalServerError"))
-        elif fault.kind == FaultKind.GARBAGE:
-            _send_garbage(fault, self.exchange, stream=False)
-        else:
-            strike_reply(fault, self.exchange, reply)
+        strike_whole(self._fault, self.exchange, reply, self.refuse)
+
+    def refuse(self, reply: Reply) -> None:
+        self.exchange.answer(reply)
 
 
 def drip(sequence: Sequence, engine: Engine, job: Job, seconds: float) -> None:

@@ -18,11 +18,23 @@ class Shutdown(enum.StrEnum):
     """`--shutdown-timeout N`: running requests finish, new ones get a 500, then the port closes."""
 
 
+class Task(enum.StrEnum):
+    """What the pod's model is for. As with vLLM, a pod has its task's routes only."""
+
+    GENERATE = "generate"
+    EMBED = "embed"
+    """Embeddings; and scores and rerankings by comparing them."""
+    SCORE = "score"
+    """Scores and rerankings by a cross-encoder."""
+    TRANSCRIPTION = "transcription"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodSettings:
     """One pod. The time model defaults to one for tests, as fast as the loop turns; the command line has its own."""
 
     model: str = "sim"
+    task: Task = Task.GENERATE
     name: str = ""  # default: the model's
     host: str = "127.0.0.1"
     port: int = 0  # 0: any free one
@@ -48,6 +60,8 @@ class PodSettings:
     request_id_headers: bool = False
     auto_tool_choice: bool = False  # tools are accepted, never called
     sse_keep_alive_seconds: float | None = None
+    embedding_dimensions: int = 64
+    matryoshka: bool = False  # embeddings of fewer dimensions can be asked for
 
     keep_alive_seconds: float = 5.0
     shutdown: Shutdown = Shutdown.SILENT
@@ -71,7 +85,8 @@ class PodSettings:
         shortest, longest = self.natural_tokens
         if not 1 <= shortest <= longest:
             raise ValueError(f"natural_tokens is a range such as (16, 256), got {self.natural_tokens}")
-        for field in ("max_model_len_tokens", "max_num_seqs", "max_num_batched_tokens", "block_size_tokens"):
+        sizes = ("max_model_len_tokens", "max_num_seqs", "max_num_batched_tokens", "block_size_tokens")
+        for field in (*sizes, "embedding_dimensions"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
 

@@ -29,6 +29,10 @@ class Reply(msgspec.Struct, frozen=True):
     content_type: bytes | None = JSON
     before: tuple[tuple[bytes, bytes], ...] = ()
     after: tuple[tuple[bytes, bytes], ...] = ((b"vary", b"Origin"),)
+    chunked: bool = False  # one chunk instead of a length, as starlette sends what it takes for a stream
+
+    def with_request_id(self, request_id: bytes) -> Reply:
+        return msgspec.structs.replace(self, after=(*self.after, (b"x-request-id", request_id)))
 
 
 def http_date(seconds: float) -> bytes:
@@ -43,13 +47,16 @@ def whole(reply: Reply, *, date: bytes, close: bool, without_body: bool = False)
     """Head and body. `without_body` is for HEAD: the length is still told."""
     parts = [status_line(reply.status), b"date: ", date, b"\r\nserver: uvicorn\r\n"]
     parts += [b"%b: %b\r\n" % field for field in reply.before]
-    parts.append(b"content-length: %d\r\n" % len(reply.body))
+    if not reply.chunked:
+        parts.append(b"content-length: %d\r\n" % len(reply.body))
     if reply.content_type is not None:
         parts.append(b"content-type: %b\r\n" % reply.content_type)
     parts += [b"%b: %b\r\n" % field for field in reply.after]
-    parts.append(b"connection: close\r\n\r\n" if close else b"\r\n")
+    if close:
+        parts.append(b"connection: close\r\n")
+    parts.append(b"transfer-encoding: chunked\r\n\r\n" if reply.chunked else b"\r\n")
     if not without_body:
-        parts.append(reply.body)
+        parts.append(chunk(reply.body) + LAST_CHUNK if reply.chunked else reply.body)
     return b"".join(parts)
 
 

@@ -5,16 +5,22 @@ Before that, what cannot be the same is made the same on both sides: ids, times,
 
 from __future__ import annotations
 
+import json
 import re
-from itertools import count
+from dataclasses import replace
+from itertools import count, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from loadtest.simulator import Fault, FaultKind, PodSettings, SimulatedPod
+from loadtest.simulator import Fault, FaultKind, PodSettings, SimulatedPod, Task
 from loadtest.simulator.answers import draw_answer
+from loadtest.simulator.bodies import Identity
+from loadtest.simulator.connection import ReceivedRequest
+from loadtest.simulator.dialects import Dialect
 from loadtest.simulator.prompts import read_prompt, render_chat
+from loadtest.simulator.routing import GENERATING
 from tests.unit.loadtest.talking import Heard, ask, get, post, talk_to
 
 CAPTURES = Path(__file__).parents[2] / "captures" / "vllm"
@@ -35,12 +41,14 @@ def read_capture(name: str) -> Capture:
 
 _UNLIKE = [
     (rb"\ndate: [^\r]+", b"\ndate: DATE"),
-    (rb'"(chatcmpl|cmpl|modelperm)-[0-9a-f]{16}"', rb'"\1-ID"'),
+    (rb'"((?:chatcmpl|cmpl|modelperm|chatcmpl-tool|embd|score)-|(?:resp|msg|fc|rs)_)[0-9a-f]{16}"', rb'"\1ID"'),
     (rb"\nx-request-id: [0-9a-f]{32}", b"\nx-request-id: ID"),
     (rb"\nx-request-id: [0-9a-f]{16}", b"\nx-request-id: ID"),
-    (rb'"created":\d+', b'"created":0'),
-    (rb'"(content|text)":"(?:[^"\\]|\\.)+"', rb'"\1":"TEXT"'),
+    (rb'"created(_at)?":\d+', rb'"created\1":0'),
+    (rb'"(content|text|delta|partial_json)":"(?:[^"\\]|\\.)+"', rb'"\1":"TEXT"'),
     (rb'_tokens":\d+', b'_tokens":0'),
+    (rb'"((?:relevance_)?score)":-?[\d.e-]+', rb'"\1":0.0'),
+    (rb"-?\d\.\d{5,}(?:e-\d+)?(?=[],])", b"0.0"),  # a number in an embedding
     (rb'"vllm-0\.32\.0-[0-9a-f]{8}"', b'"vllm-FINGERPRINT"'),
 ]
 
@@ -50,7 +58,7 @@ def alike(answer: bytes) -> bytes:
     for pattern, replacement in _UNLIKE:
         answer = re.sub(pattern, replacement, answer)
     if b"transfer-encoding: chunked" in answer:
-        return re.sub(rb"(?<=\r\n)[0-9a-f]+\r\n(?=data: \{)", b"SIZE\r\n", answer)
+        return re.sub(rb"(?<=\r\n)[0-9a-f]+\r\n(?=(?:event: [\w.]+\n)?data: \{)", b"SIZE\r\n", answer)
     if answer.startswith(b"HTTP/1.1 200") or b"\r\n\r\nHTTP/1.1 200" in answer:
         return re.sub(rb"content-length: [1-9]\d*", b"content-length: LENGTH", answer)
     return answer
@@ -72,7 +80,13 @@ async def replay(name: str, settings: PodSettings = SMOLLM2) -> tuple[bytes, byt
         *("22-", "28-", "29-", "30-", "31-", "32-", "37-", "38-"),
         *("40-", "41-", "42-", "43-", "45-", "46-", "47-", "48-", "49-"),
         *("50-", "51-", "52-", "53-", "54-", "55-", "56-", "57-", "59-"),
-        *("60-", "63-", "64-", "65-", "66-", "67-", "69-", "73-", "92-", "93-"),
+        *("60-", "63-", "64-", "65-", "66-", "67-", "68-", "69-", "73-", "92-", "93-"),
+        *("74-", "75-", "76-", "77-", "78-", "79-", "80-", "81-", "82-", "83-", "84-", "85-", "86-", "87-", "88-"),
+        *("m10-", "m11-", "m12-", "m13-", "m14-", "m16-", "m17-", "m18-", "m19-", "m20-"),
+        *("m29-", "m30-", "m31-", "m32-", "m34-", "m35-"),
+        *("r10-", "r11-", "r12-", "r13-", "r15-", "r16-", "r17-", "r18-", "r27-", "r28-", "r29-"),
+        *("r30-", "r31-", "r32-", "r33-", "r34-", "r35-", "r36-"),
+        *("t10-", "t11-", "t12-", "t13-", "t14-", "t15-", "t16-", "t17-"),
     ],
 )
 async def test_an_answer_is_vllm_s_but_for_ids_times_texts_and_counts(name: str) -> None:
@@ -111,13 +125,16 @@ async def test_details_of_cached_tokens_look_like_vllm_s() -> None:
     assert ours == theirs
 
 
-@pytest.mark.parametrize("name", ["44-", "61-"])
+@pytest.mark.parametrize("name", ["44-", "61-", "m15-", "r14-", "p11-", "p65-"])
 async def test_a_prompt_too_long_is_refused_in_vllm_s_words(name: str) -> None:
     # The captured request is cut; its body was 15 kB of one word.
     capture = read_capture(name)
-    body = capture.request.partition(b"\r\n\r\n")[2].partition(b"word ")[0] + b"word " * 3000 + b'"}]}'
-    async with SimulatedPod(SMOLLM2) as pod:
-        heard = await ask(pod, post(body))
+    head, _, body = capture.request.partition(b"\r\n\r\n")
+    before, _, rest = body.partition(b"word ")
+    end = rest.partition(b"(cut)")[2] or b'"}]}'
+    task = {"p11-": Task.EMBED, "p65-": Task.SCORE}.get(name, Task.GENERATE)
+    async with SimulatedPod(replace(SMOLLM2, task=task)) as pod:
+        heard = await ask(pod, post(before + b"word " * 3000 + end, head.split()[1].decode()))
 
     assert alike(heard.raw) == alike(capture.answer)
 
@@ -151,6 +168,231 @@ async def test_two_choices_of_a_stream_have_vllm_s_events_each() -> None:
         assert list(map(alike, of_choice(index, ours))) == list(map(alike, of_choice(index, theirs)))
     assert list(map(alike, Heard(ours).chunks[:2])) == list(map(alike, Heard(theirs).chunks[:2]))
     assert list(map(alike, Heard(ours).chunks[-2:])) == list(map(alike, Heard(theirs).chunks[-2:]))
+
+
+def squeezed(answer: bytes) -> list[bytes]:
+    """The events of a stream, a run of deltas as one: how many tokens say a thing is the model's affair."""
+    chunks = [re.sub(rb'"sequence_number":\d+', b'"sequence_number":0', alike(chunk)) for chunk in Heard(answer).chunks]
+    return [one for one, next_one in pairwise([*chunks, b""]) if one != next_one]
+
+
+EARLY = replace(SMOLLM2, ends_early=True, natural_tokens=(3, 3))
+
+
+@pytest.mark.parametrize("name", ["m23-", "r19-"])
+async def test_an_answer_that_ends_by_itself_says_so_as_vllm_s_does(name: str) -> None:
+    theirs, ours = await replay(name, EARLY)
+
+    assert ours == theirs
+
+
+async def test_a_response_that_ends_by_itself_has_vllm_s_events() -> None:
+    capture = read_capture("r20-")
+    async with SimulatedPod(EARLY) as pod:
+        heard = await ask(pod, capture.request)
+
+    assert squeezed(heard.raw) == squeezed(capture.answer)
+
+
+@pytest.mark.parametrize("name", ["m21-", "m22-"])
+async def test_a_message_that_meets_a_stop_sequence_ends_as_with_vllm(name: str) -> None:
+    capture = read_capture(name)
+    prompt = read_prompt(render_chat([("user", "Say hi.")]), block_size_tokens=16, salt=None)
+
+    def stops(seed: int) -> bool:
+        drawn = draw_answer(seed=seed, prompt_key=prompt.key, choice=0, max_tokens=24, natural_tokens=None)
+        return b"!" in drawn.pieces[5:]
+
+    seed = next(seed for seed in count() if stops(seed))
+    async with SimulatedPod(replace(SMOLLM2, seed=seed)) as pod:
+        heard = await ask(pod, capture.request)
+
+    if name == "m21-":
+        assert alike(heard.raw) == alike(capture.answer)
+    else:
+        assert squeezed(heard.raw) == squeezed(capture.answer)
+
+
+@pytest.mark.parametrize("name", ["m28-", "m33-", "r26-"])
+async def test_tools_and_their_results_are_read_as_vllm_reads_them(name: str) -> None:
+    theirs, ours = await replay(name, replace(SMOLLM2, auto_tool_choice=True))
+
+    assert ours == theirs
+
+
+def dialect_of(capture: Capture) -> Dialect:
+    """What the pod would answer the captured request with."""
+    head, _, body = capture.request.partition(b"\r\n\r\n")
+    path = head.split()[1]
+    headers = ((b"content-type", b"application/json"),)
+    request = ReceivedRequest(method="POST", target=path, headers=headers, body=body, connection=1)
+    read = GENERATING[Task.GENERATE][path.decode()].read
+    dialect = read(request, replace(SMOLLM2, auto_tool_choice=True)).dialect
+    assert dialect is not None
+    dialect.begin(Identity(f"{dialect.id_prefix}{0:016x}", 0, "smollm2"))
+    return dialect
+
+
+def of_call(arguments: str | None, *, head: bool) -> dict[str, object]:
+    function = {"name": "get_weather"} if head else {}
+    if arguments is not None:
+        function["arguments"] = arguments
+    return {"index": 0, **({"id": f"chatcmpl-tool-{0:016x}"} if head else {}), "function": function}
+
+
+@pytest.mark.parametrize("name", ["m25-", "m27-", "r22-", "r24-"])
+def test_a_chat_s_call_of_a_tool_is_streamed_in_vllm_s_events(name: str) -> None:
+    capture = read_capture(name)
+    pieces = re.findall(rb'"(?:delta|partial_json)":"((?:[^"\\]|\\.)*)"', capture.answer)
+    calls = [of_call(None, head=True), *(of_call(json.loads(b'"%b"' % piece), head=False) for piece in pieces)]
+    deltas: list[dict[str, object]] = [{"role": "assistant", "content": ""}]
+    deltas += [{"tool_calls": [call]} for call in calls]
+    chunks: list[object] = [{"choices": [{"delta": delta}]} for delta in deltas]
+    chunks.append({"choices": [{"delta": {"content": ""}, "finish_reason": "tool_calls"}]})
+    chunks.append({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
+    dialect = dialect_of(capture)
+    events = dialect.opening()
+    for chunk in chunks:
+        events += dialect.told(b"data: %b\n\n" % json.dumps(chunk).encode(), lambda: (1, 1, 0, 0))
+    events += dialect.told(b"data: [DONE]\n\n", lambda: (1, 1, 0, 0))
+
+    assert [alike(event) for event in events] == [alike(event) for event in Heard(capture.answer).chunks]
+
+
+@pytest.mark.parametrize("name", ["m24-", "m26-", "r21-", "r23-", "r25-"])
+def test_a_chat_s_whole_call_or_json_is_told_as_vllm_tells_it(name: str) -> None:
+    capture = read_capture(name)
+    call = of_call('{"city": "Paris"}', head=True)
+    message = {"content": '{"city":"Paris"}'} if name == "r25-" else {"content": None, "tool_calls": [call]}
+    chat = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1}}
+    whole = dialect_of(capture).whole(json.dumps(chat).encode(), lambda: (1, 1, 0, 0))
+
+    assert alike(whole) == alike(Heard(capture.answer).body)
+
+
+_NUMBERED = [
+    (rb'"count":\d+', b'"count":0'),
+    (rb'"index":\d+,"document":\{"text":"[^"]*"', b'"index":0,"document":{"text":""'),
+    (rb'"prompt":"[^"]*"', b'"prompt":"TEXT"'),
+    (rb'"(tokens|token_strs)":\[[^]]*\]', rb'"\1":[]'),
+    (rb'"root":"[^"]*"', b'"root":"MODEL"'),
+    (rb'"embedding":"[^"]*"', b'"embedding":"BASE64"'),
+    (rb'"created": \d+', b'"created": 0'),
+    (rb'_tokens": \d+', b'_tokens": 0'),
+]
+
+
+def numbered(answer: bytes) -> bytes:
+    for pattern, replacement in _NUMBERED:
+        answer = re.sub(pattern, replacement, answer)
+    return answer
+
+
+@pytest.mark.parametrize("name", ["70-", "71-", "72-"])
+async def test_tokens_are_told_as_vllm_tells_them(name: str) -> None:
+    theirs, ours = await replay(name)
+
+    assert numbered(ours) == numbered(theirs)
+
+
+async def test_tokens_and_invocations_need_no_key() -> None:
+    for name in ("e07-", "e08-"):
+        settings = PodSettings(model="smollm2", api_key="sk-test", max_model_len_tokens=8192)
+        theirs, ours = await replay(name, settings)
+
+        assert numbered(ours) == numbered(theirs)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("p01-", "p02-", "p03-", "p04-", "p06-", "p07-", "p08-", "p09-", "p10-", "p12-", "p16-", "p18-", "p19-"),
+        *("p20-", "p21-", "p22-", "p23-", "p24-", "p25-", "p26-", "p27-", "p28-", "p29-", "p30-", "p31-", "p32-"),
+        *("p33-", "p34-", "p35-", "p36-", "p37-", "p38-", "p39-", "p42-", "p43-", "p45-", "p48-", "p49-"),
+    ],
+)
+async def test_a_pod_that_embeds_answers_as_vllm_s_does(name: str) -> None:
+    # The stored arrays are cut to their first eight numbers.
+    theirs, ours = await replay(name, replace(SMOLLM2, task=Task.EMBED, embedding_dimensions=8))
+
+    assert numbered(ours) == numbered(theirs)
+
+
+@pytest.mark.parametrize("name", ["p05-", "p13-", "p14-"])
+async def test_embeddings_as_bytes_are_as_long_and_framed_as_vllm_s(name: str) -> None:
+    theirs, ours = await replay(name, replace(SMOLLM2, task=Task.EMBED, embedding_dimensions=576))
+
+    def with_zeros(answer: bytes) -> bytes:
+        head, _, body = answer.partition(b"\r\n\r\n900\r\n")
+        return head + b"\0" * len(body)
+
+    assert len(ours) == len(theirs)
+    assert numbered(with_zeros(ours)) == numbered(with_zeros(theirs))
+
+
+@pytest.mark.parametrize("name", ["p60-", "p61-", "p62-", "p63-", "p66-", "p67-"])
+async def test_a_pod_that_scores_answers_as_vllm_s_does(name: str) -> None:
+    theirs, ours = await replay(name, replace(SMOLLM2, task=Task.SCORE))
+
+    assert numbered(ours) == numbered(theirs)
+
+
+@pytest.mark.parametrize("name", ["m40-", "m41-", "m42-", "r40-", "r41-", "t20-"])
+async def test_a_full_pod_refuses_each_route_in_vllm_s_words(name: str) -> None:
+    capture = read_capture(name)
+    body = read_capture("11-").request.partition(b"\r\n\r\n")[2]
+    async with SimulatedPod(replace(SMOLLM2, max_num_queued_reqs=1)) as pod, talk_to(pod) as waiting:
+        pod.pause()
+        waiting.send(post(body))
+        await pod.until(lambda p: p.waiting == 1)
+        heard = await ask(pod, capture.request)
+
+    assert numbered(alike(heard.raw)) == numbered(alike(capture.answer))
+
+
+@pytest.mark.parametrize("name", ["m02-", "m03-", "m04-", "r02-", "r03-", "t01-"])
+async def test_a_dead_engine_is_told_on_each_route_in_vllm_s_words(name: str) -> None:
+    capture = read_capture(name)
+    async with SimulatedPod(SMOLLM2) as pod:
+        pod.engine_dies()
+        heard = await ask(pod, capture.request)
+
+    assert numbered(alike(heard.raw)) == numbered(alike(capture.answer))
+
+
+@pytest.mark.parametrize("name", ["p52-", "p53-"])
+async def test_an_embedding_whose_engine_dies_is_told_in_vllm_s_words(name: str) -> None:
+    capture = read_capture(name)
+    async with SimulatedPod(replace(SMOLLM2, task=Task.EMBED)) as pod, talk_to(pod) as talk:
+        pod.pause()
+        talk.send(post({"input": "Hi"}, "/v1/embeddings"))
+        await pod.until(lambda p: p.waiting == 1)
+        pod.engine_dies()
+        heard = await talk.hear_out()
+        new = await ask(pod, post({"input": "Hi"}, "/v1/embeddings"))
+
+    assert alike((heard if name == "p52-" else new).raw) == alike(capture.answer)
+
+
+async def test_a_stream_of_messages_cut_by_the_engine_s_death_ends_with_vllm_s_error() -> None:
+    capture = read_capture("m01-")
+    async with SimulatedPod(replace(SMOLLM2, faults=(Fault(FaultKind.ENGINE_DEATH, after=20),))) as pod:
+        heard = await ask(pod, capture.request)
+
+    assert heard.chunks[-1] == Heard(capture.answer).chunks[-1]
+    assert heard.is_whole
+    assert Heard(capture.answer).is_whole
+    assert squeezed(heard.raw) == squeezed(capture.answer)
+
+
+async def test_a_response_cut_by_the_engine_s_death_ends_without_a_word_as_vllm_s() -> None:
+    capture = read_capture("r01-")
+    async with SimulatedPod(replace(SMOLLM2, faults=(Fault(FaultKind.ENGINE_DEATH, after=20),))) as pod:
+        heard = await ask(pod, capture.request)
+
+    assert squeezed(heard.raw) == squeezed(capture.answer)
+    assert not heard.is_whole
+    assert not Heard(capture.answer).is_whole
 
 
 @pytest.mark.parametrize("name", ["e22-overload-3", "e22-overload-5"])

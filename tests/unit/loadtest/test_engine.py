@@ -77,6 +77,18 @@ def test_the_first_token_comes_after_the_prefill_and_the_others_a_step_apart() -
     assert caller.finished_at == 420
 
 
+def test_a_prompt_without_an_answer_is_over_when_it_is_computed() -> None:
+    bench = Bench()
+    pooled, generated = bench.ask(tokens=0, text=b"q"), bench.ask(tokens=2)
+    bench.clock.move(5)
+
+    # One step of 100 + 200 ms for both prompts; only one of them goes on.
+    assert (pooled.finished_at, pooled.tokens_at) == (300, [])
+    assert generated.tokens_at == [300, 410]
+    assert bench.engine.stats.generation_tokens == 2
+    assert bench.engine.running == 0
+
+
 def test_a_request_that_arrives_during_a_step_joins_the_next_one() -> None:
     bench = Bench()
     first = bench.ask(prompt_tokens=100, tokens=3, text=b"a")
