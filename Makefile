@@ -3,6 +3,8 @@ SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NODE := tests/clients/node
+NODE_PACKAGES := $(NODE)/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
@@ -17,10 +19,10 @@ demo: $(VENV)/.runtime ## Simulated pods and a gateway before them, until Ctrl-C
 demo-check: $(VENV)/.dev ## The demo, one streamed chat through the OpenAI SDK, exit 0
 	@$(BIN)/python -m tests.demo_check
 
-test: $(VENV)/.dev lint ## Lint, types, import contracts, and every test that needs no root
+test: $(VENV)/.dev $(NODE_PACKAGES) lint ## Lint, types, import contracts, and every test that needs no root
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-vllm: $(VENV)/.dev ## End to end against a real vLLM on CPU (downloads about 1 GB once)
+test-vllm: $(VENV)/.dev $(NODE_PACKAGES) ## End to end against a real vLLM on CPU (downloads about 1 GB once)
 	@$(BIN)/python tests/e2e/vllm/install.py
 	@$(BIN)/python -m pytest -m vllm tests/e2e/vllm $(ARGS)
 
@@ -41,7 +43,7 @@ lock: $(VENV)/.dev ## Write the lock files anew from pyproject.toml (wants uv: p
 	@scripts/lock
 
 clean: ## Forget everything that was made
-	rm -rf $(VENV) .vllm .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) $(NODE)/node_modules .vllm .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
 
 # pip checks every file against the lock's hashes; the project itself is then linked in without any download. Not
 # compiling what is installed saves two seconds before the demo's first token: Python compiles what it imports.
@@ -59,3 +61,12 @@ $(VENV)/.dev: $(VENV)/.runtime requirements/dev.lock
 	@echo "installing what the tests need ..."
 	@$(PIP) install --require-hashes -r requirements/dev.lock
 	@touch $@
+
+# openai-node, for its tests, by the hashes in npm's own lock. Where this does not work pytest's summary names the tests
+# that did not run. npm's note of what it has installed is the stamp.
+$(NODE_PACKAGES): $(NODE)/package.json $(NODE)/package-lock.json
+	@if command -v npm > /dev/null; then \
+	  echo "installing openai-node for its tests ..."; \
+	  npm ci --prefix $(NODE) --ignore-scripts --no-audit --no-fund --loglevel=error --fetch-retries=1 && touch $@ \
+	  || echo "npm could not install it: the tests that want it will not run"; \
+	fi

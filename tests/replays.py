@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.pipeline.intake import GUARDED_FIELDS
 from gateway.pipeline.operations import OPERATIONS, Body
 from tests.running import CAPTURES
 
@@ -59,17 +60,24 @@ class Replay:
             return 400
         return None if fields["model"] == MODEL else 404
 
-    def steadied(self) -> "Replay":
-        """The same, asked so that a model says the same twice: without chance, unless it must be."""
+    def steadied(self, most_tokens: int) -> "Replay":
+        """The same, so that a real model says the same twice, and soon: without chance, and not much."""
         fields = self.fields
-        if fields is None or fields.get("n") == 2 or "temperature" in fields or not self.generates:
+        if fields is None or not _PATHS[self.path].streams:
             return self
-        return Replay(self.name, self.path, self.headers, json.dumps({**fields, "temperature": 0}).encode())
+        steady = {"temperature": 0, "seed": 7} | fields
+        if self.path == "/v1/responses":
+            steady.setdefault("max_output_tokens", most_tokens)
+        for limit in ("max_tokens", "max_output_tokens"):
+            # What is refused for its limit stays as it is.
+            if limit in steady and most_tokens < steady[limit] <= 1000:
+                steady[limit] = most_tokens
+        return Replay(self.name, self.path, self.headers, json.dumps(steady).encode())
 
     @property
-    def generates(self) -> bool:
-        """Whether a model says something."""
-        return _PATHS[self.path].streams
+    def is_guarded(self) -> bool:
+        """Whether it has a field that an ordinary key may not send."""
+        return not set(GUARDED_FIELDS).isdisjoint(self.fields or ())
 
     @property
     def as_the_gateway_asks(self) -> bytes:

@@ -1,5 +1,6 @@
 """What a stranger clones works alone: no path of our machines, no registry's host, every dependency hashed."""
 
+import json
 import re
 import subprocess
 import tomllib
@@ -51,6 +52,18 @@ def test_every_locked_dependency_is_pinned_and_hashed(name: str) -> None:
         assert re.match(r"[a-z0-9._-]+==\S+", entry), entry
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
     assert "://" not in text
+
+
+def test_every_locked_package_of_npm_is_pinned_and_hashed() -> None:
+    folder = ROOT / "tests" / "clients" / "node"
+    lock = json.loads((folder / "package-lock.json").read_text())
+    own = lock["packages"].pop("")
+    assert own["dependencies"] == json.loads((folder / "package.json").read_text())["dependencies"]
+    assert set(lock["packages"]) >= {f"node_modules/{name}" for name in own["dependencies"]}
+    for package in lock["packages"].values():
+        assert re.fullmatch(r"\d+\.\d+\.\d+", package["version"])
+        assert package["integrity"].startswith("sha512-")
+        assert "resolved" not in package
 
 
 def test_the_locks_hold_every_declared_dependency_within_its_range() -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 MODEL_NAME = "smollm2"
+NAME_WITH_A_SLASH = "acme/chat"  # the same model's second name, shaped as on a hub
 MAX_MODEL_LEN = 2048
 READY_SECONDS = 240  # a loaded machine of two cores has needed 146
 

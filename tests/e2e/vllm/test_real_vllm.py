@@ -14,9 +14,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.e2e.vllm.front import gateway_before
 from tests.e2e.vllm.report import Report
-from tests.e2e.vllm.server import MAX_MODEL_LEN, MODEL_NAME, Vllm, VllmDidNotStart, VllmNotInstalled, real_vllm
+from tests.e2e.vllm.server import MAX_MODEL_LEN, MODEL_NAME, Vllm
 from tests.e2e.vllm.wire import (
     END,
     Answer,
@@ -138,32 +137,11 @@ REFUSED: dict[str, tuple[str, Body]] = {
 
 
 @pytest.fixture(scope="module")
-def vllm(tmp_path_factory: pytest.TempPathFactory, report: Report) -> Iterator[Vllm]:
-    log = tmp_path_factory.mktemp("vllm") / "vllm.log"
-    # Without the prefix cache a prompt is computed in the same way each time, and a long one takes its time; in
-    # small batches an engine step is short, and the gauges move with the steps.
-    steady = ("--no-enable-prefix-caching", "--max-num-batched-tokens", "128")
-    tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    try:
-        with real_vllm(log, "--enable-server-load-tracking", *steady, *tools) as started:
-            report.note(f"vLLM was ready after {started.seconds_to_start:.0f} s; its log: {log}")
-            yield started
-    except (VllmNotInstalled, VllmDidNotStart) as error:
-        pytest.exit(f"{type(error).__name__}: {error}", returncode=1)  # once, not once for each test
-
-
-@pytest.fixture(scope="module")
 def direct(vllm: Vllm) -> Server:
     server = Server(vllm.url)
     for name in ("chat", "chat, logprobs", "chat, a schema", "completion, logprobs"):
         assert server.ask(*ASKED[name]).status == 200  # the first of its kind takes seconds, logprobs 20
     return server
-
-
-@pytest.fixture(scope="module")
-def gateway(vllm: Vllm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with gateway_before(vllm.url, tmp_path_factory.mktemp("gateway")) as server:
-        yield server
 
 
 @pytest.fixture
