@@ -70,6 +70,7 @@ class PodConnection(asyncio.Protocol):
         "_on_idle",
         "_over",
         "_parser",
+        "_paused",
         "_pieces",
         "_receiver",
         "_reused",
@@ -95,6 +96,7 @@ class PodConnection(asyncio.Protocol):
         self.on_header: Callable[[bytes, bytes], None] = self._headers.__setitem__
         self._parser = httptools.HttpResponseParser(self)
         self._reused = False
+        self._paused = False
         self.idle_since = 0.0
         self._begin()
 
@@ -131,11 +133,13 @@ class PodConnection(asyncio.Protocol):
     def pause(self, receiver: Receiver) -> None:
         """Stop reading from the pod: the client is slower than it."""
         if self._receiver is receiver and self._transport is not None and not self._transport.is_closing():
+            self._paused = True
             self._transport.pause_reading()
 
     def resume(self, receiver: Receiver) -> None:
         """Read on."""
         if self._receiver is receiver and self._transport is not None and not self._transport.is_closing():
+            self._paused = False
             self._transport.resume_reading()
 
     def release(self, receiver: Receiver) -> bool:
@@ -257,6 +261,10 @@ class PodConnection(asyncio.Protocol):
         receiver, self._receiver = self._receiver, None
         transport = self._transport
         if self._keep_alive and transport is not None and transport.get_write_buffer_size() == 0:
+            if self._paused:
+                # By the very read that brought the end: nobody would resume it any more, and the next answer never come.
+                self._paused = False
+                transport.resume_reading()
             self._reused = True
             self._begin()
             self._on_idle(self)

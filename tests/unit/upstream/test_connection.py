@@ -1,0 +1,49 @@
+"""A connection to a pod, on real sockets: what one exchange leaves behind is no burden for the next."""
+
+import asyncio
+
+from gateway.core.fleet import Pod
+from gateway.upstream.connection import AnswerHead, Loss, PodConnection
+from gateway.upstream.pool import PodPool
+from tests.fakes import ScriptedPod, answer
+
+POST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
+
+
+class SlowReader:
+    """A receiver whose client is behind as soon as anything comes."""
+
+    def __init__(self, connection: PodConnection) -> None:
+        self._connection = connection
+        self.body = b""
+        self.ended: asyncio.Future[Loss | None] = asyncio.get_running_loop().create_future()
+
+    def head_received(self, head: AnswerHead) -> None: ...
+
+    def body_received(self, data: bytes) -> None:
+        self.body += data
+        self._connection.pause(self)
+
+    def answer_ended(self, by_close: bool) -> None:
+        self.ended.set_result(None)
+
+    def answer_lost(self, loss: Loss) -> None:
+        self.ended.set_result(loss)
+
+
+async def test_a_connection_that_was_paused_by_the_last_of_an_answer_reads_the_next_one() -> None:
+    async with ScriptedPod([[answer(b"one")], [answer(b"two")]]) as pod:
+        pool = PodPool(Pod("u", "p", "p", "127.0.0.1", pod.port), 1.0, lambda: 0.0)
+        connection = await pool.connect()
+        bodies = []
+        for _ in range(2):
+            reader = SlowReader(connection)
+            connection.send(POST, (), reader)
+            async with asyncio.timeout(5):
+                assert await reader.ended is None
+            # Its client has caught up, too late: the answer is over.
+            connection.resume(reader)
+            bodies.append(reader.body)
+            assert pool.take() is connection
+        assert bodies == [b"one", b"two"]
+        connection.abort()
