@@ -262,7 +262,7 @@ class PodConnection(asyncio.Protocol):
         transport = self._transport
         if self._keep_alive and transport is not None and transport.get_write_buffer_size() == 0:
             if self._paused:
-                # By the very read that brought the end: nobody would resume it any more, and the next answer never come.
+                # By the read that brought the end: nobody would resume it any more, and the next answer never come.
                 self._paused = False
                 transport.resume_reading()
             self._reused = True
