@@ -6,9 +6,10 @@
 or `python -m loadtest.simulator --pool chat:3`. What it imitates, and what not, is in docs/simulator.md.
 
 Imports point down: `__main__` → `pod` → `routes` → `translated` → `sabotage` → `generation`, and `routes` →
-`routing` → one module per API (`messages`, `responses`, `audio`, `pooling`, `tokenizing`) → `dialects`, `schema`;
-both → `connection`, `engine`, `bodies`, `asked` → `settings` → values (`answers`, `blocks`, `faults`, `gauges`,
-`prompts`, `refusals`, `timing`, `wire`).
+`upkeep` and `routing` → one module per API (`messages`, `responses`, `audio`, `pooling`, `tokenizing`) →
+`dialects`, `schema`; both → `connection`, `engine`, `bodies`, `asked` → `logprobs` → `composing` → `wishes` →
+`instances` → `patterns` → `settings` → values (`answers`, `blocks`, `faults`, `gauges`, `prompts`, `refusals`,
+`timing`, `wire`).
 """
 
 from loadtest.simulator.connection import ReceivedRequest

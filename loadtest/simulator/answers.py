@@ -59,11 +59,15 @@ _FIRST_WORDS = tuple(orjson.dumps(word.lstrip(" "))[1:-1] for word in VOCABULARY
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """One choice's answer: a piece per token, each the inside of a JSON string in UTF-8."""
+    """One choice's answer: a piece per token, each the inside of a JSON string in UTF-8.
+
+    `finish_reason` is the engine's; `told_as` what the client hears instead.
+    """
 
     pieces: list[bytes]
     finish_reason: str
     stop_reason: str | None = None
+    told_as: str | None = None
 
 
 def draw_answer(
@@ -75,7 +79,8 @@ def draw_answer(
     natural_tokens: tuple[int, int] | None,
     stop: Sequence[str] = (),
 ) -> Answer:
-    """The answer to a prompt, cut at `max_tokens`, at its natural end, or at the first stop string.
+    """The answer to a prompt, cut at `max_tokens`, at its natural end, or at the first stop string. A natural end
+    is a token too, one without text.
 
     `natural_tokens` is the range natural lengths are drawn from; None: there is no natural end
     (`ignore_eos`).
@@ -93,12 +98,16 @@ def draw_answer(
         return _stopped([VOCABULARY[draw] for draw in draws], stop, finish_reason)
     pieces = [_WORDS[draw] for draw in draws]
     pieces[0] = _FIRST_WORDS[draws[0]]
+    if finish_reason == "stop":
+        pieces[-1] = b""
     return Answer(pieces, finish_reason)
 
 
 def _stopped(words: list[str], stop: Sequence[str], finish_reason: str) -> Answer:
     """Cut before the stop string that ends first; the token that completes it is generated, and counted."""
     words[0] = words[0].lstrip(" ")
+    if finish_reason == "stop":
+        words[-1] = ""
     text = "".join(words)
     hits = [(at + len(mark), at, mark) for mark in stop if mark and (at := text.find(mark)) >= 0]
     if not hits:

@@ -16,8 +16,17 @@ import msgspec
 from loadtest.simulator import refusals
 from loadtest.simulator.faults import BadFault, Fault, fault_from_json
 from loadtest.simulator.prompts import Prompt, read_prompt, render_chat, render_token_ids
+from loadtest.simulator.refusals import Refused as Refused  # where it belongs to its many importers
 from loadtest.simulator.settings import PodSettings
 from loadtest.simulator.wire import Reply
+from loadtest.simulator.wishes import (
+    PLAIN,
+    Wishes,
+    check_for_engine,
+    check_tool_parser,
+    read_chat_wishes,
+    read_completion_wishes,
+)
 
 COMPLETION_TOKENS_UNLESS_SAID = 16
 
@@ -36,14 +45,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool
     stop: tuple[str, ...]
     fault: Fault | None
-
-
-class Refused(Exception):
-    """Carries the reply that says why."""
-
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(reply.status, reply.body)
-        self.reply = reply
+    wishes: Wishes = PLAIN
 
 
 class _StreamOptions(msgspec.Struct):
@@ -56,9 +58,19 @@ class _Part(msgspec.Struct):
     text: str | None = None
 
 
+class _Function(msgspec.Struct):
+    name: str = ""
+    arguments: str | None = None
+
+
+class _ToolCall(msgspec.Struct):
+    function: _Function | None = None
+
+
 class _Message(msgspec.Struct):
     role: str
     content: str | list[_Part] | None = None
+    tool_calls: list[_ToolCall] | None = None
 
 
 class _Body(msgspec.Struct, kw_only=True):
@@ -71,6 +83,11 @@ class _Body(msgspec.Struct, kw_only=True):
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None
     cache_salt: str | None = None
+    prompt_logprobs: int | None = None
+    return_token_ids: bool | None = None
+    echo: bool | None = None
+    response_format: msgspec.Raw = msgspec.Raw()
+    structured_outputs: msgspec.Raw = msgspec.Raw()
     sim_fault: msgspec.Raw = msgspec.Raw()
 
 
@@ -79,9 +96,17 @@ class _ChatBody(_Body, kw_only=True):
     max_completion_tokens: int | None = None
     tools: msgspec.Raw = msgspec.Raw()
     tool_choice: msgspec.Raw = msgspec.Raw()
+    parallel_tool_calls: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    include_reasoning: bool | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: msgspec.Raw = msgspec.Raw()
+    return_prompt_text: bool | None = None
 
 
 class _CompletionBody(_Body, kw_only=True):
+    logprobs: int | None = None
     prompt: str | list[int | str | list[int]] | None = None
 
 
@@ -97,19 +122,18 @@ def read_chat(body: bytes, content_type: bytes | None, settings: PodSettings) ->
         chat = _chat.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         chat = _read_again(body, _ChatBody)
+    user_spoke_last = bool(chat.messages) and chat.messages[-1].role == "user"
+    wishes = read_chat_wishes(chat, stream=bool(chat.stream), settings=settings, user_spoke_last=user_spoke_last)
     if chat.stream_options is not None and not chat.stream:
         raise Refused(_stream_options_without_stream())
     model = _served_model(chat, settings)
     if not chat.messages:
         message = "Cannot apply chat template to an empty conversation. Provide at least one message."
         raise Refused(refusals.bad_request(message))
-    tools = _given(chat.tools)
-    if tools and not settings.auto_tool_choice and _given(chat.tool_choice) in (b"", b'"auto"'):
-        message = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
-        raise Refused(refusals.bad_request(message))
-    text = render_chat([(message.role, _text_of(message, model)) for message in chat.messages], tools)
+    check_tool_parser(chat, settings)
+    text = render_chat([(message.role, _text_of(message, model)) for message in chat.messages], _given(chat.tools))
     limit = chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens
-    return _checked(chat, model, (text,), limit, settings)
+    return _checked(chat, model, (text,), limit, settings, wishes)
 
 
 def read_completion(body: bytes, content_type: bytes | None, settings: PodSettings) -> Asked:
@@ -120,6 +144,7 @@ def read_completion(body: bytes, content_type: bytes | None, settings: PodSettin
         completion = _completion.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         completion = _read_again(body, _CompletionBody)
+    wishes = read_completion_wishes(completion, stream=bool(completion.stream))
     if completion.stream_options is not None and not completion.stream:
         raise Refused(_stream_options_without_stream())
     if not completion.prompt:
@@ -127,14 +152,19 @@ def read_completion(body: bytes, content_type: bytes | None, settings: PodSettin
         raise Refused(refusals.bad_request(message, "prompt"))
     model = _served_model(completion, settings)
     limit = COMPLETION_TOKENS_UNLESS_SAID if completion.max_tokens is None else completion.max_tokens
-    return _checked(completion, model, _prompt_texts(completion.prompt), limit, settings)
+    if wishes.echo and limit == 0:
+        limit, wishes = 1, msgspec.structs.replace(wishes, prompt_only=True)  # as vLLM: one token, told to nobody
+    return _checked(completion, model, _prompt_texts(completion.prompt), limit, settings, wishes)
 
 
-def _checked(body: _Body, model: str, texts: tuple[bytes, ...], limit: int | None, settings: PodSettings) -> Asked:
+def _checked(
+    body: _Body, model: str, texts: tuple[bytes, ...], limit: int | None, settings: PodSettings, wishes: Wishes
+) -> Asked:
     """The checks both operations share, from the prompt on."""
     window = settings.max_model_len_tokens
     salt = (settings.seed, model, body.cache_salt)
-    prompts = tuple(read_prompt(text, block_size_tokens=settings.block_size_tokens, salt=salt) for text in texts)
+    size, keep = settings.block_size_tokens, wishes.needs_prompt_text
+    prompts = tuple(read_prompt(text, block_size_tokens=size, salt=salt, keep_text=keep) for text in texts)
     longest = max(prompt.tokens for prompt in prompts)
     _check_window(longest, limit, window)
     n = 1 if body.n is None else body.n
@@ -143,6 +173,8 @@ def _checked(body: _Body, model: str, texts: tuple[bytes, ...], limit: int | Non
         raise Refused(refusals.sim_error(limit_text))
     max_tokens = window - longest if limit is None else limit
     _check_sampling(n, max_tokens, body.temperature)
+    if wishes is not PLAIN:
+        check_for_engine(wishes)
     options = body.stream_options
     return Asked(
         model=model,
@@ -156,6 +188,7 @@ def _checked(body: _Body, model: str, texts: tuple[bytes, ...], limit: int | Non
         ignore_eos=bool(body.ignore_eos),
         stop=_stop_strings(body.stop),
         fault=_fault(body.sim_fault),
+        wishes=wishes,
     )
 
 
@@ -205,13 +238,23 @@ def _served_model(body: _Body, settings: PodSettings) -> str:
 
 
 def _text_of(message: _Message, model: str) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    if message.content is None:
-        return ""
-    if any(part.type not in ("text", "input_text", "refusal", "thinking") for part in message.content):
+    content = message.content
+    if content is None:
+        text = ""
+    elif isinstance(content, str):
+        text = content
+    elif any(part.type not in ("text", "input_text", "refusal", "thinking") for part in content):
         raise Refused(refusals.bad_request(f"{model} is not a multimodal model"))
-    return "\n".join(part.text or "" for part in message.content)
+    else:
+        text = "\n".join(part.text or "" for part in content)
+    return text + "".join(map(_text_of_call, message.tool_calls)) if message.tool_calls else text
+
+
+def _text_of_call(call: _ToolCall) -> str:
+    """As the model said it, so that its blocks are found again."""
+    function = call.function or _Function()
+    named = json.dumps(function.name)
+    return f'<tool_call>\n{{"name": {named}, "arguments": {function.arguments or "{}"}}}\n</tool_call>'
 
 
 def _prompt_texts(prompt: str | list[int | str | list[int]]) -> tuple[bytes, ...]:

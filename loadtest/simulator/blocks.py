@@ -85,6 +85,13 @@ class BlockPool:
             self._idle.move_to_end(block)
         self._evict()
 
+    def forget(self) -> bool:
+        """Empty the cache, unless blocks are in use; whether it was done."""
+        if self.in_use:
+            return False
+        self._idle.clear()
+        return True
+
     def _evict(self) -> None:
         while self._idle and len(self._idle) + self.in_use > self.capacity:
             self._idle.popitem(last=False)

@@ -101,9 +101,16 @@ def parser() -> argparse.ArgumentParser:
     engine.add_argument("--enable-server-load-tracking", action="store_true")
     engine.add_argument("--enable-request-id-headers", action="store_true")
     engine.add_argument("--enable-auto-tool-choice", action="store_true")
+    engine.add_argument("--tool-calls", type=int, default=usual.tool_calls, metavar="N", help="calls at once")
+    engine.add_argument("--reasoning-parser", metavar="NAME", help="answers begin with reasoning; any name does")
     engine.add_argument("--sse-keep-alive-interval", type=float, metavar="SECONDS")
     engine.add_argument("--embedding-dimensions", type=int, default=usual.embedding_dimensions, metavar="N")
     engine.add_argument("--matryoshka", action="store_true", help="fewer embedding dimensions can be asked for")
+    engine.add_argument("--max-loras", type=int, default=usual.max_loras)
+    engine.add_argument(
+        "--runtime-lora-updating", action="store_true", help="adapters can be loaded: VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+    )
+    engine.add_argument("--dev-mode", action="store_true", help="the routes of VLLM_SERVER_DEV_MODE: sleep and others")
 
     life = made.add_argument_group("life and trouble")
     life.add_argument(
@@ -153,6 +160,11 @@ def pods_from(parsed: argparse.Namespace) -> dict[str, SimulatedPod]:
         server_load_tracking=parsed.enable_server_load_tracking,
         request_id_headers=parsed.enable_request_id_headers,
         auto_tool_choice=parsed.enable_auto_tool_choice,
+        tool_calls=parsed.tool_calls,
+        reasoning_parser=parsed.reasoning_parser,
+        runtime_lora_updating=parsed.runtime_lora_updating,
+        max_loras=parsed.max_loras,
+        dev_mode=parsed.dev_mode,
         sse_keep_alive_seconds=parsed.sse_keep_alive_interval,
         embedding_dimensions=parsed.embedding_dimensions,
         matryoshka=parsed.matryoshka,

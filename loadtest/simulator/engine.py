@@ -49,6 +49,9 @@ class Listener(Protocol):
     def finished(self, sequence: Sequence) -> None:
         """It got its last token."""
 
+    def cut_off(self, sequence: Sequence) -> None:
+        """It ends with the tokens it has, since the engine was told to end everything."""
+
     def failed(self) -> None:
         """The engine has died."""
 
@@ -64,6 +67,7 @@ class Sequence:
     """One choice's way through the engine. `produced` counts its tokens."""
 
     __slots__ = (
+        "adapter",
         "answer",
         "arrived_at",
         "blocks",
@@ -88,11 +92,13 @@ class Sequence:
         prompt: Prompt,
         answer: Answer,
         emit: Callable[[Sequence], None] | None,
+        adapter: str | None = None,
     ) -> None:
         self.listener = listener
         self.index = index
         self.prompt = prompt
         self.answer = answer
+        self.adapter = adapter  # the LoRA adapter's name
         self.emit = emit  # called with each token; None: only the end matters
         self.length = len(answer.pieces)
         self.produced = 0
@@ -114,6 +120,7 @@ class Engine:
         self.pool = BlockPool(settings.kv_blocks)
         self.dead = False
         self.paused = False
+        self.serves_adapters = bool(settings.lora_adapters) or settings.runtime_lora_updating
         self._settings = settings
         self._timers = timers
         self._changed = changed
@@ -172,6 +179,22 @@ class Engine:
     def pause(self) -> None:
         """No further step begins, as in a sleeping vLLM: what arrives waits."""
         self.paused = True
+
+    def cut_all_off(self) -> None:
+        """End every request with what it has, as vLLM does before it sleeps."""
+        sequences = [*self._decoding, *self._prefilling, *self._parked, *self._waiting]
+        self._decoding, self._prefilling, self._parked, self._waiting = [], [], {}, {}
+        self._left_mid_step = False
+        open_ones = [sequence for sequence in sequences if sequence.stage is not _Stage.OVER]
+        for sequence in sequences:
+            if sequence.stage is not _Stage.WAITING and (sequence.stage is not _Stage.OVER or sequence.blocks):
+                self._release(sequence)
+            sequence.stage = _Stage.OVER
+        for sequence in open_ones:
+            self.stats.finished["abort"] += 1
+            sequence.listener.cut_off(sequence)
+        self._note_gauges()
+        self._changed()
 
     def resume(self) -> None:
         self.paused = False
@@ -351,3 +374,7 @@ class Engine:
         self.stats.running = self.running
         self.stats.waiting = self.waiting
         self.stats.kv_cache_usage = self.pool.usage
+        if self.serves_adapters:
+            everyone = (*self._decoding, *self._prefilling, *self._parked, *self._waiting)
+            names = {sequence.adapter: None for sequence in everyone if sequence.adapter is not None}
+            self.stats.adapters_seen_at[",".join(names)] = self._timers.time()

@@ -7,6 +7,7 @@ and of features the simulator does not have.
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 
 _SECONDS_SMALL = (
@@ -67,6 +68,7 @@ class EngineStats:
         self.generation_tokens = 0
         self.steps = 0
         self.rejected = 0
+        self.adapters_seen_at: dict[str, float] = {}  # by their names joined with commas; the loop's time
         self.finished = {"stop": 0, "length": 0, "abort": 0, "error": 0, "repetition": 0}
         self.time_to_first_token = Histogram(_SECONDS_FIRST)
         self.inter_token_latency = Histogram(_SECONDS_SMALL)
@@ -101,14 +103,23 @@ _HELP = {
     "vllm:request_time_per_output_token_seconds": "Histogram of time_per_output_token_seconds per request.",
     "vllm:e2e_request_latency_seconds": "Histogram of e2e request latency in seconds.",
     "vllm:request_queue_time_seconds": "Histogram of time spent in WAITING phase for request.",
+    "vllm:lora_requests_info": "Running stats on lora requests.",
     "vllm:cache_config_info": "Information of the LLMEngine CacheConfig",
 }
 
 
 def exposition(
-    stats: EngineStats, *, model: str, created: float, block_size_tokens: int, kv_blocks: int, asleep: bool
+    stats: EngineStats,
+    *,
+    model: str,
+    created: float,
+    block_size_tokens: int,
+    kv_blocks: int,
+    sleep_level: int | None,
+    max_loras: int,
+    wall_offset: float,
 ) -> bytes:
-    """The text format of Prometheus, version 1.0.0 as vLLM says."""
+    """The text format of Prometheus, version 1.0.0 as vLLM says. `wall_offset` makes the loop's time Unix time."""
     labels = f'engine="0",model_name="{_escaped(model)}"'
     model_label = f'model_name="{_escaped(model)}"'
     lines: list[str] = []
@@ -136,9 +147,9 @@ def exposition(
     )
     gauge(
         "vllm:engine_sleep_state",
-        (f'{labels},sleep_state="awake"', not asleep),
-        (f'{labels},sleep_state="weights_offloaded"', asleep),
-        (f'{labels},sleep_state="discard_all"', 0),
+        (f'{labels},sleep_state="awake"', sleep_level is None),
+        (f'{labels},sleep_state="weights_offloaded"', sleep_level == 1),
+        (f'{labels},sleep_state="discard_all"', sleep_level == 2),
     )
     gauge("vllm:kv_cache_usage_perc", (labels, round(stats.kv_cache_usage, 6)))
     counter("vllm:prefix_cache_queries", (labels, stats.prefix_cache_queries))
@@ -161,12 +172,32 @@ def exposition(
     histogram("vllm:request_time_per_output_token_seconds", stats.time_per_output_token)
     histogram("vllm:e2e_request_latency_seconds", stats.e2e_request_latency)
     histogram("vllm:request_queue_time_seconds", stats.request_queue_time)
+    if stats.adapters_seen_at:
+        # vLLM fills both lists with whoever has a request, running or waiting.
+        gauge(
+            "vllm:lora_requests_info",
+            *(
+                (
+                    f'max_lora="{max_loras}",running_lora_adapters="{names}",waiting_lora_adapters="{names}"',
+                    at + wall_offset,
+                )
+                for names, at in stats.adapters_seen_at.items()
+            ),
+        )
     cache = (
         f'block_size="{block_size_tokens}",cache_dtype="auto",enable_prefix_caching="True",engine="0",'
         f'num_gpu_blocks="{kv_blocks}"'
     )
     gauge("vllm:cache_config_info", (cache, 1))
     return ("\n".join(lines) + "\n").encode()
+
+
+def load_report(waiting: int, kv_cache_usage: float, wanted_format: bytes) -> bytes | None:
+    """Two gauges in a header, as ORCA has it; None in a format there is not."""
+    named = {"num_requests_waiting": float(waiting), "kv_cache_usage_perc": kv_cache_usage}
+    if wanted_format == b"TEXT":
+        return b"TEXT " + ", ".join(f"named_metrics.{name}={value}" for name, value in named.items()).encode()
+    return b"JSON " + json.dumps({"named_metrics": named}).encode() if wanted_format == b"JSON" else None
 
 
 def _escaped(text: str) -> str:

@@ -221,9 +221,10 @@ class _Maker:
         if last < first:
             if whole or "multipleOf" in schema:
                 raise Unsatisfiable("no number lies between the bounds")
-            return float(low if low == high or over is None else (low + high) / 2)
+            low, high = max(low, -math.inf if over is None else over), min(high, math.inf if under is None else under)
+            return float((low + high) / 2)
         value = self._chance.randint(int(first), int(last)) * step
-        return int(value) if whole or float(value).is_integer() and isinstance(step, int) else value
+        return int(value) if whole or (float(value).is_integer() and isinstance(step, int)) else value
 
 
 def _implied_type(schema: Schema) -> str:

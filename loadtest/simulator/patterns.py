@@ -27,10 +27,9 @@ def check_pattern(pattern: str) -> None:
         re.compile(pattern)
     except re.error as error:
         kind = "unclosed group" if "unterminated subpattern" in error.msg else error.msg
-        where = " " * ((error.pos or 0) + 4) + "^"
-        start = f"   1 | start: /{pattern}/\n{' ' * 14}^"
-        text = f'at 1(8): invalid regex "{pattern}" (in regex): regex parse error:\n    {pattern}\n{where}\nerror: {kind}'
-        raise BadPattern(f"{text}\n{start}") from None
+        mark = " " * ((error.pos or 0) + 4) + "^"
+        quoted = f'invalid regex "{pattern}" (in regex): regex parse error:\n    {pattern}\n{mark}\nerror: {kind}'
+        raise BadPattern(f"at 1(8): {quoted}\n   1 | start: /{pattern}/\n{' ' * 14}^") from None
 
 
 def matching(pattern: str, chance: Random) -> str:

@@ -14,7 +14,8 @@ import asyncio
 import enum
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from types import TracebackType
 from typing import Self
@@ -25,6 +26,8 @@ from loadtest.simulator.engine import Engine
 from loadtest.simulator.faults import OF_THE_WHOLE_POD, Fault, fault_from_text
 from loadtest.simulator.sabotage import strike_pod
 from loadtest.simulator.settings import PodSettings, Shutdown
+
+_SLEEPING_PARTS = ("weights", "kv_cache")
 
 
 class Stage(enum.StrEnum):
@@ -55,6 +58,10 @@ class SimulatedPod:
         self.settings = settings
         self.name = settings.name or settings.model
         self.port = settings.port
+        self.adapter_roots = {name: f"/models/{name}" for name in settings.lora_adapters}
+        self._settings_at_start = settings
+        self._asleep_parts: frozenset[str] = frozenset()
+        self._sleep_level = 0
         self.wall_clock = wall_clock
         self.neighbours: Mapping[str, SimulatedPod] = {self.name: self} if neighbours is None else neighbours
         self.stage = Stage.DOWN
@@ -208,6 +215,9 @@ class SimulatedPod:
         self._recorded_bytes = self._requests_seen = self._connections_made = 0
         self.aborts = self.in_flight = self.served = 0
         self._faults = {fault.path: _SetFault(fault) for fault in self.settings.faults}
+        self.settings = self._settings_at_start
+        self.adapter_roots = {name: f"/models/{name}" for name in self.settings.lora_adapters}
+        self._asleep_parts = frozenset()
         self._engine = Engine(self.settings, loop, self.changed)
         self.started_at = self.wall_clock()
         self._server = await loop.create_server(
@@ -228,10 +238,46 @@ class SimulatedPod:
 
     def pause(self) -> None:
         """As a sleeping vLLM: requests get their head and wait."""
-        self.engine.pause()
+        self.sleep(1, aborts=False)
 
     def resume(self) -> None:
-        self.engine.resume()
+        self.wake_up()
+
+    def sleep(self, level: int = 1, *, aborts: bool = True) -> None:
+        """`POST /sleep`: no step begins any more. `aborts` ends what runs or waits with what it has by then."""
+        self._sleep_level = level
+        self._asleep_parts = frozenset(_SLEEPING_PARTS)
+        self.engine.pause()
+        if aborts:
+            self.engine.cut_all_off()
+        self.changed()
+
+    def wake_up(self, tags: Sequence[str] | None = None) -> bool:
+        """`POST /wake_up`, with the parts to wake or all; whether the pod is awake then."""
+        self._asleep_parts -= frozenset(_SLEEPING_PARTS if tags is None else tags)
+        if not self._asleep_parts:
+            self.engine.resume()
+        self.changed()
+        return not self._asleep_parts
+
+    @property
+    def sleep_level(self) -> int | None:
+        """None: awake."""
+        return self._sleep_level if self._asleep_parts else None
+
+    def load_adapter(self, name: str, path: str | None = None) -> None:
+        """As `POST /v1/load_lora_adapter`, with or without the route."""
+        names = dict.fromkeys((*self.settings.lora_adapters, name))
+        self.settings = replace(self.settings, lora_adapters=tuple(names))
+        self.adapter_roots[name] = f"/models/{name}" if path is None else path
+        self.engine.serves_adapters = True
+        self.changed()
+
+    def unload_adapter(self, name: str) -> None:
+        """Requests that it has are finished. Raises KeyError if it is not loaded."""
+        del self.adapter_roots[name]
+        self.settings = replace(self.settings, lora_adapters=tuple(self.adapter_roots))
+        self.changed()
 
     def terminate(self) -> None:
         """SIGTERM."""

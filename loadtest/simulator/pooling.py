@@ -183,6 +183,9 @@ class PooledAnswer:
             self._answer()
             self._end()
 
+    def cut_off(self, sequence: EngineSequence) -> None:
+        self.finished(sequence)
+
     def failed(self) -> None:
         self._exchange.answer(refusals.engine_dead())
         self._end()

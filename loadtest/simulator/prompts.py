@@ -19,13 +19,27 @@ END_OF_TURN = b"<|im_end|>\n"
 
 class Prompt(msgspec.Struct, frozen=True):
     """`chain` names the full blocks, the first after `root`; `tail` is the text behind them; answers are
-    drawn from `key`."""
+    drawn from `key`. `text` is all of it, kept only if someone wants to see it again."""
 
     tokens: int
     root: int
     chain: tuple[int, ...]
     tail: bytes
     key: bytes
+    text: bytes = b""
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Those that `render_token_ids` makes the kept text of."""
+        return [int.from_bytes(piece, "little") for piece in self._pieces]
+
+    @property
+    def token_texts(self) -> list[str]:
+        return [piece.rstrip(b"\0").decode("utf-8", "replace") for piece in self._pieces]
+
+    @property
+    def _pieces(self) -> list[bytes]:
+        return [self.text[at : at + BYTES_PER_TOKEN] for at in range(0, len(self.text), BYTES_PER_TOKEN)]
 
 
 def render_chat(messages: list[tuple[str, str]], tools: bytes = b"") -> bytes:
@@ -42,7 +56,7 @@ def render_token_ids(token_ids: list[int]) -> bytes:
     return b"".join([(token_id & 0xFFFFFFFF).to_bytes(BYTES_PER_TOKEN, "little") for token_id in token_ids])
 
 
-def read_prompt(text: bytes, *, block_size_tokens: int, salt: object) -> Prompt:
+def read_prompt(text: bytes, *, block_size_tokens: int, salt: object, keep_text: bool = False) -> Prompt:
     """`salt` isolates: the same text under another salt shares no block (vLLM's `cache_salt`)."""
     width = block_size_tokens * BYTES_PER_TOKEN
     full = len(text) // width * width
@@ -53,6 +67,7 @@ def read_prompt(text: bytes, *, block_size_tokens: int, salt: object) -> Prompt:
         chain=tuple(extend_chain(root, text[:full], width)),
         tail=text[full:],
         key=blake2b(text, digest_size=16).digest(),
+        text=text if keep_text else b"",
     )
 
 

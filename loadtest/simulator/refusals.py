@@ -17,6 +17,14 @@ ENGINE_DEAD = "EngineCore encountered an issue. See stack trace (above) for the 
 SHUT_DOWN = "cannot schedule new futures after shutdown"
 
 
+class Refused(Exception):
+    """Carries the reply that says why."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.status, reply.body)
+        self.reply = reply
+
+
 def nested(status: int, message: str, kind: str, param: str | None = None) -> Reply:
     return Reply(status, error_body(status, message, kind, param))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from loadtest.simulator import bodies, gauges, messages, refusals
+from loadtest.simulator import bodies, gauges, messages, refusals, upkeep
 from loadtest.simulator.asked import Refused
 from loadtest.simulator.connection import Exchange, ReceivedRequest
 from loadtest.simulator.faults import OF_THE_WHOLE_POD, BadFault, Fault, FaultKind, fault_from_json
@@ -87,6 +87,14 @@ def _page(request: ReceivedRequest, path: str, pod: SimulatedPod) -> Reply:
     if path in PAGES:
         methods = ("GET", "POST") if path == "/ping" else ("GET",)
         return PAGES[path](pod) if request.method in methods else refusals.method_not_allowed(", ".join(methods))
+    act = upkeep.found(path, pod.settings)
+    if act is not None and request.method != act.method:
+        return refusals.method_not_allowed(act.method)
+    if act is not None:
+        try:
+            return act.reply(request, pod)
+        except Refused as refused:
+            return refused.reply
     told = TOLD[task].get(path) or told_below(task, path)
     if told is not None and request.method == told.method:
         turned_away = _turned_away(pod) if told.needs_engine else None
@@ -124,7 +132,7 @@ def _models(pod: SimulatedPod) -> Reply:
         bodies.model_list(
             settings.model,
             settings.aliases,
-            settings.lora_adapters,
+            {name: pod.adapter_roots[name] for name in settings.lora_adapters},
             settings.max_model_len_tokens,
             int(pod.wall_clock()),
         ),
@@ -144,7 +152,9 @@ def _metrics(pod: SimulatedPod) -> Reply:
         created=pod.started_at,
         block_size_tokens=settings.block_size_tokens,
         kv_blocks=settings.kv_blocks,
-        asleep=pod.engine.paused,
+        sleep_level=pod.sleep_level,
+        max_loras=settings.max_loras,
+        wall_offset=pod.wall_clock() - pod.timers.time(),
     )
     return Reply(200, text, METRICS_TYPE)
 

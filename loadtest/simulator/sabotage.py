@@ -187,6 +187,13 @@ class SabotagedStream(StreamedAnswer):
 
     def token(self, sequence: Sequence) -> None:
         super().token(sequence)
+        self._drip(sequence)
+
+    def composed_token(self, sequence: Sequence) -> None:
+        super().composed_token(sequence)
+        self._drip(sequence)
+
+    def _drip(self, sequence: Sequence) -> None:
         fault = self._fault
         if fault.kind == FaultKind.DRIP and self._events >= (fault.after or 0):
             drip(sequence, self.engine, self.job, fault.seconds_per_token)

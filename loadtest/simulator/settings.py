@@ -40,6 +40,9 @@ class PodSettings:
     port: int = 0  # 0: any free one
     aliases: tuple[str, ...] = ()  # further --served-model-name
     lora_adapters: tuple[str, ...] = ()
+    max_loras: int = 1
+    runtime_lora_updating: bool = False  # adapters can be loaded and unloaded
+    dev_mode: bool = False  # the routes for sleep, the prefix cache and the server's configuration
     api_key: str | None = None
 
     seed: int = 0
@@ -58,7 +61,9 @@ class PodSettings:
     prompt_tokens_details: bool = False
     server_load_tracking: bool = False
     request_id_headers: bool = False
-    auto_tool_choice: bool = False  # tools are accepted, never called
+    auto_tool_choice: bool = False  # tools are called, as with the parser hermes
+    tool_calls: int = 1  # how many at once, where the request lets it
+    reasoning_parser: str | None = None  # answers begin with reasoning, whatever the parser's name
     sse_keep_alive_seconds: float | None = None
     embedding_dimensions: int = 64
     matryoshka: bool = False  # embeddings of fewer dimensions can be asked for
@@ -85,7 +90,7 @@ class PodSettings:
         shortest, longest = self.natural_tokens
         if not 1 <= shortest <= longest:
             raise ValueError(f"natural_tokens is a range such as (16, 256), got {self.natural_tokens}")
-        sizes = ("max_model_len_tokens", "max_num_seqs", "max_num_batched_tokens", "block_size_tokens")
+        sizes = ("max_model_len_tokens", "max_num_seqs", "max_num_batched_tokens", "block_size_tokens", "tool_calls")
         for field in (*sizes, "embedding_dimensions"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")

@@ -30,7 +30,7 @@ PODS = (
 Up = tuple[Front, asyncio.AbstractEventLoop, asyncio.Event]
 
 
-@pytest.fixture(scope="session", params=["edge", "asgi"])
+@pytest.fixture(scope="package", params=["edge", "asgi"])
 def front(request: pytest.FixtureRequest) -> Iterator[Front]:
     """The gateway, served by either side of the pipeline."""
     up: Future[Up] = Future()

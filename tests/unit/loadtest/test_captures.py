@@ -45,7 +45,7 @@ _UNLIKE = [
     (rb"\nx-request-id: [0-9a-f]{32}", b"\nx-request-id: ID"),
     (rb"\nx-request-id: [0-9a-f]{16}", b"\nx-request-id: ID"),
     (rb'"created(_at)?":\d+', rb'"created\1":0'),
-    (rb'"(content|text|delta|partial_json)":"(?:[^"\\]|\\.)+"', rb'"\1":"TEXT"'),
+    (rb'"(content|text|delta|partial_json|reasoning|arguments)":"(?:[^"\\]|\\.)+"', rb'"\1":"TEXT"'),
     (rb'_tokens":\d+', b'_tokens":0'),
     (rb'"((?:relevance_)?score)":-?[\d.e-]+', rb'"\1":0.0'),
     (rb"-?\d\.\d{5,}(?:e-\d+)?(?=[],])", b"0.0"),  # a number in an embedding
@@ -86,6 +86,7 @@ async def replay(name: str, settings: PodSettings = SMOLLM2) -> tuple[bytes, byt
         *("m29-", "m30-", "m31-", "m32-", "m34-", "m35-"),
         *("r10-", "r11-", "r12-", "r13-", "r15-", "r16-", "r17-", "r18-", "r27-", "r28-", "r29-"),
         *("r30-", "r31-", "r32-", "r33-", "r34-", "r35-", "r36-"),
+        *("25-", "27-", "34-", "35-", "36-", "58-", "62-"),
         *("t10-", "t11-", "t12-", "t13-", "t14-", "t15-", "t16-", "t17-"),
     ],
 )
@@ -179,7 +180,7 @@ def squeezed(answer: bytes) -> list[bytes]:
 EARLY = replace(SMOLLM2, ends_early=True, natural_tokens=(3, 3))
 
 
-@pytest.mark.parametrize("name", ["m23-", "r19-"])
+@pytest.mark.parametrize("name", ["m23-", "r19-", "e37-"])
 async def test_an_answer_that_ends_by_itself_says_so_as_vllm_s_does(name: str) -> None:
     theirs, ours = await replay(name, EARLY)
 
@@ -477,3 +478,230 @@ async def test_metrics_have_vllm_s_names_labels_buckets_and_help() -> None:
     assert {line for line in ours.splitlines() if line.startswith("#")} == {
         line for line in theirs.splitlines() if line.startswith("# ") and "vllm:" in line
     }
+
+
+_OF_TOKENS = [
+    (rb'"(token|decoded_token)":"(?:[^"\\]|\\.)*","logprob":[^,]*,"bytes":\[[\d,]*\]', rb'"\1":"TEXT"'),
+    (rb'(\{"token":"TEXT","top_logprobs":\[(?:\{"token":"TEXT"\},?)*\]\})(?:,\1)+', rb"\1"),
+    (rb'"text_offset":\[[\d,]+\],"token_logprobs":\[(?:null,)?[^]]+\],"tokens":\[[^]]+\],', b'"tokens":[],'),
+    (rb'"tokens":\[\],"top_logprobs":\[(?:null,)?(?:\{[^}]*\},?)+\]', b'"tokens":[]'),
+    (
+        rb'"prompt_logprobs":\[null(?:,\{(?:"\d+":\{"logprob":[^,]+,"rank":\d+,"decoded_token":"[^}]*\},?)+\})+\]',
+        b'"of_prompt":[]',
+    ),
+    (rb'token_ids":\[[\d,]+\]', b'token_ids":[]'),
+]
+
+
+def told(answer: bytes) -> bytes | list[bytes]:
+    """`alike`, without what depends on which tokens there are; of a stream the events, a run of the same as one."""
+    if b"transfer-encoding: chunked" not in answer:
+        return _without_tokens(answer)
+    chunks = [_without_tokens(chunk) for chunk in Heard(answer).chunks]
+    head, _, _ = answer.partition(b"\r\n\r\n")
+    return [alike(head), *(one for one, next_one in pairwise([*chunks, b""]) if one != next_one)]
+
+
+def _without_tokens(text: bytes) -> bytes:
+    text = alike(text)
+    for pattern, replacement in _OF_TOKENS:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+async def ask_as_captured(name: str, settings: PodSettings, *changes: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """What vLLM said and what the simulator says. `changes` to the request keep its length."""
+    capture = read_capture(name)
+    request = capture.request
+    for old, new in changes:
+        assert old in request
+        assert len(old) == len(new)
+        request = request.replace(old, new)
+    async with SimulatedPod(settings) as pod:
+        return capture.answer, (await ask(pod, request)).raw
+
+
+DETAILS = replace(SMOLLM2, prompt_tokens_details=True, block_size_tokens=32)
+CALLS = replace(DETAILS, auto_tool_choice=True)
+REASONS = replace(CALLS, reasoning_parser="deepseek_r1")
+
+
+@pytest.mark.parametrize("name", ["17-", "18-", "20-", "21-", "33-", "s50-", "s51-", "s52-", "s53-"])
+async def test_probabilities_and_token_ids_are_told_as_vllm_tells_them(name: str) -> None:
+    theirs, ours = await ask_as_captured(name, SMOLLM2)
+
+    assert told(ours) == told(theirs)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("s54-", "s55-", "s56-", "s57-", "s58-", "s60-", "s61-", "s62-", "s63-", "s64-"),
+        *("sc4-", "sc5-", "sc6-", "sc7-", "sc8-"),
+    ],
+)
+async def test_a_completion_tells_what_was_asked_for_as_vllm_s_does(name: str) -> None:
+    theirs, ours = await ask_as_captured(name, DETAILS)
+
+    assert told(ours) == told(theirs)
+
+
+@pytest.mark.parametrize("name", ["s59-", "s65-"])
+async def test_two_choices_of_a_completion_have_vllm_s_events_each(name: str) -> None:
+    # In which order the two mingle is chance with vLLM.
+    theirs, ours = await ask_as_captured(name, DETAILS)
+
+    assert sorted(map(_without_tokens, Heard(ours).chunks)) == sorted(map(_without_tokens, Heard(theirs).chunks))
+
+
+@pytest.mark.parametrize("name", ["b06-", "b07-", "b09-", "b11-", "b13-", "b16-", "b17-"])
+async def test_tools_are_called_in_vllm_s_words_and_events(name: str) -> None:
+    theirs, ours = await ask_as_captured(name, replace(CALLS, request_id_headers=True))
+
+    assert told(ours) == told(theirs)
+
+
+async def test_after_a_tool_s_result_there_are_words_as_with_vllm() -> None:
+    settings = replace(CALLS, request_id_headers=True, ends_early=True, natural_tokens=(3, 3))
+
+    theirs, ours = await ask_as_captured("b08-", settings)
+
+    assert told(ours) == told(theirs)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("b02-", b" 9"), ("b03-", b" 9"), ("b04-", b"18")])
+async def test_a_call_cut_off_is_told_as_vllm_tells_it(name: str, limit: bytes) -> None:
+    # The captured model went on and on; ours comes to an end, so it gets fewer tokens.
+    was = b"60" if name == "b02-" else b"80"
+    change = (b'"max_tokens": ' + was, b'"max_tokens": ' + limit)
+
+    theirs, ours = await ask_as_captured(name, replace(CALLS, request_id_headers=True), change)
+
+    assert told(ours) == told(theirs)
+
+
+async def test_json_cut_off_is_told_as_vllm_tells_it() -> None:
+    theirs, ours = await ask_as_captured("26-", SMOLLM2, (b'"max_tokens": 24', b'"max_tokens":  3'))
+
+    assert told(ours) == told(theirs)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("s01-", "s02-", "s03-", "s04-", "s05-", "s06-", "s07-", "s08-", "s09-", "s10-", "s11-", "s18-"),
+        *("s23-", "s24-", "s25-", "s26-", "s28-", "sd6-", "sd7-", "sd8-", "sc1-", "sc2-", "sc3-"),
+        *("s30-", "s31-", "s32-", "s33-", "s34-", "s36-", "s38-", "s39-", "s40-", "s41-", "s42-", "s43-", "s44-"),
+    ],
+)
+async def test_a_pod_that_reasons_answers_as_vllm_s_does(name: str) -> None:
+    theirs, ours = await ask_as_captured(name, REASONS)
+
+    assert told(ours) == told(theirs)
+
+
+@pytest.mark.parametrize("name", ["s16-", "s17-", "s18-"])
+async def test_two_calls_at_once_are_told_as_vllm_tells_them(name: str) -> None:
+    theirs, ours = await ask_as_captured(name, replace(REASONS, tool_calls=2))
+
+    assert told(ours) == told(theirs)
+
+
+UPKEEP = PodSettings(model="smollm2", runtime_lora_updating=True, dev_mode=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("s80-", "s81-", "s82-", "s83-", "s84-", "s85-", "s86-"),
+        *("s93-", "s95-", "s96-", "sa4-", "sa5-", "sa6-", "sa7-", "e11-", "e21-"),
+    ],
+)
+async def test_routes_for_those_who_run_a_pod_answer_as_vllm_s(name: str) -> None:
+    theirs, ours = await replay(name, UPKEEP)
+
+    assert ours == theirs
+
+
+def with_its_length(request: bytes) -> bytes:
+    """The stored requests name another path than the one that was sent."""
+    head, _, body = request.partition(b"\r\n\r\n")
+    return re.sub(rb"Content-Length: \d+", b"Content-Length: %d" % len(body), head) + b"\r\n\r\n" + body
+
+
+async def test_an_adapter_comes_and_goes_as_with_vllm() -> None:
+    answers: list[tuple[bytes, bytes]] = []
+    async with SimulatedPod(replace(UPKEEP, api_key="sk-test")) as pod:
+        for name in ("e12-", "e13-", "e14-", "e16-", "e17-", "e18-", "e19-"):
+            capture = read_capture(name)
+            heard = await ask(pod, with_its_length(capture.request))
+            answers.append((heard.raw, capture.answer))
+
+    assert [alike(ours) for ours, _ in answers] == [alike(theirs) for _, theirs in answers]
+
+
+async def test_a_pod_sleeps_and_wakes_as_vllm_does() -> None:
+    waiting = read_capture("e32-")
+    heard: list[tuple[bytes, bytes]] = []
+    async with SimulatedPod(replace(UPKEEP, api_key="sk-test")) as pod, talk_to(pod) as talk:
+
+        async def hear(*names: str) -> None:
+            for name in names:
+                capture = read_capture(name)
+                heard.append(((await ask(pod, capture.request)).raw, capture.answer))
+
+        await hear("e30-", "e31-")
+        talk.send(waiting.request)
+        await talk.hear_until(b"\r\n\r\n")
+        await hear("e34-", "e35-", "e11-")
+        heard.append(((await talk.hear_out()).raw, waiting.answer))
+        await hear("s93-", "s95-", "sa0-", "sa1-", "sa3-", "sa7-", "sa8-", "sb0-")
+
+    assert [alike(ours) for ours, _ in heard] == [alike(theirs) for _, theirs in heard]
+
+
+def gauges_of(text: str, *, adapters: bool) -> set[str]:
+    """The samples of the gauges in question, times left out."""
+    kept = ("vllm:engine_sleep_state", "vllm:num_requests", *(("vllm:lora_requests_info",) if adapters else ()))
+    lines = [line for line in text.splitlines() if line.startswith(kept)]
+    return {re.sub(r"^(vllm:lora_requests_info.*\}) [^ ]+$", r"\1 TIME", line) for line in lines}
+
+
+async def test_gauges_of_adapters_and_of_sleep_are_vllm_s() -> None:
+    stored = (CAPTURES / "metrics-adapters-and-sleep.txt").read_text()
+    async with SimulatedPod(UPKEEP) as pod, talk_to(pod) as talk:
+
+        async def are_as_when(situation: str, *, adapters: bool = False) -> bool:
+            theirs = stored.partition(f"=== {situation}\n")[2].partition("\n===")[0]
+            ours = (await ask(pod, get("/metrics"))).body.decode()
+            return gauges_of(ours, adapters=adapters) == gauges_of(theirs, adapters=adapters)
+
+        pod.load_adapter("tuned", "/models/x")
+        await ask(pod, read_capture("e14-").request)
+        assert await are_as_when('a chat to the adapter "tuned" has been answered', adapters=True)
+        pod.sleep(1)
+        talk.send(read_capture("e32-").request)
+        await pod.until(lambda p: p.waiting == 1)
+        assert await are_as_when("asleep at level 1, one chat waits")
+        pod.wake_up()
+        await talk.hear_out()
+        assert await are_as_when("awake again")
+        pod.sleep(2)
+        assert await are_as_when("asleep at level 2")
+        pod.sleep(1)
+        assert await are_as_when("level 1 after level 2, one chat waits")
+        pod.wake_up(["weights"])
+        assert await are_as_when("weights awake, the KV cache asleep")
+        pod.sleep(0)
+        assert await are_as_when("asleep at level 0")
+
+
+async def test_the_gauge_of_adapters_is_explained_as_by_vllm() -> None:
+    stored = (CAPTURES / "metrics-adapters-and-sleep.txt").read_text()
+    theirs = {line for line in stored.splitlines() if line.startswith("#")}
+    async with SimulatedPod(replace(UPKEEP, lora_adapters=("tuned",))) as pod:
+        await ask(pod, read_capture("e14-").request)
+        ours = (await ask(pod, get("/metrics"))).body.decode().splitlines()
+
+    assert len(theirs) == 2
+    assert theirs <= set(ours)

@@ -27,6 +27,7 @@ class Caller:
     tokens_at: list[int] = field(default_factory=list)
     finished_at: int | None = None
     failed_at: int | None = None
+    cut_off_at: int | None = None
     sequence: Sequence = field(init=False)
 
     def token(self, sequence: Sequence) -> None:
@@ -34,6 +35,9 @@ class Caller:
 
     def finished(self, sequence: Sequence) -> None:
         self.finished_at = self.bench.now
+
+    def cut_off(self, sequence: Sequence) -> None:
+        self.cut_off_at = self.bench.now
 
     def failed(self) -> None:
         self.failed_at = self.bench.now

@@ -107,14 +107,14 @@ async def test_completions_take_lists_of_prompts_of_token_ids_and_n() -> None:
     assert one.json["usage"]["prompt_tokens"] == 3  # type: ignore[index]
 
 
-async def test_a_stream_of_several_prompts_ends_each_and_marks_only_the_last() -> None:
+async def test_a_stream_of_several_prompts_ends_each_with_the_fingerprint() -> None:
     body: dict[str, object] = {"model": "m", "prompt": ["a", "b"], "max_tokens": 3, "stream": True}
     async with SimulatedPod(M) as pod:
         heard = await ask(pod, post(body, "/v1/completions"))
 
     finishes = [choice["finish_reason"] for event in heard.events for choice in event["choices"]]  # type: ignore[attr-defined]
     assert finishes == [None, None, None, None, "length", "length"]
-    assert ["system_fingerprint" in event for event in heard.events] == [False] * 5 + [True]
+    assert ["system_fingerprint" in event for event in heard.events] == [False] * 4 + [True] * 2
     assert heard.chunks[-1] == b"data: [DONE]\n\n"
 
 
