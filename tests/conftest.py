@@ -19,6 +19,7 @@ MENDS = {
     "curl": "tests that use curl; install it (apt-get install curl), then: make test",
     "node": f"tests of openai-node; install Node.js {OLDEST_NODE} or newer and npm (apt-get install nodejs npm, "
     "where that is new enough), then: make test",
+    "openssl": "tests that want a certificate; install it (apt-get install openssl), then: make test",
     "npm": "tests of openai-node, whose package is not installed; install npm if it is missing, then: make test",
 }
 
