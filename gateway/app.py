@@ -4,18 +4,22 @@ Two gateways in one process share nothing; that they can be is a test.
 """
 
 import asyncio
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import BinaryIO
 
 from gateway.api.inference import InferenceApp
 from gateway.api.ops import ops_app
+from gateway.api.status import Seen
 from gateway.balancing.balancer import Balancer
 from gateway.config import Config
 from gateway.core.cell import Cell
 from gateway.core.clock import Clock
 from gateway.core.fleet import Fleet
-from gateway.discovery.models import ModelAsker
+from gateway.discovery.roster import Roster
+from gateway.discovery.rounds import Rounds
+from gateway.discovery.source import Given, Source
 from gateway.discovery.static import pods_of
 from gateway.edge.protocol import Edge
 from gateway.limits.keys import KeyEntry, KeyRing
@@ -29,8 +33,12 @@ from gateway.upstream.pool import Pools
 TICK_SECONDS = 0.25
 
 
+class CannotStart(Exception):
+    """A gateway cannot be built of this configuration here; the text says what to do."""
+
+
 class Gateway:
-    """One gateway. `keys` None: authentication is off."""
+    """One gateway. `keys` None: authentication is off. `environment` tells where the cluster is; None: the process'."""
 
     def __init__(
         self,
@@ -38,17 +46,17 @@ class Gateway:
         keys: Iterable[KeyEntry] | None,
         *,
         access_out: BinaryIO,
+        environment: Mapping[str, str] | None = None,
         clock: Clock | None = None,
         rng: Random | None = None,
     ) -> None:
         self.clock = clock or Clock()
         self.drain_seconds = config.server.drain_seconds
-        self._started_at = self.clock.monotonic()
         self._loop_lag = 0.0
         ring = None if keys is None else KeyRing(keys, self.clock.wall)
-        pods = pods_of(config.static_pods())
-        self.fleet: Cell[Fleet] = Cell(Fleet(pods))
-        self.balancer = Balancer((rng or Random()).random)  # noqa: S311  # ties between pods need no secrecy
+        chance = (rng or Random()).random  # noqa: S311  # ties and jitter need no secrecy
+        self.fleet: Cell[Fleet] = Cell(Fleet())
+        self.balancer = Balancer(chance)
         self.metrics = Metrics()
         self.access_log = AccessLog(access_out)
         self.journal = Journal(self.metrics, self.access_log, self.clock)
@@ -58,8 +66,19 @@ class Gateway:
             clock=self.clock.monotonic,
             api_key=config.upstream.api_key,
         )
-        self.pools.keep_only({pod.uid for pod in pods})
-        self._asker = ModelAsker(pods, config.pool_values(), self.pools.fetch, self.fleet)
+        self.source = _source(config, environment or os.environ, self.metrics, self.clock, chance)
+        self._roster = Roster(
+            self.source, config.pool_values(), self.fleet, self.clock.monotonic, self.metrics.rejected
+        )
+        self.rounds = Rounds(
+            self._roster,
+            self.fleet,
+            self.pools.fetch,
+            in_flight=self.balancer.in_flight,
+            replicas=self.source.replicas,
+            clock=self.clock.monotonic,
+            chance=chance,
+        )
         self.pipeline = Pipeline(
             fleet=self.fleet,
             balancer=self.balancer,
@@ -77,12 +96,12 @@ class Gateway:
                 in_flight=lambda: list(self.balancer.in_flight_by_model().items()),
                 loop_lag=lambda: self._loop_lag,
                 dropped_lines=lambda: self.access_log.dropped,
+                discovery_stale=self.source.stale_seconds,
             )
         )
         self.ops = ops_app(
-            fleet=lambda: self.fleet.value,
-            draining=lambda: self.stopping,
-            uptime=lambda: self.clock.monotonic() - self._started_at,
+            seen=self._seen,
+            ops_token=config.server.ops_token,
             before_scrape=self.journal.observe,
             exposition=self.metrics.exposition,
         )
@@ -95,14 +114,37 @@ class Gateway:
     async def keep(self) -> None:
         """What runs beside the requests, for as long as they do; ends by cancellation, or with the error of a part."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._asker.run())
+            group.create_task(self._roster.run())
+            group.create_task(self.rounds.run())
+            group.create_task(self._keep_pools())
             group.create_task(self._tick())
+
+    def _seen(self) -> Seen:
+        """What the ops port tells of, as it is now."""
+        fleet = self.fleet.value
+        return Seen(
+            fleet=fleet,
+            draining=self.stopping,
+            loads={pod.uid: self.rounds.load_of(pod.uid) for pod in fleet.pods},
+            in_flight=self.balancer.in_flight,
+            mode=self.source.mode,
+            stale_seconds=self.source.stale_seconds(),
+            replicas=self.source.replicas(),
+            now=self.clock.monotonic(),
+            wall=self.clock.wall(),
+        )
 
     def close(self) -> None:
         """Let go of connections and write the last lines."""
         self.pools.close()
         self.journal.flush()
         self.access_log.close()
+
+    async def _keep_pools(self) -> None:
+        """Connections to a pod that is gone are closed when their last answer has ended."""
+        while True:
+            self.pools.keep_only({pod.uid for pod in self.fleet.value.pods})
+            await self.fleet.wait_changed()
 
     async def _tick(self) -> None:
         """The one coarse sweep over every deadline there is, and the measure of the loop's lag."""
@@ -115,3 +157,36 @@ class Gateway:
             self.edge.sweep(now)
             self.pools.sweep(now)
             self.journal.flush()
+
+
+def _source(
+    config: Config, environment: Mapping[str, str], metrics: Metrics, clock: Clock, chance: Callable[[], float]
+) -> Source:
+    """Where pods come from.
+
+    Raises `CannotStart`.
+    """
+    if config.discovery.mode == "static":
+        return Given(pods_of(config.static_pods()))
+    try:
+        # Here, not above: it costs a second and 60 MiB, which whoever lists pods in a file need not pay.
+        from gateway.discovery.kubernetes import Cluster, KubernetesSource, NoCluster
+    except ModuleNotFoundError as error:
+        raise CannotStart(
+            f"discovery.mode is kubernetes, but the package {error.name} is missing: pip install 'poolgate[kubernetes]'"
+        ) from None
+    discovery, server = config.discovery, config.server
+    try:
+        return KubernetesSource(
+            Cluster.find(environment),
+            namespaces=discovery.namespaces,
+            selector=discovery.selector,
+            self_selector=discovery.self_selector,
+            networks=discovery.pod_networks,
+            own_ports=(server.port, server.ops_port),
+            relisted=metrics.relisted,
+            clock=clock.monotonic,
+            chance=chance,
+        )
+    except NoCluster as error:
+        raise CannotStart(str(error)) from None

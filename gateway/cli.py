@@ -17,8 +17,9 @@ import typer
 import uvloop
 
 from gateway import __version__, process
-from gateway.app import Gateway
+from gateway.app import CannotStart, Gateway
 from gateway.config import Config, ConfigError, add_key, load_config, load_keys
+from gateway.core.globs import overlaps
 from gateway.demo import Demo, DemoFailed
 from gateway.limits.keys import KeyEntry, digest, new_key
 
@@ -32,6 +33,7 @@ keys_app = typer.Typer(help="API keys in a keys file.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 
 ANNOUNCE_SECONDS = 2.0
+REFRESH_SECONDS = 1.0
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The configuration file (YAML).")]
 
@@ -45,12 +47,13 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for chatty in ("uvicorn", "httpx2"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     # What is wrong with a form is told to its sender.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     try:
         app(args=arguments, prog_name="poolgate")
-    except (ConfigError, DemoFailed, Refused) as error:
+    except (CannotStart, ConfigError, DemoFailed, Refused) as error:
         if debug:
             raise
         typer.echo(f"poolgate: {error}", err=True)
@@ -117,7 +120,55 @@ def check(file: Annotated[Path, typer.Argument(help="The configuration file (YAM
     """Validate a configuration and the keys file it names. Exit 0 or 2."""
     settings = load_config(file, os.environ)
     keys = load_keys(settings.auth.keys_file) if settings.auth.mode == "keys" else ()
-    typer.echo(f"{file}: valid; {len(settings.discovery.pods)} pods, {len(keys)} keys")
+    for both in overlaps(settings.explicit_globs()):
+        typer.echo(
+            f"{file}: warning: pools {both.pool!r} and {both.other_pool!r} may both serve models such as {both.name!r} "
+            f"(globs {both.glob!r} and {both.other_glob!r}): such a name goes to the pool with the oldest ready pod "
+            "that lists it, in static mode to the one whose pod stands first",
+            err=True,
+        )
+    discovery = settings.discovery
+    found = (
+        f"{len(discovery.pods)} pods" if discovery.mode == "static" else f"pods in {', '.join(discovery.namespaces)}"
+    )
+    typer.echo(f"{file}: valid; {found}, {len(keys)} keys")
+
+
+@app.command()
+def pods(
+    url: Annotated[str, typer.Option(help="The gateway's ops port.")] = "http://127.0.0.1:9090",
+    token: Annotated[str | None, typer.Option(envvar="POOLGATE_OPS_TOKEN", help="The ops port's token.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print the table once.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what /status.json says, once.")] = False,
+) -> None:
+    """The pods of a running gateway, renewed until Ctrl-C; once where stdout is no terminal."""
+    # Here, since only this command needs their libraries: the others start without them.
+    from gateway import ops_client, pods_table
+
+    async def run() -> None:
+        async with ops_client.connect(url, token) as client:
+            status, fault = await ops_client.read_status(client), ""
+            if as_json:
+                typer.echo(json.dumps(status, indent=2))
+                return
+            if once or not sys.stdout.isatty():
+                pods_table.show(status)
+                return
+            with pods_table.live() as renew:
+                while True:
+                    renew(status, fault)
+                    await asyncio.sleep(REFRESH_SECONDS)
+                    # A gateway that is being replaced comes back: the table waits for it.
+                    try:
+                        status, fault = await ops_client.read_status(client), ""
+                    except ops_client.NoStatus as error:
+                        fault = str(error)
+
+    try:
+        with suppress(KeyboardInterrupt):
+            asyncio.run(run())
+    except ops_client.NoStatus as error:
+        raise Refused(str(error)) from None
 
 
 @app.command()

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ from gateway.discovery.static import StaticPod
 from gateway.limits.keys import KeyEntry
 
 ENVIRONMENT_PREFIX = "POOLGATE_"
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -49,9 +51,12 @@ class ServerSection(_Section):
     port: Port = 8000
     """The public port. 0 takes any free one."""
     ops_host: str = "127.0.0.1"
-    """Address of the ops port: probes and metrics, without keys. Keep it off public networks."""
+    """Address of the ops port: probes, metrics and status, without API keys. Keep it off public networks."""
     ops_port: Port = 9090
     """The ops port. 0 takes any free one."""
+    ops_token: str | None = Field(default=None, min_length=1, repr=False)
+    """Behind it lies what the ops port tells of pods: `/status.json`, asked for with `Authorization: Bearer TOKEN`.
+    Probes, version and metrics stay open. Without one everybody who reaches the port may read all of it."""
     max_body_bytes: int = Field(default=8_388_608, ge=1024, le=1 << 30)
     """The largest request body. A larger one is refused with a 413."""
     max_upload_bytes: int = Field(default=33_554_432, ge=1024, le=1 << 30)
@@ -84,10 +89,49 @@ class PodSection(_Section):
 
 
 class DiscoverySection(_Section):
-    mode: Literal["static"] = "static"
-    """Where pods are found. `static`, the list below, is the only one in this version."""
+    mode: Literal["kubernetes", "static"] = "kubernetes"
+    """Where pods are found: `kubernetes` asks the API server, `static` takes the list below. Without this key: static
+    if there is a list. The API server is that of `KUBECONFIG`, else of the pod we run in, else of `~/.kube/config`."""
+    namespaces: tuple[str, ...] = Field(default=("vllm",), min_length=1, max_length=64)
+    """Kubernetes: the namespaces whose pods are used. Each wants a Role there with the verbs list and watch on pods."""
+    selector: str = Field(default="poolgate.dev/pool", min_length=1, max_length=1024)
+    """Kubernetes: the label selector of candidates. A pod needs the label `poolgate.dev/pool` in any case."""
+    self_selector: str = Field(default="app.kubernetes.io/name=poolgate", min_length=1, max_length=1024)
+    """Kubernetes: the label selector of this gateway's own replicas, in its own namespace. They are counted: the more
+    there are, the less often each asks the pods for their load."""
+    pod_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Kubernetes: the networks pods may live in, such as `10.244.0.0/16`. Empty: any but loopback, link-local and
+    multicast addresses, which a network named here admits too. The API server's address and our own never."""
     pods: tuple[PodSection, ...] = ()
-    """The pods, in order. A model that pods of two pools list belongs to the pool whose pod stands first here."""
+    """Static: the pods, in order. A model that pods of two pools list belongs to the pool whose pod stands first."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_mode(cls, values: Any) -> Any:
+        return {"mode": "static", **values} if isinstance(values, dict) and values.get("pods") else values
+
+    @field_validator("namespaces")
+    @classmethod
+    def _check_namespaces(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not _NAMESPACE.fullmatch(name):
+                raise ValueError(f"{name!r} is no namespace: lower-case letters, digits and dashes, 63 at most")
+        if len(set(names)) != len(names):
+            raise ValueError("a namespace stands here twice")
+        return names
+
+    @field_validator("pod_networks", mode="before")
+    @classmethod
+    def _read_networks(cls, networks: Any) -> Any:
+        if not isinstance(networks, list | tuple):
+            return networks
+        return tuple(ip_network(each) if isinstance(each, str) else each for each in networks)
+
+    @model_validator(mode="after")
+    def _check_pods(self) -> "DiscoverySection":
+        if self.pods and self.mode == "kubernetes":
+            raise ValueError("pods: they are for mode static: remove them, or the mode")
+        return self
 
 
 class PoolSection(_Section):
@@ -153,6 +197,10 @@ class Config(_Section):
                 StaticPod(pod.name or f"{pod.pool}-{number}", parts.hostname or "", parts.port or 80, pod.pool)
             )
         return tuple(found)
+
+    def explicit_globs(self) -> dict[str, tuple[str, ...]]:
+        """The globs of the pools whose settings name any; the others admit every model."""
+        return {name: pool.models for name, pool in self.pools.items() if "models" in pool.model_fields_set}
 
     def pool_values(self) -> dict[str, Pool]:
         """The pools that have settings, as plain values."""

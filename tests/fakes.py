@@ -52,7 +52,8 @@ Step = bytes | type[Close] | type[Reset] | type[Hang] | asyncio.Event
 
 @dataclass
 class ScriptedPod:
-    """Plays `script` for each POST, as long as the list lasts, then its last one. `/v1/models` lists `m`.
+    """Plays `script` for each POST, as long as the list lasts, then its last one. `/v1/models` lists `m`, and there is
+    nothing else to GET.
 
     After a script without an ending step the connection stays open for the next request.
     """
@@ -88,13 +89,19 @@ class ScriptedPod:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        plays = False
         try:
             while True:
+                plays = False
                 head = await reader.readuntil(b"\r\n\r\n")
                 if head.startswith(b"GET /v1/models "):
                     writer.write(answer(self.models))
                     continue
+                if head.startswith(b"GET "):
+                    writer.write(answer(b'{"detail":"Not Found"}', b"404 Not Found"))
+                    continue
                 length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or b"0")
+                plays = True
                 self.requests.append(head + await reader.readexactly(length))
                 script = self.scripts[min(len(self.requests), len(self.scripts)) - 1]
                 for step in script:
@@ -112,7 +119,8 @@ class ScriptedPod:
                             writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
                         return
         except (asyncio.IncompleteReadError, ConnectionError):
-            self.peer_left.set()
+            if plays:
+                self.peer_left.set()
         except asyncio.CancelledError:
             # The pod goes; asyncio.streams would log the cancellation of its own task as an error.
             return

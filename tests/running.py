@@ -76,18 +76,24 @@ async def running(
     tenant: Mapping[str, Any] | None = None,
     server: Mapping[str, Any] | None = None,
     bounds: Bounds | None = None,
+    discovery: Mapping[str, Any] | None = None,
+    pools: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
     wait: bool = True,
 ) -> AsyncIterator[Running]:
-    """A gateway before these pods, all of one pool; with a key of its own."""
+    """A gateway before these pods, all of one pool; with a key of its own.
+
+    With `discovery` settings it finds its pods by them (`tests.discovering`), and `pools` are the settings of each.
+    """
     key_id, key = new_key()
     entry = KeyEntry(digest(key.encode()), Tenant(**({"key_id": key_id, "team": "tests"} | dict(tenant or {}))))
     settings: dict[str, Any] = {
-        "discovery.pods": [{"url": pod.url, "pool": "chat"} for pod in pods],
-        "pools": {"chat": dict(pool or {})},
+        "discovery": dict(discovery or {"pods": [{"url": pod.url, "pool": "chat"} for pod in pods]}),
+        "pools": {"chat": dict(pool or {}), **(pools or {})},
         "server": dict(server or {}),
     }
     out = io.BytesIO()
-    gateway = Gateway(load_config(None, {}, settings), (entry,), access_out=out)
+    gateway = Gateway(load_config(None, {}, settings), (entry,), access_out=out, environment=environment)
     if bounds is not None:
         gateway.edge.bounds = bounds
     async with AsyncExitStack() as stack:
@@ -108,8 +114,11 @@ async def running(
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
+    """End a gateway's `keep()`. Raises what it had died of before."""
     task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    (ended,) = await asyncio.gather(task, return_exceptions=True)
+    if isinstance(ended, Exception):
+        raise ended
 
 
 async def _ready(gateway: Gateway) -> None:

@@ -9,13 +9,20 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
 
+Address = tuple[str, int]
+"""An IP address and a port."""
+
 
 class PodState(StrEnum):
     """`READY` pods get new work; the others only finish what they have."""
 
     READY = "ready"
     STARTING = "starting"
+    """Not ready yet, or not any more; or it has not told its models yet."""
     DRAINING = "draining"
+    """Terminating."""
+    ASLEEP = "asleep"
+    """vLLM's sleep mode: it would take a request, and let it wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +52,67 @@ class Pod:
     """One vLLM server. `uid` is its identity; an address may be reused by another pod."""
 
     uid: str
+    """The Kubernetes UID and the address: a pod that came back under another address is another server."""
     name: str
     pool: str
     host: str
+    """An IP address, in static mode also a name; empty while there is none."""
     port: int
     state: PodState = PodState.STARTING
     models: tuple[Model, ...] = ()
+    reason: str = ""
+    """Why it is not ready, in words; empty when it is."""
+    since: float = 0.0
+    """When its state and reason began, as far as this process saw it; monotonic seconds."""
+    created_at: float = 0.0
+    """Its age decides who owns a model name: seconds since 1970; of configured pods the place in the file."""
+    askable: bool = False
+    """It may be asked what it serves: ready as Kubernetes sees it, or configured."""
+    allowed: tuple[str, ...] = ("*",)
+    """Globs of the model names that its own annotation lets it serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedPod:
+    """A pod that bears the label and may not be a target. `reason` is a metric label, `why` is for people."""
+
+    name: str
+    reason: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """What a pod's `/metrics` said, over all engines behind its port.
+
+    None, or an empty text: the pod did not tell.
+    """
+
+    running: int | None = None
+    """Requests that the engines work on."""
+    waiting: int | None = None
+    """Requests that the engines have not begun."""
+    kv_usage: float | None = None
+    """The fullest engine's share of KV cache in use, 0 to 1."""
+    prefix_queries: float | None = None
+    prefix_hits: float | None = None
+    """Prompt tokens looked up in the prefix cache, and found there, since the pod's start."""
+    asleep: str = ""
+    """vLLM's sleep state, if every engine sleeps: `weights_offloaded`, `discard_all` or `paused`."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters with requests running or waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodLoad:
+    """What a pod last said of its own load, and when. Past its time a value is None: neither full nor idle."""
+
+    in_flight: int | None = None
+    """Requests in the pod, queued ones and every other caller's included (`/load`); None where it is not tracked."""
+    in_flight_read_at: float = 0.0
+    """Monotonic seconds, as the next."""
+    gauges: Gauges | None = None
+    gauges_read_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,5 +145,8 @@ class Fleet:
     routes: Mapping[str, Route] = field(default_factory=dict)
     cards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """For `/v1/models`: the card of each model that a ready pod serves."""
+    refused: tuple[RefusedPod, ...] = ()
+    listed: bool = False
+    """Whether which pods there are was learned at least once."""
     asked: bool = False
-    """Whether every pod has been asked for its models at least once."""
+    """Whether every ready pod of that first listing was asked for its models once, or had its time to answer."""

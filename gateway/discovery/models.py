@@ -1,29 +1,27 @@
-"""Asks pods for their models, in parallel, again and again.
+"""What a pod's `/v1/models` says, LoRA adapters included. A pod is not trusted further than it must be."""
 
-A pod serves what its own `/v1/models` lists, LoRA adapters included. A pod that has answered once keeps its models
-while it does not answer: whether it still takes requests is seen by the requests themselves.
-"""
-
-import asyncio
 import json
-from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any, NamedTuple, TypeGuard
 
-from gateway.core.cell import Cell
-from gateway.core.fleet import Fleet, Model, Pod, Pool
-from gateway.core.ports import Fetch, FetchFailed
-from gateway.discovery.static import fleet_of
+from gateway.core.fleet import Model
+from gateway.core.ports import FetchFailed
 
-ASK_SECONDS = 10.0
-ASK_AGAIN_SECONDS = 0.5
-"""Until a pod has answered for the first time."""
-TIMEOUT_SECONDS = 5.0
-MAX_MODELS = 64
+MAX_CARDS = 256
 MAX_NAME_CHARACTERS = 256
+LARGE_BYTES = 65_536
+"""Of a longer answer only what is short is kept of each card: `/v1/models` is answered from memory."""
 
 
-def models_of(body: bytes) -> tuple[Model, ...]:
-    """The models of a `/v1/models` answer; names that are empty, over-long or not printable are left out.
+class Listing(NamedTuple):
+    """The models listed; `odd` counts entries whose name is none: empty, over-long, not printable."""
+
+    models: tuple[Model, ...]
+    odd: int
+
+
+def models_of(body: bytes) -> Listing:
+    """The models of a `/v1/models` answer, in its order.
 
     Raises `FetchFailed` when the body is no such answer.
     """
@@ -33,56 +31,24 @@ def models_of(body: bytes) -> tuple[Model, ...]:
         listing = None
     cards = listing.get("data") if isinstance(listing, dict) else None
     if not isinstance(cards, list):
-        raise FetchFailed("not a model list")
-    found = {}
-    for card in cards[:MAX_MODELS]:
-        name = card.get("id") if isinstance(card, dict) else None
-        if isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARACTERS and name.isprintable():
-            found[name] = Model(name, MappingProxyType(card))
-    return tuple(found.values())
-
-
-class ModelAsker:
-    """Writes the `Cell[Fleet]` for a fixed set of pods."""
-
-    def __init__(self, pods: tuple[Pod, ...], pools: Mapping[str, Pool], fetch: Fetch, fleet: Cell[Fleet]) -> None:
-        self._pods = pods
-        self._pools = pools
-        self._fetch = fetch
-        self._fleet = fleet
-        self._models: dict[str, tuple[Model, ...]] = {}
-        self._asked: set[str] = set()
-
-    async def run(self) -> None:
-        """Ask each pod for ever; ends by cancellation."""
-        self._publish()
-        async with asyncio.TaskGroup() as group:
-            for pod in self._pods:
-                group.create_task(self._follow(pod))
-
-    async def _follow(self, pod: Pod) -> None:
-        while True:
-            answered = await self._ask(pod)
-            await asyncio.sleep(ASK_SECONDS if answered else ASK_AGAIN_SECONDS)
-
-    async def _ask(self, pod: Pod) -> bool:
-        """Ask one pod once; whether it has ever answered."""
-        first = pod.uid not in self._asked
-        try:
-            models = models_of(await self._fetch(pod, b"/v1/models", TIMEOUT_SECONDS))
-        except FetchFailed:
-            models = self._models.get(pod.uid, ())
-            answered = pod.uid in self._models
+        raise FetchFailed("/v1/models: not a model list")
+    found: dict[str, Model] = {}
+    odd = 0
+    for card in cards[:MAX_CARDS]:
+        if is_name(name := card.get("id") if isinstance(card, dict) else None):
+            kept = card if len(body) <= LARGE_BYTES else {key: card[key] for key in card if _is_short(key, card[key])}
+            found[name] = Model(name, MappingProxyType(kept))
         else:
-            answered = True
-        self._asked.add(pod.uid)
-        # Compared by name: the rest of a card (its `created`) is new with each answer.
-        if first or (answered and self._models.get(pod.uid) != models):
-            if answered:
-                self._models[pod.uid] = models
-            self._publish()
-        return answered
+            odd += 1
+    return Listing(tuple(found.values()), odd + max(0, len(cards) - MAX_CARDS))
 
-    def _publish(self) -> None:
-        asked = len(self._asked) == len(self._pods)
-        self._fleet.set(fleet_of(self._pods, self._pools, self._models, asked=asked))
+
+def is_name(name: Any) -> TypeGuard[str]:
+    """Whether this can be a model's name."""
+    return isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARACTERS and name.isprintable()
+
+
+def _is_short(key: str, value: Any) -> bool:
+    return len(key) <= 64 and (
+        value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 256)
+    )

@@ -184,6 +184,8 @@ class Pipeline:
                     again = retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry)
             if again is None:
                 raise failed.error
+            # Time has passed: whoever became unready or went away meanwhile gets no second attempts either.
+            route = self._fleet.value.routes.get(route.model) or route
 
     async def _attempt(self, pool: PodPool, connection: PodConnection | None, request: "_Request") -> Failed | None:
         """One pod, on a connection that is open already or a fresh one. None when the client has its answer."""

@@ -37,6 +37,8 @@ class Live:
     loop_lag: Callable[[], float]
     dropped_lines: Callable[[], int]
     """Access lines lost since start, because whoever reads stdout was too slow."""
+    discovery_stale: Callable[[], float]
+    """For how long nothing has confirmed which pods there are, in seconds."""
 
 
 class Metrics:
@@ -50,6 +52,8 @@ class Metrics:
         self._tokens = self._counters("tokens", "Tokens by kind and tenant", "model", "kind", "tenant")
         self._attempts = self._counters("attempts", "Attempts at pods by how they ended", "pool", "outcome")
         self._retries = self._counters("retries", "Further attempts and why", "pool", "reason")
+        self._relists = self._counters("discovery_relists", "Full lists of pods and why", "reason")
+        self._rejected = self._counters("discovery_rejected", "Pods and model names refused and why", "reason")
         self._seconds = self._histograms(
             "request_seconds", "From whole request to last byte", DURATION_BUCKETS, "operation"
         )
@@ -119,6 +123,14 @@ class Metrics:
             self._overhead.of(model),
         )
 
+    def relisted(self, reason: str) -> None:
+        """Count one full list of pods."""
+        self._relists.of(reason).value += 1
+
+    def rejected(self, reason: str, count: int = 1) -> None:
+        """Count pods, or names of models, that may not be served."""
+        self._rejected.of(reason).value += count
+
     def watch(self, live: Live) -> None:
         """Read the gauges from here on each scrape."""
         self.registry.register(_LiveCollector(live))
@@ -166,6 +178,11 @@ class _LiveCollector(Collector):
         lag = GaugeMetricFamily("poolgate_loop_lag_seconds", "How late the event loop's last tick was")
         lag.add_metric((), self._live.loop_lag())
         yield lag
+        stale = GaugeMetricFamily(
+            "poolgate_discovery_stale_seconds", "For how long nothing has confirmed which pods there are"
+        )
+        stale.add_metric((), self._live.discovery_stale())
+        yield stale
         dropped = CounterMetricFamily("poolgate_access_lines_dropped", "Access lines lost to a slow reader of stdout")
         dropped.add_metric((), self._live.dropped_lines())
         yield dropped

@@ -156,8 +156,14 @@ class Pools:
                     except _Stale:
                         pass
                 return await _collect(await pool.connect(), head)
-        except (ConnectFailed, TimeoutError, _Stale) as error:
-            raise FetchFailed(f"{path.decode()}: {type(error).__name__}") from None
+        except ConnectFailed:
+            raise FetchFailed(f"{path.decode()}: the pod takes no connection") from None
+        except TimeoutError:
+            raise FetchFailed(f"{path.decode()}: no answer in {timeout_seconds:g} s") from None
+        except _Stale:
+            raise FetchFailed(f"{path.decode()}: the connection broke") from None
+        except FetchFailed as failed:
+            raise FetchFailed(f"{path.decode()}: {failed}") from None
 
 
 class _Stale(Exception):

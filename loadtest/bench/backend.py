@@ -1,8 +1,10 @@
 """The cheapest pod that still looks like a vLLM: `python -m loadtest.bench.backend --pods 2`.
 
-One process plays all pods, one port each, and prints the ports as a JSON list once it listens. What it
-must not do is take time: answers are fixed bytes, and nothing but a streamed request's body is parsed.
-Each token goes out as one event in one HTTP chunk in one write, as vLLM's do.
+One process plays all pods, one port each, and prints the ports as a JSON list once it listens. With
+`--all-addresses` it listens on one port of every address instead, so that 127.1.0.1, 127.1.0.2, ... are as
+many pods as a bench wants. What it must not do is take time: answers are fixed bytes, and nothing but a
+streamed request's body is parsed. Each token goes out as one event in one HTTP chunk in one write, as
+vLLM's do. `/load` tells a pod's open streams; `/metrics` has the size of a real one, and never changes.
 
 `POST /bench/finish` (asked by the client directly, past the target) ends every open stream with its last
 token, usage if asked, and `[DONE]`, one stream per millisecond: so a scenario may hold streams open as
@@ -16,6 +18,7 @@ import itertools
 import json
 import signal
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, cast
@@ -27,6 +30,7 @@ from loadtest.bench.pacer import Pacer
 from loadtest.bench.wire import (
     CHAT_PATH,
     COMPLETION,
+    MODEL,
     MODELS,
     STREAM_HEAD,
     StreamBytes,
@@ -34,12 +38,44 @@ from loadtest.bench.wire import (
     json_answer,
     wish_in,
 )
+from loadtest.simulator.gauges import EngineStats, exposition
 
 GRID_US: Final = 1000
 FINISH_PATH: Final = b"/bench/finish"
+LOAD_PATH: Final = b"/load"
+METRICS_BYTES: Final = 52_000
+"""What a fresh vLLM 0.32 has to say at `/metrics`."""
 _FINISH_EVERY_NS: Final = 1_000_000
+
+
+def metrics_body(size: int) -> bytes:
+    """The simulator's exposition for an idle engine, and as many more histograms as make `size` bytes of it."""
+    body = exposition(
+        EngineStats(),
+        model=MODEL,
+        created=1795458647.8478798,
+        block_size_tokens=16,
+        kv_blocks=10_000,
+        sleep_level=None,
+        max_loras=1,
+        wall_offset=0.0,
+    )
+    name = b"vllm:e2e_request_latency_seconds"
+    histogram = b"".join(line for line in body.splitlines(keepends=True) if name in line)
+    more = -(-(size - len(body)) // len(histogram))
+    return body + b"".join(
+        histogram.replace(name, b"vllm:another_%03d_latency_seconds" % number) for number in range(more)
+    )
+
+
+def _metrics_answer() -> bytes:
+    of_json, of_text = b"content-type: application/json", b"content-type: text/plain; version=1.0.0; charset=utf-8"
+    return json_answer(metrics_body(METRICS_BYTES)).replace(of_json, of_text, 1)
+
+
 _FIXED: Final = {
     b"/health": json_answer(b""),
+    b"/metrics": _metrics_answer(),
     b"/v1/models": json_answer(MODELS),
     CHAT_PATH.encode(): json_answer(COMPLETION),
 }
@@ -80,21 +116,25 @@ class Stream:
         self._transport.write(self._bytes.last(tokens) + usage + self._bytes.done())
 
 
+Address = tuple[str, int]
+"""Where a connection came in: which pod it is of."""
+
+
 class Pods:
     """What the connections of one process share: the pacer, and what is open."""
 
     def __init__(self, pacer: Pacer) -> None:
         self._pacer = pacer
         self._numbers = itertools.count(1)
-        self._open: set[Stream] = set()
+        self._open = defaultdict[Address, set[Stream]](set)
         self.transports: set[asyncio.Transport] = set()
 
-    def open_stream(self, transport: asyncio.Transport, body: bytes) -> Stream:
+    def open_stream(self, pod: Address, transport: asyncio.Transport, body: bytes) -> Stream:
         chat = json.loads(body)
         wish = wish_in(chat["messages"][-1]["content"])
         with_usage = bool((chat.get("stream_options") or {}).get("include_usage"))
         stream = Stream(transport, next(self._numbers), wish, with_usage)
-        self._open.add(stream)
+        self._open[pod].add(stream)
         period_ns = wish.period_us * 1000
         next_beat = (time.monotonic_ns() // period_ns + 1) * period_ns
         self._pacer.add(next_beat + wish.phase_us * 1000, stream.token)
@@ -102,12 +142,17 @@ class Pods:
 
     def finish_all(self) -> None:
         soon = time.monotonic_ns()
-        for index, stream in enumerate(self._open):
+        for index, stream in enumerate(itertools.chain.from_iterable(self._open.values())):
             self._pacer.add(soon + index * _FINISH_EVERY_NS, stream.finish)
 
-    def closed(self, stream: Stream) -> None:
+    def closed(self, pod: Address, stream: Stream) -> None:
+        """The client has gone, or asks the next thing."""
         stream.over = True
-        self._open.discard(stream)
+        self._open[pod].discard(stream)
+
+    def load(self, pod: Address) -> bytes:
+        """As vLLM's `/load` with its tracking on: the requests that are open, this one not among them."""
+        return json_answer(b'{"server_load":%d}' % sum(not stream.over for stream in self._open.get(pod, ())))
 
 
 class PodConnection(asyncio.Protocol):
@@ -122,6 +167,7 @@ class PodConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # a stream protocol is only ever given this kind
+        self._pod: Address = self._transport.get_extra_info("sockname")
         self._pods.transports.add(self._transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -149,25 +195,29 @@ class PodConnection(asyncio.Protocol):
             self._transport.write(json_answer(b"{}"))
             return
         if b'"stream":' in body:
-            self._stream = self._pods.open_stream(self._transport, body)
+            self._stream = self._pods.open_stream(self._pod, self._transport, body)
+            return
+        if self._path == LOAD_PATH:
+            self._transport.write(self._pods.load(self._pod))
             return
         self._transport.write(_FIXED.get(self._path, _NOT_FOUND))
 
     def _drop_stream(self) -> None:
         if self._stream is not None:
-            self._pods.closed(self._stream)
+            self._pods.closed(self._pod, self._stream)
             self._stream = None
 
 
 @asynccontextmanager
-async def serving(pods: int, grid_us: int) -> AsyncIterator[tuple[int, ...]]:
-    """While open, that many pods listen on free loopback ports, which it gives; at its end all connections are cut."""
+async def serving(pods: int, grid_us: int, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[tuple[int, ...]]:
+    """While open, that many pods listen, on free ports unless one is given; at its end all connections are cut.
+
+    It gives the ports. One pod at the host 0.0.0.0 is as many pods as there are addresses.
+    """
     loop = asyncio.get_running_loop()
     pacer = Pacer(loop, grid_us * 1000)
     shared = Pods(pacer)
-    servers = [
-        await loop.create_server(lambda: PodConnection(shared), "127.0.0.1", 0, backlog=2048) for _ in range(pods)
-    ]
+    servers = [await loop.create_server(lambda: PodConnection(shared), host, port, backlog=2048) for _ in range(pods)]
     try:
         yield tuple(server.sockets[0].getsockname()[1] for server in servers)
     finally:
@@ -180,10 +230,10 @@ async def serving(pods: int, grid_us: int) -> AsyncIterator[tuple[int, ...]]:
         pacer.close()
 
 
-async def _run(pods: int, grid_us: int) -> None:
+async def _run(pods: int, grid_us: int, host: str, port: int) -> None:
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    async with serving(pods, grid_us) as ports:
+    async with serving(pods, grid_us, host=host, port=port) as ports:
         print(json.dumps(ports), flush=True)
         gc.freeze()
         gc.disable()  # a pause of ours would be measured as the target's; cycles are few in minutes
@@ -194,8 +244,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtest.bench.backend", description=__doc__.splitlines()[0])
     parser.add_argument("--pods", type=int, default=2, help="how many ports to listen on")
     parser.add_argument("--grid-us", type=int, default=GRID_US, help="tokens are sent on a grid of this many µs")
+    parser.add_argument("--all-addresses", action="store_true", help="listen on one port of 0.0.0.0 instead")
+    parser.add_argument("--port", type=int, default=0, help="that port; without it, or 0, a free one")
     asked = parser.parse_args()
-    uvloop.run(_run(asked.pods, asked.grid_us))
+    if asked.port and not asked.all_addresses:
+        parser.error("--port goes with --all-addresses")
+    host, pods = ("0.0.0.0", 1) if asked.all_addresses else ("127.0.0.1", asked.pods)
+    uvloop.run(_run(pods, asked.grid_us, host, asked.port))
 
 
 if __name__ == "__main__":

@@ -475,6 +475,29 @@ def test_a_good_configuration_is_said_to_be_valid(tmp_path: Path, keys: tuple[Pa
     assert "valid" in ended.stdout
 
 
+def test_pools_whose_globs_overlap_are_valid_and_warned_of(tmp_path: Path, keys: tuple[Path, str]) -> None:
+    file = configuration(tmp_path, keys, [])
+    told = yaml.safe_load(file.read_text())
+    told["pools"] = {"qwen": {"models": ["qwen*", "qwq"]}, "small": {"models": ["*-8b"]}, "rest": {}}
+    told["pools"]["llama"] = {"models": ["llama*"]}
+    file.write_text(yaml.safe_dump(told))
+    ended = run("check", str(file))
+    assert (ended.returncode, "valid" in ended.stdout) == (0, True)
+    lines = ended.stderr.splitlines()
+    assert all(line.startswith(f"{file}: warning: pools ") for line in lines)
+    for line, pool in zip(lines, ("llama", "qwen"), strict=True):
+        for word in (
+            f"'{pool}'",
+            f"'{pool}*'",
+            "'small'",
+            "'*-8b'",
+            f"'{pool}-8b'",
+            "the pool with the oldest ready pod",
+        ):
+            assert word in line
+    assert "'rest'" not in ended.stderr
+
+
 def test_a_keys_file_without_a_key_is_one_clear_line(tmp_path: Path) -> None:
     empty = tmp_path / "keys.yaml"
     empty.write_text("keys: []\n")

@@ -55,7 +55,12 @@ def test_flags_win_over_the_environment_over_the_file_over_the_defaults(tmp_path
         ("server:\n  prot: 1\n", 2, "server.prot: this key does not exist"),
         ("server:\n  port: 99999\n", 2, "server.port"),
         ("discovery:\n  pods:\n    - {url: 'ftp://x', pool: a}\n", 3, "http://HOST:PORT"),
-        ("discovery:\n  mode: kubernetes\n", 2, "discovery.mode"),
+        ("discovery:\n  mode: consul\n", 2, "discovery.mode"),
+        ("discovery:\n  mode: kubernetes\n  pods: [{url: 'http://a:1', pool: a}]\n", 1, "for mode static"),
+        ("discovery:\n  namespaces: [Models]\n", 2, "'Models' is no namespace"),
+        ("discovery:\n  namespaces: [a, a]\n", 2, "twice"),
+        ("discovery:\n  namespaces: []\n", 2, "discovery.namespaces"),
+        ("discovery:\n  pod_networks: [10.0.0.1/8]\n", 2, "host bits"),
         ("server:\n  port: 1\n  port: 2\n", 3, "twice"),
         ("server: [\n", 2, "not valid YAML"),
         ("- 1\n", 1, "must hold sections"),
@@ -75,6 +80,14 @@ def test_a_fault_is_told_with_its_line(tmp_path: Path, text: str, line: int, wor
         load_config(file, {})
     assert str(caught.value).startswith(f"{file}:{line}:")
     assert words in str(caught.value)
+
+
+def test_without_a_mode_a_list_of_pods_makes_it_static(tmp_path: Path) -> None:
+    assert load_config(None, {}).discovery.mode == "kubernetes"
+    assert load_config(write(tmp_path, GOOD), {}).discovery.mode == "static"
+    listed = {"discovery.pods": [{"url": "http://a:1", "pool": "a"}]}
+    assert load_config(None, {"POOLGATE_DISCOVERY__NAMESPACES": "[a, b]"}).discovery.namespaces == ("a", "b")
+    assert load_config(None, {}, listed).discovery.mode == "static"
 
 
 def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
@@ -114,3 +127,17 @@ def test_a_limit_that_would_not_be_kept_is_refused(tmp_path: Path) -> None:
     file.write_text(f'keys:\n- id: a\n  sha256: "{"a" * 64}"\n  team: acme\n  requests_per_minute: 5\n')
     with pytest.raises(ConfigError, match=r"keys\.yaml:5: keys\.0\.requests_per_minute"):
         load_keys(file)
+
+
+def test_a_token_of_the_ops_port_is_kept_to_itself_and_never_empty(tmp_path: Path) -> None:
+    file = write(tmp_path, 'server: {ops_token: "${OPS_TOKEN:-}"}\n')
+    config = load_config(file, {"OPS_TOKEN": "s3cret"})
+    assert config.server.ops_token == "s3cret"
+    assert "s3cret" not in repr(config)
+    with pytest.raises(ConfigError, match=r"server\.ops_token"):
+        load_config(file, {})
+
+
+def test_the_globs_that_a_pool_was_given_are_told_from_the_default(tmp_path: Path) -> None:
+    file = write(tmp_path, 'pools: {a: {models: ["*"]}, b: {ttft_seconds: 9}, c: {models: ["x*", y]}}\n')
+    assert load_config(file, {}).explicit_globs() == {"a": ("*",), "c": ("x*", "y")}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
 from gateway.cli import app
 from gateway.config import load_config, load_keys
@@ -108,8 +109,12 @@ def test_the_configurations_and_keys_files_that_are_shown_are_valid(file: Path, 
         shown.write_text(block, "utf-8")
         if block.startswith("keys:"):
             assert load_keys(shown)
+        elif block.startswith("apiVersion:"):
+            # What discovery asks for is asserted in tests/integration/discovery.
+            assert [rule["verbs"] for rule in yaml.safe_load(block)["rules"]] == [["list", "watch"]]
         else:
-            assert load_config(shown, {}).discovery.pods
+            discovery = load_config(shown, {}).discovery
+            assert discovery.pods or discovery.mode == "kubernetes"
 
 
 @each_page

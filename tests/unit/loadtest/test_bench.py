@@ -18,6 +18,7 @@ import uvloop
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.config import load_config, load_keys
 from gateway.limits.keys import KeyRing, well_formed
@@ -34,10 +35,10 @@ from loadtest.bench.accounting import (
     parse_stat_ticks,
     process_tree,
 )
-from loadtest.bench.backend import serving
+from loadtest.bench.backend import METRICS_BYTES, metrics_body, serving
 from loadtest.bench.client import NotWhole, RequestLoad, Streamed, StreamLoad, open_loops, open_streams
 from loadtest.bench.pacer import Pacer, on_grid
-from loadtest.bench.processes import BenchError, alone, child, wait_until
+from loadtest.bench.processes import BenchError, alone, child, free_port, wait_until
 from loadtest.bench.report import Cell, Round, Row, cell, ratios, table, verdict, written
 from loadtest.bench.scenarios import FULL, QUICK, Bench, Chunks, Figures, Requests, percentile
 from loadtest.bench.targets import TARGETS, Nginx, Running, gateway_config, keys_entry, new_key, nginx_config
@@ -439,6 +440,69 @@ async def test_the_pod_answers_what_a_gateway_asks_of_it(path: str, status: int,
         assert (answer.status, answer.body, answer.complete) == (status, body, 1)
         writer.close()
         await writer.wait_closed()
+
+
+async def told(host: str, port: int, path: str) -> Answer:
+    """What a GET on a connection of its own is answered."""
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: pod\r\n\r\n".encode())
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    (length,) = [line for line in head.split(b"\r\n") if line.startswith(b"content-length: ")]
+    answer = Answer(head + await reader.readexactly(int(length.partition(b": ")[2])))
+    writer.close()
+    await writer.wait_closed()
+    return answer
+
+
+async def test_a_pods_metrics_have_the_size_of_a_real_ones_and_can_be_parsed() -> None:
+    async with serving(1, 1000) as ports:
+        answer = await told("127.0.0.1", ports[0], "/metrics")
+    assert answer.body == metrics_body(METRICS_BYTES)
+    assert METRICS_BYTES <= len(answer.body) < METRICS_BYTES * 1.05
+    families = {family.name: family for family in text_string_to_metric_families(answer.body.decode())}
+    assert families["vllm:num_requests_running"].samples[0].value == 0
+    assert len(families) > 50
+
+
+async def open_stream(host: str, port: int) -> asyncio.StreamWriter:
+    """A stream whose head has come; ten minutes long."""
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(chat_request(host, port, "k", stream_body(Wish(600, 1_000_000, 0))))
+    await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    return writer
+
+
+async def until_load(host: str, port: int, load: int) -> None:
+    async with asyncio.timeout(5):
+        while json.loads((await told(host, port, "/load")).body) != {"server_load": load}:
+            pass
+
+
+async def test_on_all_addresses_each_is_a_pod_and_tells_its_own_open_streams() -> None:
+    async with serving(1, 1000, host="0.0.0.0") as (port,):
+        streams = [await open_stream(host, port) for host in ("127.1.0.1", "127.1.0.1", "127.1.3.9")]
+        loads = [json.loads((await told(f"127.1.{end}", port, "/load")).body) for end in ("0.1", "3.9", "0.2")]
+        assert loads == [{"server_load": load} for load in (2, 1, 0)]
+        streams[0].close()
+        await until_load("127.1.0.1", port, 1)
+        assert (await told("127.1.3.9", port, "/bench/finish")).status == 200
+        await until_load("127.1.0.1", port, 0)  # it has ended, though its connection stands
+        for stream in streams:
+            stream.close()
+            await stream.wait_closed()
+
+
+def test_the_pods_process_listens_on_a_given_port_of_all_addresses() -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "loadtest.bench.backend", "--all-addresses", "--port", str(port)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            assert json.loads(process.stdout.readline()) == [port]
+            assert asyncio.run(told("127.1.2.3", port, "/v1/models")).body == MODELS
+        finally:
+            process.terminate()
+    assert process.returncode == 0
 
 
 async def test_the_scenarios_run_against_the_pods_themselves() -> None:

@@ -24,6 +24,9 @@ NOW = {
     "poolgate_pods": {"pool", "state"},
     "poolgate_pod_in_flight": {"pool", "pod"},
     "poolgate_loop_lag_seconds": set(),
+    "poolgate_discovery_stale_seconds": set(),
+    "poolgate_discovery_relists": {"reason"},
+    "poolgate_discovery_rejected": {"reason"},
     "poolgate_access_lines_dropped": set(),
 }
 PODS = (
@@ -43,6 +46,7 @@ def watched() -> Metrics:
             in_flight=lambda: [("org/m", 3)],
             loop_lag=lambda: 0.125,
             dropped_lines=lambda: 2,
+            discovery_stale=lambda: 1.5,
         )
     )
     return metrics
@@ -67,6 +71,8 @@ def observed(*trails: Trail) -> Metrics:
 def test_the_contracts_series_are_there_with_their_labels_and_no_others() -> None:
     metrics = watched()
     metrics.observe(trail(retries=(("chat", "busy"),)))
+    metrics.relisted("start")
+    metrics.rejected("address", 2)
     found = families(metrics)
     assert set(found) == set(NOW)
     for name, labels in NOW.items():
@@ -108,6 +114,17 @@ def test_tokens_are_counted_by_kind_and_tenant() -> None:
         ("other", "cached", 0),
     ):
         assert value(metrics, "poolgate_tokens_total", model="org/m", kind=kind, tenant=team) == count
+
+
+def test_lists_and_refusals_of_discovery_are_counted_by_reason() -> None:
+    metrics = Metrics()
+    metrics.relisted("start")
+    metrics.relisted("start")
+    metrics.rejected("address")
+    metrics.rejected("model_name", 3)
+    assert value(metrics, "poolgate_discovery_relists_total", reason="start") == 2
+    assert value(metrics, "poolgate_discovery_rejected_total", reason="address") == 1
+    assert value(metrics, "poolgate_discovery_rejected_total", reason="model_name") == 3
 
 
 def test_two_keys_of_one_team_are_one_tenant() -> None:
@@ -220,13 +237,21 @@ def test_gauges_are_read_when_they_are_scraped() -> None:
     assert value(metrics, "poolgate_pod_in_flight", pool="chat", pod="chat-1") == 0
     assert value(metrics, "poolgate_in_flight", model="org/m") == 3
     assert value(metrics, "poolgate_loop_lag_seconds") == 0.125
+    assert value(metrics, "poolgate_discovery_stale_seconds") == 1.5
 
 
 def test_gauges_follow_their_owners() -> None:
     fleets = [Fleet(PODS), Fleet(PODS[:1])]
     metrics = Metrics()
     metrics.watch(
-        Live(fleet=lambda: fleets[0], pod_in_flight=lambda uid: 0, in_flight=list, loop_lag=float, dropped_lines=int)
+        Live(
+            fleet=lambda: fleets[0],
+            pod_in_flight=lambda uid: 0,
+            in_flight=list,
+            loop_lag=float,
+            dropped_lines=int,
+            discovery_stale=float,
+        )
     )
     assert value(metrics, "poolgate_pods", pool="other", state="ready") == 1
     fleets.pop(0)

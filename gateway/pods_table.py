@@ -1,0 +1,113 @@
+"""A gateway's status (`/status.json`) as a table for a terminal.
+
+Names and reasons come from pods and from Kubernetes: they are printed as they are, never read as markup or as codes
+that steer a terminal.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+MODELS_SHOWN = 5
+UNBOUNDED_COLUMNS = 500
+"""Where nobody looks at a terminal no line is folded."""
+UNKNOWN = "-"
+STYLES = {"ready": "green", "starting": "yellow", "draining": "cyan", "asleep": "blue"}
+UNITS = (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
+
+Status = Mapping[str, Any]
+
+
+def show(status: Status) -> None:
+    """Print the table on stdout."""
+    Console(width=None if sys.stdout.isatty() else UNBOUNDED_COLUMNS).print(page(status))
+
+
+@contextmanager
+def live() -> Iterator[Callable[[Status, str], None]]:
+    """A table that stays where it is on the terminal; the block gets what renews it, by a status and a fault."""
+    with Live(auto_refresh=False) as screen:
+        yield lambda status, fault: screen.update(page(status, fault), refresh=True)
+
+
+def page(status: Status, fault: str = "") -> RenderableType:
+    """The table, and below it what needs an eye. `fault`: why the status is not of this moment."""
+    table = Table(box=SIMPLE_HEAD)
+    for name in ("pool", "pod", "state"):
+        table.add_column(name, overflow="fold")
+    table.add_column("for", justify="right", no_wrap=True)
+    for name in ("why", "models"):
+        table.add_column(name, overflow="fold")
+    for name in ("in flight", "running", "waiting", "KV %"):
+        table.add_column(name, justify="right")
+    for pod in status["pods"]:
+        load = pod["load"]
+        table.add_row(
+            plain(pod["pool"]),
+            plain(pod["name"]),
+            plain(pod["state"], STYLES.get(pod["state"], "")),
+            how_long(pod["for_seconds"]),
+            plain(pod["reason"]),
+            models_of(pod["models"]),
+            number(pod["in_flight"]),
+            number(load["running"]),
+            number(load["waiting"]),
+            number(None if load["kv_usage"] is None else round(100 * load["kv_usage"])),
+        )
+    return Group(table, *(plain(line, "yellow") for line in notes(status, fault)))
+
+
+def notes(status: Status, fault: str = "") -> list[str]:
+    """What the table cannot show, a line each."""
+    discovery, refused = status["discovery"], status["refused"]
+    lines = [f"not renewed: {fault}"] if fault else []
+    if not discovery["listed"]:
+        lines.append("no list of pods has come yet")
+    elif not status["ready"]:
+        lines.append(f"the gateway is not ready: {status['reason']}")
+    if discovery["listed"] and not status["pods"]:
+        lines.append("no pods")
+    if discovery["stale_seconds"]:
+        lines.append(f"discovery has heard nothing for {how_long(discovery['stale_seconds'])}: pods are as last seen")
+    return lines + [f"refused: {pod['name']}: {pod['why']}" for pod in refused]
+
+
+def models_of(models: list[dict[str, Any]]) -> Text:
+    """A pod's models, a line each, those that another pool has claimed first; many are cut short."""
+    told = [
+        plain(model["name"])
+        if model["claimed_by"] is None
+        else plain(f"{model['name']} (claimed by pool {model['claimed_by']})", "yellow")
+        for model in sorted(models, key=lambda model: model["claimed_by"] is None)
+    ]
+    if len(told) > MODELS_SHOWN:
+        told[MODELS_SHOWN:] = [Text(f"and {len(told) - MODELS_SHOWN} more")]
+    return Text("\n").join(told)
+
+
+def plain(text: str, style: str = "") -> Text:
+    """Text as it is; what cannot be printed is replaced."""
+    return Text("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text), style)
+
+
+def number(value: int | None) -> str:
+    """A number, or the sign of one that is not known."""
+    return UNKNOWN if value is None else str(value)
+
+
+def how_long(seconds: float) -> str:
+    """A duration in its two largest units: `8s`, `3m 20s`, `2h 0m`, `4d 3h`."""
+    whole = int(seconds)
+    largest = next((at for at, (_, size) in enumerate(UNITS) if whole >= size), len(UNITS) - 1)
+    parts = []
+    for unit, size in UNITS[largest : largest + 2]:
+        count, whole = divmod(whole, size)
+        parts.append(f"{count}{unit}")
+    return " ".join(parts)

@@ -1,0 +1,174 @@
+"""The status tells an operator what each pod is, why, and what it is doing; and no pod's address."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gateway import __version__
+from gateway.api.status import models_without_pods, pods_by_state, status_of, why_not_ready
+from gateway.core.fleet import Fleet, Gauges, PodLoad, PodState
+from tests.seeing import CHAT, FLEET, NOW, pod, seen
+
+UNKNOWN = {
+    "in_flight": None,
+    "running": None,
+    "waiting": None,
+    "kv_usage": None,
+    "prefix_hit_ratio": None,
+    "adapters": None,
+    "age_seconds": None,
+}
+
+
+def told_of(name: str, **more: Any) -> dict[str, Any]:
+    """What the status says of one pod."""
+    (found,) = [each for each in status_of(seen(**more))["pods"] if each["name"] == name]
+    assert isinstance(found, dict)
+    return found
+
+
+def load_of(load: PodLoad) -> dict[str, Any]:
+    """What the status says of a pod's load."""
+    told = told_of("chat-0", loads={CHAT[1].uid: load})["load"]
+    assert isinstance(told, dict)
+    return told
+
+
+def test_the_status_has_the_shape_that_scripts_rely_on() -> None:
+    told = status_of(seen(stale_seconds=1.23456))
+    assert {name: told[name] for name in ("version", "ready", "reason", "replicas", "discovery")} == {
+        "version": __version__,
+        "ready": True,
+        "reason": "",
+        "replicas": 2,
+        "discovery": {"mode": "kubernetes", "listed": True, "asked": True, "stale_seconds": 1.235},
+    }
+    assert told["refused"] == [{"name": "stray", "reason": "no_pool", "why": "it has no label poolgate.dev/pool"}]
+    assert told["models_without_pods"] == ["llama-3.1-8b"]
+    assert set(told) == {
+        *("version", "ready", "reason", "replicas", "discovery", "pools", "pods", "refused", "models_without_pods")
+    }
+
+
+def test_a_pod_is_told_with_its_state_its_models_and_its_load() -> None:
+    assert told_of("chat-0") == {
+        "name": "chat-0",
+        "pool": "chat",
+        "state": "ready",
+        "reason": "",
+        "since": "2025-12-31T23:56:40Z",
+        "for_seconds": 200.0,
+        "models": [{"name": "qwen3-8b", "claimed_by": None}],
+        "in_flight": 3,
+        "load": {
+            "in_flight": 7,
+            "running": 4,
+            "waiting": 2,
+            "kv_usage": 0.877,
+            "prefix_hit_ratio": 0.333,
+            "adapters": ["sql"],
+            "age_seconds": 1.25,
+        },
+    }
+
+
+def test_a_pod_of_which_nothing_is_known_has_nulls() -> None:
+    told = told_of("chat-1")
+    assert (told["state"], told["reason"]) == ("starting", "its readiness probe fails")
+    assert (told["for_seconds"], told["models"], told["load"]) == (8.25, [], UNKNOWN)
+
+
+def test_pods_are_sorted_by_pool_and_name() -> None:
+    fleet = Fleet((pod("b", "one"), pod("a", "two"), pod("c", "one"), pod("a", "one")))
+    told = status_of(seen(fleet=fleet))["pods"]
+    assert [(each["pool"], each["name"]) for each in told] == [("one", "a"), ("one", "b"), ("one", "c"), ("two", "a")]
+
+
+def test_a_model_that_another_pool_has_claimed_names_that_pool() -> None:
+    assert told_of("lora-0")["models"] == [
+        {"name": "qwen3-8b", "claimed_by": "chat"},
+        {"name": "base", "claimed_by": None},
+    ]
+
+
+def test_a_model_without_a_route_is_nobodys() -> None:
+    assert told_of("lora-0", fleet=replace(FLEET, routes={}))["models"][0]["claimed_by"] is None
+
+
+def test_no_pods_address_is_in_it() -> None:
+    assert "10.1.2.3" not in json.dumps(status_of(seen()))
+
+
+def test_it_is_json_whatever_the_pods_told() -> None:
+    odd = Gauges(kv_usage=float("nan"), prefix_queries=float("inf"), prefix_hits=float("inf"))
+    told = load_of(PodLoad(gauges=odd, gauges_read_at=NOW))
+    assert (told["kv_usage"], told["prefix_hit_ratio"]) == (None, None)
+    json.dumps(status_of(seen(stale_seconds=float("inf"))), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("load", "age"),
+    [
+        (PodLoad(), None),
+        (PodLoad(in_flight=0, in_flight_read_at=NOW - 2), 2),
+        (PodLoad(gauges=Gauges(), gauges_read_at=NOW - 3), 3),
+        (PodLoad(0, NOW - 2, Gauges(), NOW - 3), 3),
+        (PodLoad(0, NOW - 4, Gauges(), NOW - 3), 4),
+        (PodLoad(None, NOW - 4, Gauges(), NOW - 3), 3),
+    ],
+)
+def test_a_load_is_as_old_as_its_older_known_part(load: PodLoad, age: float | None) -> None:
+    assert load_of(load)["age_seconds"] == age
+
+
+def test_a_load_of_zero_is_not_an_unknown_one() -> None:
+    told = load_of(PodLoad(0, NOW, Gauges(0, 0, 0.0, 10.0, 0.0), NOW))
+    assert told == {
+        "in_flight": 0,
+        "running": 0,
+        "waiting": 0,
+        "kv_usage": 0.0,
+        "prefix_hit_ratio": 0.0,
+        "adapters": [],
+        "age_seconds": 0.0,
+    }
+
+
+def test_a_prefix_cache_that_was_never_asked_has_no_ratio() -> None:
+    assert load_of(PodLoad(gauges=Gauges(prefix_queries=0.0, prefix_hits=0.0)))["prefix_hit_ratio"] is None
+
+
+def test_every_pool_counts_every_state() -> None:
+    assert pods_by_state(FLEET) == {
+        "chat": {"ready": 1, "starting": 1, "draining": 1, "asleep": 1},
+        "llama": {"ready": 0, "starting": 0, "draining": 0, "asleep": 0},
+        "lora": {"ready": 1, "starting": 0, "draining": 0, "asleep": 0},
+    }
+    assert set(pods_by_state(Fleet((pod("x"),)))["chat"]) == {state.value for state in PodState}
+
+
+def test_models_without_pods_are_named() -> None:
+    assert models_without_pods(FLEET) == ["llama-3.1-8b"]
+    assert models_without_pods(Fleet()) == []
+
+
+@pytest.mark.parametrize(
+    ("draining", "listed", "asked", "reason"),
+    [
+        (False, True, True, ""),
+        (False, False, False, "waiting for the first list of pods"),
+        (False, False, True, "waiting for the first list of pods"),
+        (False, True, False, "asking pods for their models"),
+        (True, True, True, "draining"),
+        (True, False, False, "draining"),
+    ],
+)
+def test_a_gateway_is_ready_when_it_knows_its_pods_and_does_not_drain(
+    draining: bool, listed: bool, asked: bool, reason: str
+) -> None:
+    fleet = Fleet(listed=listed, asked=asked)
+    assert why_not_ready(fleet, draining=draining) == reason
+    told = status_of(seen(fleet=fleet, draining=draining))
+    assert (told["ready"], told["reason"]) == (not reason, reason)

@@ -1,0 +1,132 @@
+"""The table of pods: what an operator sees of a status, and that nothing in it is read as anything but text."""
+
+import json
+import re
+from dataclasses import replace
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from gateway.api.status import status_of
+from gateway.core.fleet import Fleet, Model, RefusedPod
+from gateway.pods_table import how_long, notes, page
+from tests.seeing import FLEET, pod, seen
+
+
+def told(**more: Any) -> dict[str, Any]:
+    """A status as it comes out of JSON."""
+    status = json.loads(json.dumps(status_of(seen(**more))))
+    assert isinstance(status, dict)
+    return status
+
+
+def shown(status: dict[str, Any], fault: str = "", *, colours: bool = False) -> str:
+    """The page as it is printed."""
+    out = StringIO()
+    Console(file=out, width=200, force_terminal=colours, color_system="standard" if colours else None).print(
+        page(status, fault)
+    )
+    return out.getvalue()
+
+
+def row(name: str, text: str) -> list[str]:
+    """A pod's first line, its cells parted by two blanks or more."""
+    (line,) = [line for line in text.splitlines() if re.search(rf"\b{name}\b", line)]
+    return re.split(r"\s{2,}", line.strip())
+
+
+def test_every_pod_is_a_row() -> None:
+    text = shown(told())
+    head = text.splitlines()[1]
+    columns = "pool  pod  state  for  why  models  in flight  running  waiting  KV %"
+    assert re.sub(r"\s{2,}", "  ", head.strip()) == columns
+    assert row("chat-0", text) == ["chat", "chat-0", "ready", "3m 20s", "qwen3-8b", "3", "4", "2", "88"]
+    assert row("chat-1", text) == (
+        ["chat", "chat-1", "starting", "8s", "its readiness probe fails", "3", "-", "-", "-"]
+    )
+    assert row("chat-2", text)[2:5] == ["draining", "2h 5m", "it is terminating"]
+    assert row("chat-3", text)[2:5] == ["asleep", "3d 3h", "it sleeps"]
+
+
+def test_a_model_that_another_pool_has_claimed_is_marked() -> None:
+    lines = shown(told()).splitlines()
+    (at,) = [at for at, line in enumerate(lines) if "lora-0" in line]
+    assert "qwen3-8b (claimed by pool chat)" in lines[at]
+    assert lines[at + 1].strip() == "base"
+
+
+def test_many_models_are_cut_short_but_claimed_ones_are_seen() -> None:
+    models = (*(Model(f"adapter-{number}") for number in range(8)), Model("qwen3-8b"))
+    text = shown(told(fleet=replace(FLEET, pods=(pod("lora-0", "lora", models=models),))))
+    assert "qwen3-8b (claimed by pool chat)" in text
+    assert [name in text for name in ("adapter-0", "adapter-3", "adapter-4")] == [True, True, False]
+    assert "and 4 more" in text
+
+
+def test_what_pods_say_is_neither_markup_nor_steers_the_terminal() -> None:
+    said = "[bold]loud[/bold] :warning: \x1b[2J[/nothing]"
+    odd = pod("chat-0", reason=said, models=(Model("[red]m[/red]"),))
+    fleet = replace(FLEET, pods=(odd,), refused=(RefusedPod("[link=x]stray", "no_pool", "[/] \x1b]0;title\x07"),))
+    text = shown(told(fleet=fleet), colours=True)
+    assert "[bold]loud[/bold] :warning: \N{REPLACEMENT CHARACTER}[2J[/nothing]" in text
+    assert "[red]m[/red]" in text
+    assert "refused: [link=x]stray: [/] \N{REPLACEMENT CHARACTER}]0;title\N{REPLACEMENT CHARACTER}" in text
+    assert "\x1b[2J" not in text
+    assert "\x1b]" not in text
+
+
+def test_a_state_has_its_colour_and_one_that_is_not_known_has_none() -> None:
+    status = told()
+    status["pods"][1]["state"] = "of-a-later-version"
+    text = shown(status, colours=True)
+    assert "\x1b[32mready" in text
+    assert "of-a-later-version" in text
+
+
+def test_all_is_well_and_nothing_is_noted() -> None:
+    assert notes(told(fleet=replace(FLEET, refused=()))) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "lines"),
+    [
+        ({}, ["refused: stray: it has no label poolgate.dev/pool"]),
+        ({"fleet": Fleet()}, ["no list of pods has come yet"]),
+        ({"fleet": Fleet(listed=True, asked=True)}, ["no pods"]),
+        ({"fleet": Fleet(listed=True)}, ["the gateway is not ready: asking pods for their models", "no pods"]),
+        (
+            {"fleet": replace(FLEET, refused=()), "stale_seconds": 75.0},
+            ["discovery has heard nothing for 1m 15s: pods are as last seen"],
+        ),
+        ({"fleet": replace(FLEET, refused=()), "draining": True}, ["the gateway is not ready: draining"]),
+    ],
+)
+def test_what_wants_an_eye_stands_below(more: dict[str, Any], lines: list[str]) -> None:
+    status = told(**more)
+    assert notes(status) == lines
+    assert [line.rstrip() for line in shown(status).splitlines()][-len(lines) :] == lines
+
+
+def test_a_table_that_could_not_be_renewed_says_so() -> None:
+    assert notes(told(), "nothing answers")[0] == "not renewed: nothing answers"
+    assert "not renewed: nothing answers" in shown(told(), "nothing answers")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0s"),
+        (0.9, "0s"),
+        (59.9, "59s"),
+        (60, "1m 0s"),
+        (3599, "59m 59s"),
+        (3600, "1h 0m"),
+        (86_399, "23h 59m"),
+        (86_400, "1d 0h"),
+        (10_000_000, "115d 17h"),
+    ],
+)
+def test_a_duration_has_two_units(seconds: float, words: str) -> None:
+    assert how_long(seconds) == words
