@@ -183,7 +183,7 @@ def _source(
             selector=discovery.selector,
             self_selector=discovery.self_selector,
             networks=discovery.pod_networks,
-            own_ports=(server.port, server.ops_port),
+            listens_on=((server.host, server.port), (server.ops_host, server.ops_port)),
             relisted=metrics.relisted,
             clock=clock.monotonic,
             chance=chance,

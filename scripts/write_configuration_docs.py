@@ -74,6 +74,9 @@ unless `allow_fields` names it:
 """
 
 
+FORMATS = {"date-time": "time", "path": "path", "ipv4network": "network", "ipv6network": "network"}
+
+
 class Key(NamedTuple):
     """A row of a table."""
 
@@ -114,7 +117,7 @@ def rows_of(name: str, schema: Mapping[str, Any], defs: Mapping[str, Any]) -> It
 def kind(schema: Mapping[str, Any]) -> str:
     """What a key may be, in words."""
     if "anyOf" in schema:
-        return " or ".join(kind(each) for each in schema["anyOf"])
+        return " or ".join(dict.fromkeys(kind(each) for each in schema["anyOf"]))
     if "const" in schema:
         return f"`{json.dumps(schema['const'])}`"
     if "enum" in schema:
@@ -122,7 +125,7 @@ def kind(schema: Mapping[str, Any]) -> str:
     if schema["type"] == "array":
         items = schema["items"]
         return "list of sections" if "$ref" in items else f"list of {kind(items)}s"
-    word = {"date-time": "time", "path": "path"}.get(schema.get("format", ""), schema["type"])
+    word = FORMATS.get(schema.get("format", ""), schema["type"])
     return ", ".join((word, *bounds(schema)))
 
 

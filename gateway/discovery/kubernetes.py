@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -168,8 +168,6 @@ class KubernetesApi:
             async with self._get("watch", query) as answer:
                 yield answer.content.iter_any()
         except (aiohttp.ClientError, OSError) as error:
-            if isinstance(error, TimeoutError):
-                raise
             raise _unreachable(error) from None
 
     async def close(self) -> None:
@@ -230,6 +228,8 @@ class KubernetesApi:
         certificate authority or kubeconfig needs no restart."""
         try:
             configuration = await self._cluster.configuration()
+            # As Go's clients: Python 3.13 would refuse the certificate authorities of many clusters for their form.
+            configuration.disable_strict_ssl_verification = True
             client = ApiClient(configuration)
         except Exception as error:
             # A kubeconfig is the operator's, its plugins are anybody's: what they raise is nowhere listed.
@@ -296,25 +296,25 @@ Kept = tuple[Pod, ...] | RefusedPod
 class Namespace:
     """The pods of one namespace."""
 
-    def __init__(self, api: KubernetesApi, rules: Rules, own_ports: Iterable[int]) -> None:
+    def __init__(self, api: KubernetesApi, rules: Rules) -> None:
         self.api = api
         self._rules = rules
-        self._own_ports = tuple(own_ports)
+        self._own_ports = tuple(port for _, port in rules.reserved)
 
     def read(self, told: Mapping[str, Any]) -> Kept:
         """What is kept of a pod object."""
-        rules = self._current_rules()
+        self._note_addresses()
         try:
-            return pods_of(told, rules)
+            return pods_of(told, self._rules)
         except Refused as refused:
-            return RefusedPod(shown_name(told, rules), refused.reason, str(refused))
+            return RefusedPod(shown_name(told, self._rules), refused.reason, str(refused))
 
-    def _current_rules(self) -> Rules:
+    def _note_addresses(self) -> None:
+        """Known from the very connection that brings the pods, and kept when it goes."""
         servers, own = self.api.addresses()
         reserved = servers | {(address, port) for address in own for port in self._own_ports}
         if not reserved <= self._rules.reserved:
-            self._rules = self._rules.reserving(self._rules.reserved | reserved)
-        return self._rules
+            self._rules = replace(self._rules, reserved=self._rules.reserved | reserved)
 
 
 class KubernetesSource:
@@ -330,7 +330,7 @@ class KubernetesSource:
         selector: str,
         self_selector: str,
         networks: tuple[Network, ...],
-        own_ports: Iterable[int],
+        listens_on: Iterable[Address],
         relisted: Callable[[str], None],
         clock: Callable[[], float],
         chance: Callable[[], float],
@@ -347,7 +347,7 @@ class KubernetesSource:
         self._reflectors: list[Reflector[Kept]] = []
         for namespace in namespaces:
             api = KubernetesApi(cluster, namespace, selector)
-            reader = Namespace(api, Rules(namespace, len(namespaces) > 1, networks), own_ports)
+            reader = Namespace(api, Rules(namespace, len(namespaces) > 1, networks, frozenset(listens_on)))
             self._reflectors.append(reflector(f"pods in {namespace}", api, reader.read))
         own = cluster.own_namespace()
         self._own = reflector(f"our replicas in {own}", KubernetesApi(cluster, own, self_selector), is_live)

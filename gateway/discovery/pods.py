@@ -51,10 +51,6 @@ class Rules:
     reserved: frozenset[Address] = frozenset()
     """The API server's addresses and our own, with their ports: never a target."""
 
-    def reserving(self, addresses: frozenset[Address]) -> "Rules":
-        """The same rules with these addresses reserved."""
-        return replace(self, reserved=addresses)
-
 
 def pods_of(told: Mapping[str, Any], rules: Rules) -> tuple[Pod, ...]:
     """The servers in a pod object: one for each of its ports; none when it has run to its end.

@@ -42,7 +42,7 @@ def gateway_before(pod_url: str, folder: Path) -> Iterator[Server]:
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log_file, stderr=subprocess.STDOUT)
     try:
         wait_until_ready(process, ops_port, log)
-        yield Server(f"http://127.0.0.1:{port}", key)
+        yield Server(f"http://127.0.0.1:{port}", key, f"http://127.0.0.1:{ops_port}")
     finally:
         stop(process, log)
     if "Traceback" in log.read_text():

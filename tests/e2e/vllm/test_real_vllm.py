@@ -5,9 +5,11 @@ together), with temperature 0, or a seed where there must be chance. Run by `mak
 """
 
 import http.client
+import json
 import re
 import select
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -301,6 +303,34 @@ def assert_freed(vllm: Vllm, how: str, report: Report) -> None:
         assert time.monotonic() - left_at < 2, f"two seconds after the client left, vLLM still works: {busy}"
         time.sleep(0.02)
     report.add(how, "engine idle", None, time.monotonic() - left_at)
+
+
+# What the gateway knows of the pod
+
+
+def test_the_gateway_sees_what_vllm_carries(vllm: Vllm, gateway: Server, report: Report) -> None:
+    with gateway.send(CHAT, {**endless(CHAT), "stream": True}) as client:
+        received = b""
+        while received.count(b"data: ") < 2:
+            received += client.recv(65536)
+        began = time.monotonic()
+        # /metrics every 5 s; /load is believed once it has shown our own request, and read often from then on.
+        seen = until_told(gateway, lambda load: load["running"] == 1 and load["in_flight"] == 1)
+        assert (seen["waiting"], 0 < seen["kv_usage"] <= 1) == (0, True), seen
+        report.add("the load of a pod", "seen", None, time.monotonic() - began)
+    until_told(gateway, lambda load: load["running"] == 0 and load["in_flight"] == 0)
+
+
+def until_told(gateway: Server, holds: Callable[[dict[str, Any]], bool], seconds: float = 20) -> dict[str, Any]:
+    """The load of the one pod, as the gateway tells it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with urllib.request.urlopen(f"{gateway.ops_url}/status.json", timeout=5) as answer:
+            load: dict[str, Any] = json.load(answer)["pods"][0]["load"]
+        if holds(load):
+            return load
+        assert time.monotonic() < deadline, load
+        time.sleep(0.05)
 
 
 # The OpenAI SDK

@@ -43,6 +43,8 @@ class Server:
 
     url: str
     key: str | None = field(default=None, repr=False)
+    ops_url: str = ""
+    """A gateway's ops port."""
 
     @property
     def host(self) -> str:
