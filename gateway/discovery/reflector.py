@@ -13,13 +13,15 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 MAX_LINE_BYTES = 8 << 20
 """etcd keeps no object beyond 1.5 MiB; JSON may make more of it."""
 MAX_PAGES = 1000
+MAX_VERSION_CHARACTERS = 64
+TELL_AGAIN_SECONDS = 60.0
 SHORT_WATCH_SECONDS = 1.0
 """One that ends sooner is not begun again at once."""
 
@@ -108,6 +110,9 @@ class Reflector(Generic[T]):
         self._watching = False
         self._confirmed_at = clock()
         self._trouble = ""
+        self._told_at = 0.0
+        self._in_trouble = False
+        """Told, and not yet told to be over."""
         self.listed = False
         """Whether a list ever succeeded."""
 
@@ -136,38 +141,36 @@ class Reflector(Generic[T]):
                 due = await self._watch(self._relist_at - began)
             except ApiFailed as error:
                 failure = error
-                due = due or ("expired" if error.status == 410 else "refused" if error.status else "disconnected")
+                due = due or _reason_of(error)
             if due or self._clock() - began < SHORT_WATCH_SECONDS:
-                self._tell(failure, due)
-                await self._pause(self._next_pause(failure), failure)
+                if due:
+                    self._tell(str(failure) if failure is not None else f"the watch was given up ({due})")
+                found = await self._pause(self._next_pause(failure), failure)
+                due = due or found
 
     async def _list(self, due: str) -> None:
         """Replace all that is held by a full list. Raises `ApiFailed`, and then nothing has changed."""
         found: dict[str, tuple[str, T]] = {}
         token = ""
         for _ in range(MAX_PAGES):
-            page = _parsed(await self._api.list_page(token))
-            metadata = _object(page, "metadata")
-            for told in page.get("items") or ():
-                if isinstance(told, dict) and (key := _key(told)) is not None:
+            page = _page_of(await self._api.list_page(token))
+            for told in page.items:
+                if (key := _key(told)) is not None:
                     found[key[0]] = (key[1], self._read(told))
-            token = metadata.get("continue") or ""
+            token = page.token
             if not token:
                 break
         else:
             raise ApiFailed(0, "the list of pods has no end")
-        version = metadata.get("resourceVersion")
-        if not isinstance(version, str) or not version:
-            raise ApiFailed(0, "what came is no list of pods")
         now = self._clock()
-        self._held, self._version, self.listed = found, version, True
+        self._held, self._version, self.listed = found, page.version, True
         self._confirmed_at = now
         self._relist_at = now + self._pace.relist * (0.8 + 0.4 * self._chance())
         self._relisted(due)
         self._changed()
-        if self._trouble:
+        if self._in_trouble:
             log.info("%s: listed again", self._name)
-            self._trouble = ""
+            self._in_trouble = False
 
     async def _watch(self, patience: float) -> str:
         """Hear what changes, for so many seconds at most. Why a full list is due then; empty: it is not.
@@ -227,7 +230,7 @@ class Reflector(Generic[T]):
                     changed = self._apply(kind, told) or changed
                 elif kind != "BOOKMARK":
                     continue
-                if not isinstance(version, str) or not version:
+                if not isinstance(version, str) or not 0 < len(version) <= MAX_VERSION_CHARACTERS:
                     return "garbage"
                 if _is_lower(version, self._version):
                     return "backwards"
@@ -260,33 +263,51 @@ class Reflector(Generic[T]):
         asked = min(failure.retry_after_seconds, self._pace.longest_retry_after) if failure is not None else 0.0
         return max(asked, longest * (0.5 + 0.5 * self._chance()))
 
-    async def _pause(self, seconds: float, failure: ApiFailed | None) -> None:
-        """Until the next list. What happens meanwhile is heard all the same, unless the server wants to be spared."""
-        ends_at = self._clock() + seconds
-        if failure is None or not failure.retry_after_seconds:
-            with suppress(ApiFailed):
-                await self._watch(seconds)
-        await asyncio.sleep(max(0.0, ends_at - self._clock()))
+    async def _pause(self, seconds: float, failure: ApiFailed | None) -> str:
+        """Until the next try. What happens meanwhile is heard all the same, unless the server wants to be spared.
 
-    def _tell(self, failure: ApiFailed | None, due: str) -> None:
-        """One line when trouble begins or changes its kind, not one for each try."""
-        if failure is None:
-            if due:
-                log.info("%s: the watch was given up (%s): listing anew", self._name, due)
-        elif (trouble := str(failure)) != self._trouble:
-            self._trouble = trouble
+        Why a full list is due, if that came to light.
+        """
+        ends_at = self._clock() + seconds
+        due = ""
+        if failure is None or not failure.retry_after_seconds:
+            try:
+                due = await self._watch(seconds)
+            except ApiFailed as error:
+                due = _reason_of(error)
+        await asyncio.sleep(max(0.0, ends_at - self._clock()))
+        return due
+
+    def _tell(self, trouble: str) -> None:
+        """One line when trouble begins or changes its kind, not one for each try; the same again seldom."""
+        now = self._clock()
+        if trouble != self._trouble or now - self._told_at >= TELL_AGAIN_SECONDS:
+            self._trouble, self._told_at, self._in_trouble = trouble, now, True
             kept = f"the last {len(self._held)} pods known stay in force" if self.listed else "no pod is known yet"
             log.warning("%s: %s; %s", self._name, trouble, kept)
 
 
-def _parsed(body: bytes) -> dict[str, Any]:
+class _Page(NamedTuple):
+    """A page of a list. `token` leads to the next one, if there is one."""
+
+    items: list[Mapping[str, Any]]
+    version: str
+    token: str
+
+
+def _page_of(body: bytes) -> _Page:
+    """Raises `ApiFailed` for what is no list in every part: half a list would take pods away."""
     try:
         page = json.loads(body)
-    except (ValueError, RecursionError):
-        page = None
-    if not isinstance(page, dict):
+        metadata, items = page["metadata"], page["items"]
+        version, token = metadata["resourceVersion"], metadata.get("continue", "")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ApiFailed(0, "what came is no list of pods") from None
+    if not (isinstance(items, list) and all(isinstance(told, dict) for told in items)):
         raise ApiFailed(0, "what came is no list of pods")
-    return page
+    if not (isinstance(version, str) and version and isinstance(token, str)):
+        raise ApiFailed(0, "what came is no list of pods")
+    return _Page(items, version, token)
 
 
 def _object(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -299,6 +320,11 @@ def _key(told: Mapping[str, Any]) -> tuple[str, str] | None:
     metadata = _object(told, "metadata")
     name, uid = metadata.get("name"), metadata.get("uid")
     return (name, uid) if isinstance(name, str) and isinstance(uid, str) else None
+
+
+def _reason_of(failure: ApiFailed) -> str:
+    """Why a list is due after it."""
+    return "expired" if failure.status == 410 else "refused" if failure.status else "disconnected"
 
 
 def _failure_of(told: Any) -> ApiFailed:
@@ -315,4 +341,6 @@ def _failure_of(told: Any) -> ApiFailed:
 
 def _is_lower(version: str, before: str | None) -> bool:
     """Versions of one resource are growing numbers; what is none is not compared."""
-    return before is not None and version.isdecimal() and before.isdecimal() and int(version) < int(before)
+    if before is None or not (version.isdecimal() and before.isdecimal()):
+        return False
+    return (len(version), version) < (len(before), before)

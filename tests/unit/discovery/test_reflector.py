@@ -213,8 +213,9 @@ async def test_unknown_events_are_passed_over() -> None:
 
 
 async def test_a_failed_list_changes_nothing_and_a_successful_empty_one_is_the_truth() -> None:
-    lists: Steps = [page("a"), UNREACHABLE, ApiFailed(500, "no"), b"junk", b"[]", b"{}", page(version=300)]
-    async with following(lists, [[UNREACHABLE]] * 7) as at:
+    junk = [b"junk", b"[]", b"{}", b'{"metadata": 7, "items": 7}', b'{"metadata": {"resourceVersion": 7}}']
+    lists: Steps = [page("a"), UNREACHABLE, ApiFailed(500, "no"), *junk, page(version=300)]
+    async with following(lists, [[UNREACHABLE]] * 20) as at:
         await at.until(lambda: at.reflector.listed and at.held == set())
         assert at.sets == [{"a"}, set()]
         assert at.relists == {"start": 1, "disconnected": 1}
