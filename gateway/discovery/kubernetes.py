@@ -9,9 +9,9 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,16 +128,8 @@ class KubernetesApi:
         self._client: ApiClient | None = None
         self._connector: aiohttp.TCPConnector | None = None
         self._sockets: list[socket.socket] = []
-
-    def addresses(self) -> tuple[frozenset[Address], frozenset[str]]:
-        """The API server's addresses, and our own IP addresses as it sees them."""
-        servers, own = set(), set()
-        for each in self._sockets:
-            # One that is closed by now has none any more.
-            with suppress(OSError):
-                servers.add((each.getpeername()[0], each.getpeername()[1]))
-                own.add(each.getsockname()[0])
-        return frozenset(servers), frozenset(own)
+        self.ends: frozenset[tuple[Address, Address]] = frozenset()
+        """Of the connections that brought the last answer: (the API server's address, our own)."""
 
     async def list_page(self, token: str) -> bytes:
         """See `PodsApi`."""
@@ -192,6 +184,7 @@ class KubernetesApi:
         try:
             if answer.status != 200:
                 raise await self._failure(verb, answer)
+            self._note_ends()
             yield answer
         finally:
             answer.close()
@@ -247,6 +240,15 @@ class KubernetesApi:
         self._sockets = [*(each for each in self._sockets if each.fileno() >= 0), made]
         return made
 
+    def _note_ends(self) -> None:
+        ends = set()
+        for each in self._sockets:
+            # One that is closed by now has none any more.
+            with suppress(OSError):
+                ends.add((each.getpeername()[:2], each.getsockname()[:2]))
+        if ends != self.ends:
+            self.ends = frozenset(ends)
+
     async def _failure(self, verb: str, answer: aiohttp.ClientResponse) -> ApiFailed:
         status = answer.status
         body = b""
@@ -296,25 +298,26 @@ Kept = tuple[Pod, ...] | RefusedPod
 class Namespace:
     """The pods of one namespace."""
 
-    def __init__(self, api: KubernetesApi, rules: Rules) -> None:
-        self.api = api
-        self._rules = rules
-        self._own_ports = tuple(port for _, port in rules.reserved)
+    def __init__(self, api: KubernetesApi, rules: Rules, listens_on: tuple[Address, ...]) -> None:
+        self._api = api
+        self._ends = api.ends
+        self._rules = rules.reserving(listens_on)
+        self._own_ports = tuple(port for _, port in listens_on)
 
     def read(self, told: Mapping[str, Any]) -> Kept:
         """What is kept of a pod object."""
-        self._note_addresses()
+        if self._api.ends is not self._ends:
+            self._reserve(self._api.ends)
         try:
             return pods_of(told, self._rules)
         except Refused as refused:
             return RefusedPod(shown_name(told, self._rules), refused.reason, str(refused))
 
-    def _note_addresses(self) -> None:
-        """Known from the very connection that brings the pods, and kept when it goes."""
-        servers, own = self.api.addresses()
-        reserved = servers | {(address, port) for address in own for port in self._own_ports}
-        if not reserved <= self._rules.reserved:
-            self._rules = replace(self._rules, reserved=self._rules.reserved | reserved)
+    def _reserve(self, ends: frozenset[tuple[Address, Address]]) -> None:
+        """Known from the very connections that bring the pods, and kept when they go."""
+        self._ends = ends
+        own = ((host, port) for _, (host, _) in ends for port in self._own_ports)
+        self._rules = self._rules.reserving((*(server for server, _ in ends), *own))
 
 
 class KubernetesSource:
@@ -330,7 +333,7 @@ class KubernetesSource:
         selector: str,
         self_selector: str,
         networks: tuple[Network, ...],
-        listens_on: Iterable[Address],
+        listens_on: tuple[Address, ...],
         relisted: Callable[[str], None],
         clock: Callable[[], float],
         chance: Callable[[], float],
@@ -347,7 +350,7 @@ class KubernetesSource:
         self._reflectors: list[Reflector[Kept]] = []
         for namespace in namespaces:
             api = KubernetesApi(cluster, namespace, selector)
-            reader = Namespace(api, Rules(namespace, len(namespaces) > 1, networks, frozenset(listens_on)))
+            reader = Namespace(api, Rules(namespace, len(namespaces) > 1, networks), listens_on)
             self._reflectors.append(reflector(f"pods in {namespace}", api, reader.read))
         own = cluster.own_namespace()
         self._own = reflector(f"our replicas in {own}", KubernetesApi(cluster, own, self_selector), is_live)

@@ -8,7 +8,7 @@ until the pod runs, and the same address may later belong to another pod.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any
 
@@ -28,6 +28,7 @@ MAX_ALLOWED = 64
 MAX_WORD_CHARACTERS = 64
 
 Network = IPv4Network | IPv6Network
+IpAddress = IPv4Address | IPv6Address
 
 
 class Refused(Exception):
@@ -48,8 +49,12 @@ class Rules:
     """Several namespaces are watched: names of pods are told apart by theirs."""
     networks: tuple[Network, ...] = ()
     """If there are any: where pods may live. They are admitted whatever they are, loopback too."""
-    reserved: frozenset[Address] = frozenset()
-    """The API server's addresses and our own, with their ports: never a target."""
+    reserved: frozenset[tuple[IpAddress, int]] = frozenset()
+    """The API server's addresses and our own, with their ports: never a target. See `reserving`."""
+
+    def reserving(self, addresses: Iterable[Address]) -> "Rules":
+        """The same rules with these addresses reserved too. What is no IP address reserves nothing."""
+        return replace(self, reserved=self.reserved.union(*map(_parsed, addresses)))
 
 
 def pods_of(told: Mapping[str, Any], rules: Rules) -> tuple[Pod, ...]:
@@ -187,22 +192,22 @@ def _check_address(host: str, ports: Iterable[int], rules: Rules) -> None:
         raise Refused("address", "its address is loopback, link-local or multicast")
     for reserved, reserved_port in rules.reserved:
         # A range that discovery.pod_networks names may hold the API server too, but not at the port of a pod.
-        if _same(address, reserved) and (reserved_port in ports or not named):
+        if address == reserved and (reserved_port in ports or not named):
             raise Refused("address", "its address is the API server's or the gateway's own")
 
 
-def _is_special(address: IPv4Address | IPv6Address) -> bool:
+def _is_special(address: IpAddress) -> bool:
     return address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified
 
 
-def _same(address: IPv4Address | IPv6Address, other: str) -> bool:
+def _parsed(address: Address) -> set[tuple[IpAddress, int]]:
     try:
-        return address == _unmapped(ip_address(other))
+        return {(_unmapped(ip_address(address[0])), address[1])}
     except ValueError:
-        return False
+        return set()
 
 
-def _unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+def _unmapped(address: IpAddress) -> IpAddress:
     """An IPv4 address in IPv6's clothes is judged as what it is."""
     return (isinstance(address, IPv6Address) and address.ipv4_mapped) or address
 
@@ -218,8 +223,8 @@ def _allowed(annotations: Mapping[str, Any]) -> tuple[str, ...]:
 def _seconds(stamp: str) -> float:
     """RFC 3339, as the API writes it; what cannot be read counts as new."""
     try:
-        return datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
-    except ValueError:
+        return datetime.fromisoformat(stamp).timestamp()
+    except (ValueError, OverflowError):
         return float("inf")
 
 

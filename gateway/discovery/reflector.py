@@ -19,6 +19,8 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 MAX_LINE_BYTES = 8 << 20
 """etcd keeps no object beyond 1.5 MiB; JSON may make more of it."""
+SLICE_LINES = 32
+"""So many events, a millisecond's work, are taken in at a time."""
 MAX_PAGES = 1000
 MAX_VERSION_CHARACTERS = 64
 TELL_AGAIN_SECONDS = 60.0
@@ -198,8 +200,12 @@ class Reflector(Generic[T]):
                     *lines, unfinished = (unfinished + chunk).split(b"\n")
                     if len(unfinished) > MAX_LINE_BYTES:
                         return "garbage"
-                    if lines and (wrong := self._apply_all(lines)):
-                        return wrong
+                    for start in range(0, len(lines), SLICE_LINES):
+                        if start:
+                            # Streams go on while a thousand events are taken in.
+                            await asyncio.sleep(0)
+                        if wrong := self._apply_all(lines[start : start + SLICE_LINES]):
+                            return wrong
                 self._confirmed_at = self._clock()
                 return "garbage" if unfinished else ""
         except TimeoutError:
@@ -214,7 +220,7 @@ class Reflector(Generic[T]):
                 self._failures = 0
 
     def _apply_all(self, lines: list[bytes]) -> str:
-        """Take in the events of one read. What is wrong with them, or an empty text. Raises `ApiFailed`."""
+        """Take in events. What is wrong with them, or an empty text. Raises `ApiFailed`."""
         changed = False
         try:
             for line in lines:

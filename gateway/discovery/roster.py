@@ -153,21 +153,19 @@ class Roster:
             made_of = (pod, known.listed, known.trouble, known.asleep)
             if known.made_of != made_of:
                 known.made_of = made_of
-                known.made = _since(self._with_models(pod, known), known.made, now)
+                known.made = self._made(pod, known, now)
             found.append(known.made)
         return found
 
-    def _with_models(self, pod: Pod, known: _Known) -> Pod:
-        if known.listed is None:
-            if not pod.askable:
-                return pod
-            return replace(pod, state=PodState.STARTING, reason=known.trouble or "not asked for its models yet")
-        models = admitted(known.listed, pod, self._pool(pod.pool)).models
-        if not pod.askable:
-            return replace(pod, models=models)
-        if known.asleep:
-            return replace(pod, state=PodState.ASLEEP, reason=f"asleep ({known.asleep})", models=models)
-        return replace(pod, models=models, reason="" if models else "it lists no model that it may serve")
+    def _made(self, pod: Pod, known: _Known, now: float) -> Pod:
+        """A pod with what it told, and since when it is so."""
+        models: tuple[Model, ...] = ()
+        if known.listed is not None:
+            models = admitted(known.listed, pod, self._pool(pod.pool)).models
+        state, reason = _judged(pod, known, models)
+        before = known.made
+        same = before.uid == pod.uid and (before.state, before.reason) == (state, reason)
+        return replace(pod, models=models, state=state, reason=reason, since=before.since if same else now)
 
     def _pool(self, name: str) -> Pool:
         return self._pools.get(name) or Pool(name)
@@ -197,6 +195,12 @@ class Roster:
             del self._remembered[name]
 
 
-def _since(pod: Pod, before: Pod, now: float) -> Pod:
-    same = before.uid == pod.uid and (before.state, before.reason) == (pod.state, pod.reason)
-    return replace(pod, since=before.since if same else now)
+def _judged(pod: Pod, known: _Known, models: tuple[Model, ...]) -> tuple[PodState, str]:
+    """The state, and why it is not READY or gets no work all the same."""
+    if not pod.askable:
+        return pod.state, pod.reason
+    if known.listed is None:
+        return PodState.STARTING, known.trouble or "not asked for its models yet"
+    if known.asleep:
+        return PodState.ASLEEP, f"asleep ({known.asleep})"
+    return PodState.READY, "" if models else "it lists no model that it may serve"

@@ -8,6 +8,7 @@ every few seconds; both more seldom the more gateways and pods there are. A pod 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from gateway.core.cell import Cell
@@ -47,6 +48,8 @@ class Pace:
         return max(self.count, self.count_per_replica * replicas, self.count_per_pod * pods)
 
 
+SLICE_PODS = 20
+"""So many visits are begun or ended at a time."""
 FRESH_INTERVALS = 3.0
 """A value is good for so many of its intervals: one read may fail."""
 NOTHING_KNOWN = PodLoad()
@@ -93,13 +96,18 @@ class Rounds:
         async with asyncio.TaskGroup() as group:
             while True:
                 wanted = {pod.uid: pod for pod in self._fleet.value.pods if pod.askable}
-                for uid in self._visits.keys() - wanted.keys():
+                gone = self._visits.keys() - wanted.keys()
+                fresh = [pod for uid, pod in wanted.items() if uid not in self._visits]
+                for uid in islice(gone, SLICE_PODS):
                     self._visits.pop(uid).cancel()
                     self._loads.pop(uid, None)
-                fresh = [pod for uid, pod in wanted.items() if uid not in self._visits]
-                for place, pod in enumerate(fresh):
+                for place, pod in enumerate(fresh[:SLICE_PODS]):
                     self._visits[pod.uid] = group.create_task(self._visit(pod, place * self._pace.spread))
-                await self._fleet.wait_changed()
+                if max(len(gone), len(fresh)) > SLICE_PODS:
+                    # Streams go on while a thousand pods come or go.
+                    await asyncio.sleep(SLICE_PODS * self._pace.spread)
+                else:
+                    await self._fleet.wait_changed()
 
     async def _visit(self, pod: Pod, delay: float) -> None:
         await asyncio.sleep(delay)

@@ -1,11 +1,15 @@
 """A cluster for benches, in a process of its own: `python -m tests.apiserver --pods 1000 --kubeconfig FILE ...`.
 
-All pods are ready, bear the label `poolgate.dev/pool: bench` and the port as an annotation, and have the addresses of
-a network on the loopback, one after the other: `python -m loadtest.bench.backend --all-addresses` answers for them.
-Once it listens, one JSON line says where; it serves until SIGTERM.
+All pods are ready, bear a label such as `poolgate.dev/pool: bench` and the port as an annotation, and have the
+addresses of a network on the loopback, one after the other: `python -m loadtest.bench.backend --all-addresses` answers
+for them. Once it listens, one JSON line says where; it serves until SIGTERM.
 
-With `--churn N`, N pods lose their readiness at the beginning of each second, all at once, and have it again half a
-second later; the next second it is the turn of the next N. So a watcher gets 2 N events a second, in bursts of N.
+With `--pool few:3 --pool many:997` there are several pools. The pods of each are a minute older than those of the
+next, so that the first pool owns each model name that pods of several pools list.
+
+With `--churn N`, N pods of the last pool lose their readiness at the beginning of each second, all at once, and have it
+again half a second later; the next second it is the turn of the next N. So a watcher gets 2 N events a second, in
+bursts of N.
 """
 
 import argparse
@@ -13,6 +17,8 @@ import asyncio
 import json
 import signal
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from functools import partial
 from ipaddress import IPv4Network
 from itertools import cycle, islice
 from pathlib import Path
@@ -25,19 +31,36 @@ PORT_ANNOTATION = "poolgate.dev/port"
 POOL = "bench"
 
 
-def fill(cluster: Cluster, count: int, namespace: str, network: IPv4Network, port: int) -> list[Pod]:
-    """That many ready pods. The network must have an address for each."""
-    return [
-        cluster.create_ready(
-            f"bench-{number:05}",
-            namespace,
-            ip=str(address),
-            labels={"app": "vllm", POOL_LABEL: POOL},
-            annotations={PORT_ANNOTATION: str(port)},
-            owner="bench",
+def fill(
+    cluster: Cluster, pools: Sequence[tuple[str, int]], namespace: str, network: IPv4Network, port: int
+) -> list[list[Pod]]:
+    """The ready pods of each pool: `pools` says its name and how many. The network must have an address for each."""
+    addresses = network.hosts()
+    now = cluster.now
+    filled = []
+    for place, (pool, count) in enumerate(pools):
+        # Of several pools that list a model, the one with the oldest pod has it.
+        created = now() - timedelta(minutes=len(pools) - 1 - place)
+        cluster.now = partial(_same, created)
+        filled.append(
+            [
+                cluster.create_ready(
+                    f"{pool}-{number:05}",
+                    namespace,
+                    ip=str(address),
+                    labels={"app": "vllm", POOL_LABEL: pool},
+                    annotations={PORT_ANNOTATION: str(port)},
+                    owner=pool,
+                )
+                for number, address in enumerate(islice(addresses, count))
+            ]
         )
-        for number, address in enumerate(islice(network.hosts(), count))
-    ]
+    cluster.now = now
+    return filled
+
+
+def _same(moment: datetime) -> datetime:
+    return moment
 
 
 def turns(pods: Sequence[Pod], size: int) -> Iterator[list[Pod]]:
@@ -65,29 +88,48 @@ async def serve(asked: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     async with ApiServer() as server:
-        pods = fill(server.cluster, asked.pods, asked.namespace, asked.network, asked.port_of_pods)
+        *_, last = fill(server.cluster, asked.pool, asked.namespace, asked.network, asked.port_of_pods)
         asked.kubeconfig.write_text(server.kubeconfig(namespace=asked.namespace))
         print(json.dumps({"url": server.url, "kubeconfig": str(asked.kubeconfig)}), flush=True)
         async with asyncio.TaskGroup() as tasks:
-            churning = tasks.create_task(churn(pods, asked.churn)) if asked.churn else None
+            churning = tasks.create_task(churn(last, asked.churn)) if asked.churn else None
             await stopped.wait()
             if churning is not None:
                 churning.cancel()
 
 
+def size_of_pool(text: str) -> tuple[str, int]:
+    """`few:3` as a name and a number."""
+    name, _, count = text.partition(":")
+    if not name or int(count) < 1:
+        raise ValueError(text)
+    return name, int(count)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.apiserver", description=__doc__.splitlines()[0])
-    parser.add_argument("--pods", type=int, default=1000, help="how many")
+    parser.add_argument("--pods", type=int, default=1000, help=f"how many, in the pool {POOL}")
+    parser.add_argument(
+        "--pool",
+        type=size_of_pool,
+        action="append",
+        metavar="NAME:N",
+        help="that many pods in that pool; may be repeated",
+    )
     parser.add_argument("--namespace", default="vllm", help="where they are")
     parser.add_argument("--port-of-pods", type=int, required=True, help="their annotated port")
     parser.add_argument("--network", type=IPv4Network, default="127.1.0.0/16", help="where their addresses are from")
-    parser.add_argument("--churn", type=int, default=0, metavar="N", help="pods whose readiness flips, each second")
+    parser.add_argument(
+        "--churn", type=int, default=0, metavar="N", help="pods of the last pool whose readiness flips, each second"
+    )
     parser.add_argument("--kubeconfig", type=Path, required=True, metavar="FILE", help="is written")
     asked = parser.parse_args()
-    if asked.pods > asked.network.num_addresses - 2:
-        parser.error(f"--network {asked.network} has no {asked.pods} addresses for --pods")
-    if not 0 <= asked.churn <= asked.pods:
-        parser.error(f"--churn {asked.churn}: from 0 to --pods {asked.pods}")
+    asked.pool = asked.pool or [(POOL, asked.pods)]
+    pods, last = sum(count for _, count in asked.pool), asked.pool[-1][1]
+    if pods > asked.network.num_addresses - 2:
+        parser.error(f"--network {asked.network} has no {pods} addresses for --pods")
+    if not 0 <= asked.churn <= last:
+        parser.error(f"--churn {asked.churn}: from 0 to the {last} pods of the last pool")
     asyncio.run(serve(asked))
 
 

@@ -6,6 +6,7 @@ through `server.cluster`, moves time with `server.clock.advance(60)`, and reads 
 
 import asyncio
 import json
+import socket
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from tests.apiserver.statuses import Refused, WatchLines
 from tests.apiserver.watching import Pace, Watch
 
 ADMIN_TOKEN = "admin-token"
+_TURNS_TO_SERVE = 4
+"""Turns of the loop, after which each connection that was accepted is known to us."""
 VERSION = {
     "major": "1",
     "minor": "36",
@@ -113,7 +116,7 @@ class ApiServer:
         self._tls = tls
         self._faults: list[Fault] = []
         self._connections: set[_Connection] = set()
-        self._listener: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._thawed = asyncio.Event()
         self._thawed.set()
         self._happened = asyncio.Event()
@@ -176,8 +179,10 @@ class ApiServer:
 
     async def start(self) -> None:
         """Listen, on the port of before if there was one."""
-        self._listener = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls)
-        self.port = self._listener.sockets[0].getsockname()[1]
+        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=100)
+        self._listener.setblocking(False)
+        self.port = self._listener.getsockname()[1]
+        await asyncio.start_server(self._serve, sock=self._listener, ssl=self._tls)
 
     def terminate(self) -> None:
         """SIGTERM, as in a rolling upgrade of the control plane.
@@ -196,10 +201,13 @@ class ApiServer:
     async def kill(self) -> None:
         """SIGKILL: all connections end, watches without their final chunk."""
         self._stop_listening()
-        tasks = [connection.task for connection in self._connections]
-        for connection in list(self._connections):
-            connection.writer.transport.abort()
-            connection.task.cancel()
+        tasks: set[asyncio.Task[None]] = set()
+        for _ in range(_TURNS_TO_SERVE):
+            for connection in [held for held in self._connections if held.task not in tasks]:
+                connection.writer.transport.abort()
+                connection.task.cancel()
+                tasks.add(connection.task)
+            await asyncio.sleep(0)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def restart(self) -> None:
@@ -394,9 +402,11 @@ class ApiServer:
         self._tell()
 
     def _stop_listening(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        # Not by asyncio's Server.close(): what was accepted in this turn of the loop would then never be closed (3.11).
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+            listener.close()
 
     def _tell(self) -> None:
         self._happened.set()

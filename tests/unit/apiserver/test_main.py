@@ -17,6 +17,7 @@ import pytest
 from tests.apiserver.__main__ import fill, turns
 from tests.apiserver.cluster import Cluster
 from tests.apiserver.hearing import Caller, Heard
+from tests.apiserver.pods import parse_stamp
 
 ROOT = Path(__file__).parents[3]
 
@@ -76,12 +77,42 @@ def test_pods_that_churn_lose_their_readiness_and_get_it_back(tmp_path: Path) ->
 
 
 def test_all_take_their_turn_to_churn() -> None:
-    pods = fill(Cluster(), 3, "vllm", IPv4Network("127.1.0.0/16"), 7000)
+    (pods,) = fill(Cluster(), [("bench", 3)], "vllm", IPv4Network("127.1.0.0/16"), 7000)
     names = [[pod.name[-1] for pod in chosen] for chosen in islice(turns(pods, 2), 3)]
     assert names == [["0", "1"], ["2", "0"], ["1", "2"]]
 
 
-@pytest.mark.parametrize("wrong", [("--pods", "300", "--network", "127.1.0.0/24"), ("--pods", "3", "--churn", "4")])
+def test_the_pods_of_a_pool_are_older_than_those_of_the_next() -> None:
+    cluster = Cluster()
+    before = cluster.now
+    few, many = fill(cluster, [("few", 2), ("many", 3)], "vllm", IPv4Network("127.1.0.0/16"), 7000)
+    assert [pod.name for pod in (*few, *many)] == ["few-00000", "few-00001", *(f"many-0000{n}" for n in range(3))]
+    assert {pod.object["metadata"]["labels"]["poolgate.dev/pool"] for pod in many} == {"many"}
+    assert len({pod.object["status"]["podIP"] for pod in (*few, *many)}) == 5
+    created = [[parse_stamp(pod.object["metadata"]["creationTimestamp"]) for pod in pods] for pods in (few, many)]
+    assert max(created[0]) < min(created[1])
+    assert cluster.now is before
+
+
+def test_of_several_pools_the_last_one_churns(tmp_path: Path) -> None:
+    arguments = ("--pool", "few:2", "--pool", "many:3", "--port-of-pods", "7000", "--churn", "3")
+    with running(tmp_path / "kubeconfig", *arguments) as port:
+        heard = asyncio.run(watched(port, 5 + 6))
+    assert len({event["object"]["metadata"]["name"] for event in heard.events[:5]}) == 5
+    assert {event["object"]["metadata"]["name"][:-1] for event in heard.events[5:]} == {"many-0000"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--pods", "300", "--network", "127.1.0.0/24"),
+        ("--churn", "4", "--pods", "3"),
+        ("--churn", "3", "--pool", "few:3", "--pool", "many:2"),
+        ("--pool", "few"),
+        ("--pool", "few:0"),
+        ("--pool", ":3"),
+    ],
+)
 def test_what_cannot_be_is_refused(wrong: tuple[str, ...], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.apiserver", "--port-of-pods", "1", "--kubeconfig", str(tmp_path / "k")]
     ended = subprocess.run([*command, *wrong], cwd=ROOT, capture_output=True, text=True, check=False)

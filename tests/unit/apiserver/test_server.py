@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,20 @@ async def test_a_killed_server_cuts_watches_and_comes_back_on_its_port() -> None
         await server.start()
         assert server.port == port
         assert code(await ask(server, PODS)) == 200
+
+
+async def test_a_kill_spares_no_connection_that_was_just_accepted() -> None:
+    loop = asyncio.get_running_loop()
+    for turns in range(8):
+        async with ApiServer() as server:
+            with socket.create_connection(("127.0.0.1", server.port)) as client:
+                client.setblocking(False)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await server.kill()
+                async with asyncio.timeout(1):
+                    with suppress(ConnectionResetError):
+                        assert await loop.sock_recv(client, 1) == b""
 
 
 async def test_a_terminated_server_may_start_anew_while_its_old_watch_is_mute() -> None:

@@ -139,7 +139,7 @@ def test_networks_that_are_named_are_the_only_ones_and_may_be_loopback() -> None
 
 
 def test_the_api_server_and_ourselves_are_never_a_target() -> None:
-    rules = replace(RULES, reserved=frozenset({("10.0.0.7", 6443), ("fd00::7", 443)}))
+    rules = RULES.reserving([("10.0.0.7", 6443), ("fd00::7", 443), ("a.name", 80)])
     at_6443 = {"poolgate.dev/port": "6443"}
     assert refusal(ready(annotations=at_6443), rules) == "address"
     assert refusal(ready(ip="::ffff:10.0.0.7", annotations=at_6443), rules) == "address"
