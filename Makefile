@@ -8,10 +8,10 @@ NODE_PACKAGES := $(NODE)/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test test-vllm bench lint format lock clean
+.PHONY: help demo demo-check test test-vllm bench bench-discovery lint format lock clean
 
 help: ## What there is to make
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 17
 
 demo: $(VENV)/.runtime ## Simulated pods and a gateway before them, until Ctrl-C
 	@exec $(BIN)/poolgate demo $(ARGS)
@@ -28,6 +28,9 @@ test-vllm: $(VENV)/.dev $(NODE_PACKAGES) ## End to end against a real vLLM on CP
 
 bench: $(VENV)/.dev ## CPU time and memory, side by side with nginx, in one run
 	@$(BIN)/python -m loadtest.bench $(ARGS)
+
+bench-discovery: $(VENV)/.dev ## What watching and asking 1,000 pods costs
+	@$(BIN)/python -m loadtest.bench.discovery $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, mypy, import contracts
 	@$(BIN)/ruff check --quiet .

@@ -100,7 +100,7 @@ class Gateway:
             )
         )
         self.ops = ops_app(
-            seen=self._seen,
+            seen=self.seen,
             ops_token=config.server.ops_token,
             before_scrape=self.journal.observe,
             exposition=self.metrics.exposition,
@@ -119,7 +119,7 @@ class Gateway:
             group.create_task(self._keep_pools())
             group.create_task(self._tick())
 
-    def _seen(self) -> Seen:
+    def seen(self) -> Seen:
         """What the ops port tells of, as it is now."""
         fleet = self.fleet.value
         return Seen(

@@ -33,7 +33,7 @@ NAMESPACE, HOME = "models", "default"
 """Where the pods are, and where the gateway is."""
 CHAT = {POOL_LABEL: "chat"}
 LOOPBACK: tuple[Network, ...] = (ip_network("127.0.0.0/8"),)
-QUICK = reflector.Pace(first_pause=0.01, longest_pause=0.1)
+QUICK = reflector.Pace(first_pause=0.005, longest_pause=0.02)
 QUICK_ROUNDS = rounds.Pace(models=0.05, models_first_again=0.02, gauges=0.05, count=0.05, gauges_per_replica=0.01)
 SOON = 1.0
 """Within so many seconds an event has its effect."""

@@ -64,9 +64,10 @@ class RawClient:
     def send(self, data: bytes) -> None:
         self.writer.write(data)
 
-    async def answer(self, seconds: float = 10.0) -> Answer:
-        """The next answer, to its end or the connection's."""
+    async def answer(self, seconds: float = 10.0, begun: bytes = b"") -> Answer:
+        """The next answer, to its end or the connection's. `begun`: what of it was read already."""
         parsed = _Reader()
+        parsed.parser.feed_data(begun)
         async with asyncio.timeout(seconds):
             while not parsed.answer.clean:
                 try:

@@ -47,7 +47,7 @@ def listing(*names: Any) -> bytes:
 
 def status(running: Running) -> dict[str, Any]:
     """What an operator sees."""
-    return status_of(running.gateway._seen())
+    return status_of(running.gateway.seen())
 
 
 def state_of(fleet: Fleet, name: str) -> str:
@@ -60,11 +60,8 @@ async def streaming(running: Running, tokens: int = 60, model: str = "m") -> Asy
     client = await RawClient.connect(running.port)
     body = chat(model=model, stream=True, max_tokens=tokens, ignore_eos=True)
     client.send(request(body, key=running.key))
-    head = await client.reader.readuntil(b"content")
-    client.reader.feed_data(b"")
-    buffered = client.reader._buffer  # type: ignore[attr-defined]  # what was read goes back for the whole answer
-    buffered[:0] = head
-    task = asyncio.create_task(client.answer())
+    begun = await client.reader.readuntil(b"content")
+    task = asyncio.create_task(client.answer(begun=begun))
     try:
         yield task
     finally:
