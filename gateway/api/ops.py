@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from gateway import __version__
-from gateway.api.status import Seen, models_without_pods, pods_by_state, status_of, why_not_ready
+from gateway.api.status import Seen, models_without_pods, status_of, why_not_ready
 from gateway.core.errors import InvalidApiKey
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -43,7 +43,7 @@ def ops_app(
         told = {
             "ready": not reason,
             "reason": reason,
-            "pools": pods_by_state(now.fleet),
+            "pools": now.fleet.pods_by_state(),
             "models_without_pods": models_without_pods(now.fleet),
         }
         return JSONResponse(told, status)

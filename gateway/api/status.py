@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway import __version__
 from gateway.core.clock import iso_seconds
-from gateway.core.fleet import Fleet, Gauges, Model, Pod, PodLoad, PodState
+from gateway.core.fleet import Fleet, Gauges, Model, Pod, PodLoad
 
 NOTHING_KNOWN = PodLoad()
 NO_GAUGES = Gauges()
@@ -49,15 +49,6 @@ def why_not_ready(fleet: Fleet, *, draining: bool) -> str:
     return ""
 
 
-def pods_by_state(fleet: Fleet) -> dict[str, dict[str, int]]:
-    """For every pool with a pod or a model: how many pods are in each state."""
-    names = {pod.pool for pod in fleet.pods} | {route.pool.name for route in fleet.routes.values()}
-    counts = {name: {state.value: 0 for state in PodState} for name in sorted(names)}
-    for pod in fleet.pods:
-        counts[pod.pool][pod.state.value] += 1
-    return counts
-
-
 def models_without_pods(fleet: Fleet) -> list[str]:
     """The known models that no ready pod serves now."""
     return sorted(name for name, route in fleet.routes.items() if not route.pods)
@@ -78,7 +69,7 @@ def status_of(seen: Seen) -> dict[str, Any]:
             "asked": fleet.asked,
             "stale_seconds": _rounded(seen.stale_seconds),
         },
-        "pools": pods_by_state(fleet),
+        "pools": fleet.pods_by_state(),
         "pods": [_pod(seen, pod) for pod in sorted(fleet.pods, key=lambda pod: (pod.pool, pod.name, pod.uid))],
         "refused": [{"name": pod.name, "reason": pod.reason, "why": pod.why} for pod in fleet.refused],
         "models_without_pods": models_without_pods(fleet),

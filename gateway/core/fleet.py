@@ -150,3 +150,11 @@ class Fleet:
     """Whether which pods there are was learned at least once."""
     asked: bool = False
     """Whether every ready pod of that first listing was asked for its models once, or had its time to answer."""
+
+    def pods_by_state(self) -> dict[str, dict[str, int]]:
+        """For every pool with a pod or a model: how many of its pods are in each state, by the state's name."""
+        names = {pod.pool for pod in self.pods} | {route.pool.name for route in self.routes.values()}
+        counts = {name: {state.value: 0 for state in PodState} for name in sorted(names)}
+        for pod in self.pods:
+            counts[pod.pool][pod.state.value] += 1
+        return counts

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from gateway.core.call import Outcome, Trail, Usage
-from gateway.core.fleet import Fleet, PodState
+from gateway.core.fleet import Fleet
 from gateway.telemetry.series import Buckets, Count, Counters, Histograms
 
 TTFT_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 120)
@@ -159,13 +159,9 @@ class _LiveCollector(Collector):
     def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
         fleet = self._live.fleet()
         pods = GaugeMetricFamily("poolgate_pods", "Pods by state", labels=("pool", "state"))
-        states: dict[tuple[str, str], int] = {}
-        for pod in fleet.pods:
-            for state in PodState:
-                states.setdefault((pod.pool, state.value), 0)
-            states[pod.pool, pod.state.value] += 1
-        for labels, count in states.items():
-            pods.add_metric(labels, count)
+        for pool, counts in fleet.pods_by_state().items():
+            for state, count in counts.items():
+                pods.add_metric((pool, state), count)
         yield pods
         busy = GaugeMetricFamily("poolgate_pod_in_flight", "Attempts running at a pod", labels=("pool", "pod"))
         for pod in fleet.pods:

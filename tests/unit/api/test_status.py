@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway import __version__
-from gateway.api.status import models_without_pods, pods_by_state, status_of, why_not_ready
+from gateway.api.status import models_without_pods, status_of, why_not_ready
 from gateway.core.fleet import Fleet, Gauges, PodLoad, PodState
 from tests.seeing import CHAT, FLEET, NOW, pod, seen
 
@@ -141,12 +141,12 @@ def test_a_prefix_cache_that_was_never_asked_has_no_ratio() -> None:
 
 
 def test_every_pool_counts_every_state() -> None:
-    assert pods_by_state(FLEET) == {
+    assert FLEET.pods_by_state() == {
         "chat": {"ready": 1, "starting": 1, "draining": 1, "asleep": 1},
         "llama": {"ready": 0, "starting": 0, "draining": 0, "asleep": 0},
         "lora": {"ready": 1, "starting": 0, "draining": 0, "asleep": 0},
     }
-    assert set(pods_by_state(Fleet((pod("x"),)))["chat"]) == {state.value for state in PodState}
+    assert set(Fleet((pod("x"),)).pods_by_state()["chat"]) == {state.value for state in PodState}
 
 
 def test_models_without_pods_are_named() -> None:

@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.core.call import Outcome, Trail, Usage
 from gateway.core.caller import Tenant
-from gateway.core.fleet import Fleet, Pod, PodState
+from gateway.core.fleet import Fleet, Pod, PodState, Pool, Route
 from gateway.telemetry.metrics import Live, Metrics
 from tests.unit.telemetry.trails import refused, trail
 
@@ -263,3 +263,19 @@ def test_two_gateways_in_one_process_count_apart() -> None:
     labels = {"model": "org/m", "operation": "chat", "status": "200", "outcome": "completed"}
     assert value(first, "poolgate_requests_total", **labels) == 1
     assert value(second, "poolgate_requests_total", **labels) is None
+
+
+def test_a_pool_whose_pods_are_all_gone_has_none_rather_than_no_series() -> None:
+    metrics = Metrics()
+    fleet = Fleet((), {"m": Route("m", Pool("chat"), ())})
+    metrics.watch(
+        Live(
+            fleet=lambda: fleet,
+            pod_in_flight=lambda uid: 0,
+            in_flight=list,
+            loop_lag=float,
+            dropped_lines=int,
+            discovery_stale=float,
+        )
+    )
+    assert value(metrics, "poolgate_pods", pool="chat", state="ready") == 0
