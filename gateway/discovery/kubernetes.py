@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +52,8 @@ class Cluster:
 
     kubeconfig: str | None
     service_account: Path = Path(SERVICE_TOKEN_FILENAME).parent
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+    """In a pod: where the API server is."""
 
     @classmethod
     def find(cls, environment: Mapping[str, str], service_account: Path | None = None) -> "Cluster":
@@ -72,7 +74,7 @@ class Cluster:
                         f"this is a pod, but {account / name} does not exist: give it a service account, with "
                         "automountServiceAccountToken: true"
                     )
-            return cls(None, account)
+            return cls(None, account, environment)
         home = Path(environment.get("HOME", "")) / ".kube" / "config"
         if not home.is_file():
             raise NoCluster(
@@ -104,7 +106,8 @@ class Cluster:
             await load_kube_config(self.kubeconfig, client_configuration=made)
             return made
         token_file, ca_file = str(self.service_account / "token"), str(self.service_account / "ca.crt")
-        InClusterConfigLoader(token_file, ca_file, try_refresh_token=False).load_and_set(made)
+        loader = InClusterConfigLoader(token_file, ca_file, try_refresh_token=False, environ=self.environment)
+        loader.load_and_set(made)
 
         def read_token(configuration: Configuration) -> None:
             # For each request, of which there are a few in five minutes: a rotated token is used at once.
@@ -217,8 +220,8 @@ class KubernetesApi:
             raise _unusable(error) from None
 
     async def _connect(self) -> ApiClient:
-        """A client made of what the files say now. After any failure a new one is made, so that an exchanged
-        certificate authority or kubeconfig needs no restart."""
+        """A client made of what the files say now. After a 401, and where no connection comes about, a new one is made:
+        an exchanged certificate authority or kubeconfig needs no restart."""
         try:
             configuration = await self._cluster.configuration()
             # As Go's clients: Python 3.13 would refuse the certificate authorities of many clusters for their form.

@@ -140,7 +140,7 @@ class Reflector(Generic[T]):
                     await self._list(due)
                 due = ""
                 began = self._clock()
-                due = await self._watch(self._relist_at - began)
+                due = await self._watch(self._relist_at - began, well=True)
             except ApiFailed as error:
                 failure = error
                 due = due or _reason_of(error)
@@ -170,14 +170,11 @@ class Reflector(Generic[T]):
         self._relist_at = now + self._pace.relist * (0.8 + 0.4 * self._chance())
         self._relisted(due)
         self._changed()
-        if self._in_trouble:
-            log.info("%s: listed again", self._name)
-            self._in_trouble = False
 
-    async def _watch(self, patience: float) -> str:
+    async def _watch(self, patience: float, *, well: bool = False) -> str:
         """Hear what changes, for so many seconds at most. Why a full list is due then; empty: it is not.
 
-        Raises `ApiFailed`.
+        `well`: the last list has succeeded, so that all is well when something is heard. Raises `ApiFailed`.
         """
         version = self._version
         if version is None:
@@ -206,6 +203,9 @@ class Reflector(Generic[T]):
                             await asyncio.sleep(0)
                         if wrong := self._apply_all(lines[start : start + SLICE_LINES]):
                             return wrong
+                    if well and self._in_trouble:
+                        self._in_trouble = False
+                        log.info("%s: listed, and watched again", self._name)
                 self._confirmed_at = self._clock()
                 return "garbage" if unfinished else ""
         except TimeoutError:
@@ -305,7 +305,8 @@ def _page_of(body: bytes) -> _Page:
     """Raises `ApiFailed` for what is no list in every part: half a list would take pods away."""
     try:
         page = json.loads(body)
-        metadata, items = page["metadata"], page["items"]
+        # An empty list may be null, as Go writes one that was never made.
+        metadata, items = page["metadata"], [] if page["items"] is None else page["items"]
         version, token = metadata["resourceVersion"], metadata.get("continue", "")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ApiFailed(0, "what came is no list of pods") from None

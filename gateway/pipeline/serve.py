@@ -23,7 +23,7 @@ from gateway.core.errors import (
     PoolgateError,
     StreamDraining,
 )
-from gateway.core.fleet import Fleet, Route
+from gateway.core.fleet import Fleet, Pod, Route
 from gateway.pipeline import catalogue
 from gateway.pipeline.body import members
 from gateway.pipeline.exchange import Exchange
@@ -176,7 +176,7 @@ class Pipeline:
                     return
                 retries = retries or Retries()
                 again = retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry)
-                if again is Again.SAME_POD:
+                if again is Again.SAME_POD and self._is_routed(route.model, pod):
                     trail.retries += ((pod.pool, failed.failure),)
                     failed = await self._attempt(pool, None, request)
                     if failed is None:
@@ -186,6 +186,11 @@ class Pipeline:
                 raise failed.error
             # Time has passed: whoever became unready or went away meanwhile gets no second attempts either.
             route = self._fleet.value.routes.get(route.model) or route
+
+    def _is_routed(self, model: str, pod: Pod) -> bool:
+        """Whether the pod gets new work for the model now."""
+        route = self._fleet.value.routes.get(model)
+        return route is not None and any(each.uid == pod.uid for each in route.pods)
 
     async def _attempt(self, pool: PodPool, connection: PodConnection | None, request: "_Request") -> Failed | None:
         """One pod, on a connection that is open already or a fresh one. None when the client has its answer."""

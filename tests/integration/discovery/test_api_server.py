@@ -13,6 +13,7 @@ from gateway.discovery.pods import POOL_LABEL
 from gateway.discovery.reflector import Pace
 from tests.apiserver import statuses
 from tests.apiserver.http import Answer, Delivery
+from tests.apiserver.log import at_version
 from tests.apiserver.server import ApiServer, CutBody, Hang
 from tests.apiserver.statuses import failed_watch
 from tests.apiserver.watching import bookmark, event
@@ -61,10 +62,12 @@ async def test_a_killed_server_takes_no_pod_with_it_and_is_caught_up_with(caplog
         assert seen.pods["stays"] == kept
         assert len(asked(server, "list")) <= before + 2
         assert stays.uid in kept.uid
+        appear(server, "later")
+        await seen.sees(SOON, new="ready", stays="ready", later="ready")
         told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("pods in models")]
         # One when it breaks, one when nothing listens any more, one when it is over.
         assert len(told) <= 3
-        assert told[-1] == "pods in models: listed again"
+        assert told[-1] == "pods in models: listed, and watched again"
         await eventually(lambda: seen.source.stale_seconds() == 0, SOON)
 
 
@@ -374,6 +377,20 @@ async def test_a_deletion_while_the_watch_is_away_is_heard_with_the_next_one() -
         server.end_watches()
         pod.vanish()
         await seen.sees(SOON)
+
+
+async def test_a_late_deletion_of_a_former_pod_is_not_that_of_its_heir() -> None:
+    async with ApiServer() as server, followed(server) as seen:
+        pod = appear(server, "chat-0")
+        await seen.sees(chat_0="ready")
+        former = pod.object
+        pod.replace()
+        pod.become_ready()
+        await seen.until(lambda: pod.uid in seen.pods["chat-0"].uid)
+        # No server is known to say it so late.
+        server.say(event("DELETED", at_version(former, server.log.version)))
+        await hears(server, seen)
+        assert seen.states == {"chat-0": "ready", "marker": "ready"}
 
 
 async def test_full_lists_come_again_and_again_and_change_nothing() -> None:

@@ -32,7 +32,8 @@ from tests.discovering import (
     watched,
     who_serves,
 )
-from tests.fakes import MODELS
+from tests.fakes import MODELS, Close, ScriptedPod
+from tests.integration.test_retries import GOOD
 from tests.raw import Answer, RawClient, ask, chat, request
 from tests.running import Running
 
@@ -182,6 +183,29 @@ async def test_a_request_without_an_answer_is_repeated_elsewhere_when_its_node_i
             assert (came.status, came.headers["x-poolgate-pod"]) == (200, "b")
             # One more when the first was on a connection that was used again.
             assert (await running.last_line())["attempts"] in (2, 3)
+
+
+async def test_a_pod_that_left_gets_no_second_attempt_on_a_fresh_connection() -> None:
+    left = asyncio.Event()
+    async with (
+        ApiServer() as server,
+        ScriptedPod([[GOOD], [left, Close], [GOOD]]) as one,
+        ScriptedPod([[GOOD]]) as other,
+        gateway(server, wait=False) as running,
+    ):
+        pod = appear(server, "a", one)
+        await fleet_sees(running, a="ready")
+        assert (await ask_model(running)).status == 200
+        # On the connection of before, whose end without a word allows one more try at the same pod ...
+        asking = asyncio.create_task(ask_model(running))
+        await eventually(lambda: len(one.requests) == 2)
+        appear(server, "b", other)
+        pod.vanish()
+        await fleet_sees(running, b="ready")
+        left.set()
+        # ... which the pod must not get any more: it still listens, but it has left.
+        assert (await asking).status == 200
+        assert (len(one.requests), len(other.requests)) == (2, 1)
 
 
 async def test_a_stream_that_has_begun_ends_with_an_error_when_its_node_is_lost() -> None:

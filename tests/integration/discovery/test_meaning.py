@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from gateway.discovery import rounds
 from gateway.discovery.pods import MODELS_ANNOTATION, POOL_LABEL, PORT_ANNOTATION
 from tests.apiserver.pods import container
 from tests.apiserver.server import ApiServer
@@ -328,7 +329,8 @@ async def test_what_was_refused_is_forgotten_with_its_pod() -> None:
 async def test_a_thousand_pods_come_in_pages_and_a_thousand_events_come_together() -> None:
     async with ApiServer() as server:
         pods = [appear(server, f"pod-{n:04}", ip=f"127.9.{n >> 8}.{n & 255}") for n in range(1000)]
-        async with discovered(server) as seen:
+        # Not in our haste: each of these pods takes no connection, and is asked again and again.
+        async with discovered(server, pace=rounds.Pace()) as seen:
             assert len(seen.fleet.value.pods) == 1000
             lists = [asking for asking in server.requests if (asking.verb, asking.namespace) == ("list", "models")]
             assert [int(asking.query["limit"]) for asking in lists] == [100] * 10

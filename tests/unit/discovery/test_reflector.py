@@ -221,6 +221,12 @@ async def test_a_failed_list_changes_nothing_and_a_successful_empty_one_is_the_t
         assert at.relists == {"start": 1, "disconnected": 1}
 
 
+async def test_an_empty_list_may_be_null() -> None:
+    nothing = b'{"metadata": {"resourceVersion": "5"}, "items": null}'
+    async with following([page("a"), nothing], [[error(410)]]) as at:
+        await at.until(lambda: at.sets == [{"a"}, set()])
+
+
 async def test_an_expired_page_begins_the_list_anew() -> None:
     async with following([page("a", token="t"), ApiFailed(410, "expired"), page("b")]) as at:
         await at.until(lambda: at.held == {"b"})
@@ -293,12 +299,18 @@ async def test_trouble_is_told_when_it_begins_and_when_it_ends_not_with_each_try
 ) -> None:
     caplog.set_level(logging.INFO, "poolgate.discovery")
     forbidden = ApiFailed(403, "we may not list pods in the namespace vllm (403)")
-    async with following([*[UNREACHABLE] * 5, *[forbidden] * 5, page("a")]) as at:
-        await at.until(lambda: at.held == {"a"})
+    # The watch comes up each time, and says 410 at once: that is not well, and not told again and again either.
+    lists: Steps = [*[UNREACHABLE] * 5, *[forbidden] * 5, *[page("a")] * 5]
+    expired: Steps = [error(410)]
+    watches: list[Steps] = [expired, expired, expired, expired, [event("ADDED", "b", 101)]]
+    async with following(lists, watches) as at:
+        await at.until(lambda: at.held == {"a", "b"})
+        await at.until(lambda: "again" in caplog.messages[-1])
     assert caplog.messages == [
         "pods: the API server cannot be reached; no pod is known yet",
         "pods: we may not list pods in the namespace vllm (403); no pod is known yet",
-        "pods: listed again",
+        "pods: the watch was ended with 410; the last 1 pods known stay in force",
+        "pods: listed, and watched again",
     ]
 
 

@@ -278,3 +278,14 @@ async def test_many_changes_make_one_fleet() -> None:
         counting.cancel()
         assert len(fleets) == 1
         assert fleets[0].routes["m99"].pods
+
+
+async def test_a_change_that_follows_another_at_once_waits_for_its_turn() -> None:
+    async with kept(*PODS) as at:
+        # No time has passed since the fleet that is there, as the clock has it.
+        at.roster.heard(A0, listing("m"))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not at.cell.value.routes
+        async with asyncio.timeout(2):
+            assert (await at.cell.wait_changed()).routes
