@@ -1,7 +1,7 @@
 """Pods from the Kubernetes API: one reflector for each namespace, and one that counts the gateway's own replicas.
 
 The `kubernetes` package gives the configuration (in a cluster, or a kubeconfig), TLS, tokens and HTTP; what is asked
-and what is made of the answers is ours (`discovery.reflector`). It takes most of a second and some 60 MiB to import:
+and what is made of the answers is ours (`discovery.reflector`). It takes a third of a second and some 20 MiB to import:
 this module is imported in this mode only. Verbs used: list and watch on pods, in the named namespaces and our own.
 """
 

@@ -50,6 +50,9 @@ class Pace:
 
 SLICE_PODS = 20
 """So many visits are begun or ended at a time."""
+EARLY_SHARE = 0.3
+"""Models are asked for so much of their interval early, if the connection is open because of another question."""
+SHORTEST_PAUSE = 0.001
 FRESH_INTERVALS = 3.0
 """A value is good for so many of its intervals: one read may fail."""
 NOTHING_KNOWN = PodLoad()
@@ -110,40 +113,40 @@ class Rounds:
                     await self._fleet.wait_changed()
 
     async def _visit(self, pod: Pod, delay: float) -> None:
+        """One pod's questions, one after another: most of them find the connection of the one before still open."""
         await asyncio.sleep(delay)
-        # First whether it sleeps: a pod that does must not get a request because its models were quicker.
-        await self._read_gauges(pod)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow_models(pod))
-            group.create_task(self._follow_load(pod))
-
-    async def _follow_models(self, pod: Pod) -> None:
-        again = self._pace.models_first_again
-        while True:
-            try:
-                body = await self._fetch(pod, b"/v1/models", self._pace.models_timeout)
-                self._roster.heard(pod.uid, models_of(body))
-                again = self._pace.models
-            except FetchFailed as failed:
-                self._roster.silent(pod.uid, str(failed))
-            await asyncio.sleep(self._about(again))
-            again = min(self._pace.models, 2 * again)
-
-    async def _follow_load(self, pod: Pod) -> None:
         tracking = Tracking()
-        gauges_at = self._clock() + self._about(self._gauges_seconds())
+        again = self._pace.models_first_again
+        gauges_at = models_at = self._clock()
         while True:
-            until_gauges = max(0.0, gauges_at - self._clock())
-            pause = self._about(self._count_seconds()) if tracking.believed else until_gauges
-            await asyncio.sleep(min(pause, until_gauges))
+            counts, early = tracking.believed, 0.0
             if self._clock() >= gauges_at:
+                # First whether it sleeps: a pod that does must not get a request because its models were quicker.
                 await self._read_gauges(pod)
                 gauges_at = self._clock() + self._about(self._gauges_seconds())
-                if not tracking.believed and self._in_flight(pod.uid):
-                    # Only requests of ours can show whether the pod counts.
-                    await self._read_count(pod, tracking)
-            else:
+                # Only requests of ours can show whether the pod counts.
+                counts = counts or self._in_flight(pod.uid) > 0
+                early = EARLY_SHARE * self._pace.models
+            if self._clock() >= models_at - early:
+                if await self._ask_models(pod):
+                    again = self._pace.models
+                models_at = self._clock() + self._about(again)
+                again = min(self._pace.models, 2 * again)
+            if counts:
                 await self._read_count(pod, tracking)
+            due = min(gauges_at, models_at)
+            if tracking.believed:
+                due = min(due, self._clock() + self._about(self._count_seconds()))
+            await asyncio.sleep(max(SHORTEST_PAUSE, due - self._clock()))
+
+    async def _ask_models(self, pod: Pod) -> bool:
+        """Whether it answered."""
+        try:
+            self._roster.heard(pod.uid, models_of(await self._fetch(pod, b"/v1/models", self._pace.models_timeout)))
+        except FetchFailed as failed:
+            self._roster.silent(pod.uid, str(failed))
+            return False
+        return True
 
     async def _read_gauges(self, pod: Pod) -> None:
         try:

@@ -208,6 +208,8 @@ class PodConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        # It and we hold each other: a cycle that only the collector would end, for each connection there was.
+        del self._parser
         self._on_closed(self)
         if self._receiver is not None:
             if not self._started and self._reused:

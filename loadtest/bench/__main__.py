@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.scenario is None or scenario.name.split()[0] in asked.scenario
     ]
     targets = [TARGETS[name]() for name in TARGETS if asked.target is None or name in asked.target]
-    _listen_for_signals()
+    listen_for_signals()
     try:
         with alone(Path(tempfile.gettempdir()) / "poolgate-bench.lock"):
             return _run(asked, scenarios, targets)
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _listen_for_signals() -> None:
+def listen_for_signals() -> None:
     for number in SIGNALS:
         signal.signal(number, _leave)
 
@@ -72,7 +72,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(STOPPED)  # so that every `with` on the way out stops what it started
 
 
-async def _until_signalled(measuring: Coroutine[None, None, Figures]) -> Figures:
+async def until_signalled(measuring: Coroutine[None, None, Figures]) -> Figures:
     """As a cancellation, because an event loop swallows what a signal's handler raises in one of its callbacks."""
     task = asyncio.current_task()
     assert task is not None  # this is a coroutine
@@ -144,7 +144,7 @@ def _measured(scenario: Scenario, number: int, target: Target, bench: Bench, cor
         site = Site(Path(folder), core, bench.pods, bench.apparatus, bench.key)
         with target.running(site) as running:
             try:
-                figures = uvloop.run(_until_signalled(scenario.measure(running, bench)))
+                figures = uvloop.run(until_signalled(scenario.measure(running, bench)))
             except asyncio.CancelledError:
                 raise SystemExit(STOPPED) from None
             except (NotWhole, OSError) as fault:
@@ -152,7 +152,7 @@ def _measured(scenario: Scenario, number: int, target: Target, bench: Bench, cor
                     print(f"the end of {running.log.name}:\n{tail(running.log)}", file=sys.stderr)
                 return Round(scenario.name, number, target.name, {}, 0.0, True, failed=str(fault))
             finally:
-                _listen_for_signals()  # the loop has put the defaults back
+                listen_for_signals()  # the loop has put the defaults back
     return Round(scenario.name, number, target.name, figures.values, figures.waited, figures.exact)
 
 

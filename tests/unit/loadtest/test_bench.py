@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.config import load_config, load_keys
 from gateway.limits.keys import KeyRing, well_formed
 from loadtest.bench import report
-from loadtest.bench.__main__ import SIGNALS, _until_signalled, in_turn
+from loadtest.bench.__main__ import SIGNALS, in_turn, until_signalled
 from loadtest.bench.accounting import (
     Cpu,
     Memory,
@@ -743,7 +743,7 @@ def test_a_signal_in_the_middle_of_a_round_ends_the_run() -> None:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         with pytest.raises(asyncio.CancelledError):
-            uvloop.run(_until_signalled(signalled_while_measuring()))
+            uvloop.run(until_signalled(signalled_while_measuring()))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
