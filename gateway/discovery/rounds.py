@@ -24,11 +24,12 @@ class Pace:
     """In seconds; each interval is a fifth longer or shorter by chance."""
 
     models: float = 10.0
+    models_per_pod: float = 0.02
     models_first_again: float = 0.5
     """After a first question without an answer; then twice as long each time, up to `models`."""
     gauges: float = 5.0
     gauges_per_replica: float = 1.0
-    gauges_per_pod: float = 0.01
+    gauges_per_pod: float = 0.02
     count: float = 0.4
     count_per_replica: float = 0.05
     count_per_pod: float = 0.002
@@ -39,9 +40,13 @@ class Pace:
     count_timeout: float = 0.5
 
     def gauges_seconds(self, pods: int, replicas: int) -> float:
-        """Between two reads of a pod's `/metrics`: 20 replicas cost it 0.6 % of its API process, 1,000 pods cost us
-        100 reads a second."""
+        """Between two reads of a pod's `/metrics`: 20 replicas cost it 0.6 % of its API process, and pods cost us 50
+        reads a second at most. Each moves 50 KB through the processor's caches, and the next requests pay for that."""
         return max(self.gauges, self.gauges_per_replica * replicas, self.gauges_per_pod * pods)
+
+    def models_seconds(self, pods: int) -> float:
+        """Between two questions to a pod for its models."""
+        return max(self.models, self.models_per_pod * pods)
 
     def count_seconds(self, pods: int, replicas: int) -> float:
         """Between two reads of a pod's `/load`."""
@@ -126,12 +131,12 @@ class Rounds:
                 gauges_at = self._clock() + self._about(self._gauges_seconds())
                 # Only requests of ours can show whether the pod counts.
                 counts = counts or self._in_flight(pod.uid) > 0
-                early = EARLY_SHARE * self._pace.models
+                early = EARLY_SHARE * self._models_seconds()
             if self._clock() >= models_at - early:
                 if await self._ask_models(pod):
-                    again = self._pace.models
+                    again = self._models_seconds()
                 models_at = self._clock() + self._about(again)
-                again = min(self._pace.models, 2 * again)
+                again = min(self._models_seconds(), 2 * again)
             if counts:
                 await self._read_count(pod, tracking)
             due = min(gauges_at, models_at)
@@ -177,6 +182,9 @@ class Rounds:
 
     def _gauges_seconds(self) -> float:
         return self._pace.gauges_seconds(len(self._visits), self._replicas())
+
+    def _models_seconds(self) -> float:
+        return self._pace.models_seconds(len(self._visits))
 
     def _count_seconds(self) -> float:
         return self._pace.count_seconds(len(self._visits), self._replicas())

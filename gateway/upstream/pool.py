@@ -175,22 +175,25 @@ class _Collector:
 
     def __init__(self, done: "asyncio.Future[bytes]") -> None:
         self._done = done
-        self._body = bytearray()
+        self._pieces: list[bytes] = []
+        self._bytes = 0
         self._status = 0
 
     def head_received(self, head: AnswerHead) -> None:
         self._status = head.status
 
     def body_received(self, data: bytes) -> None:
-        self._body += data
-        if len(self._body) > MAX_FETCH_BYTES:
+        self._pieces.append(data)
+        self._bytes += len(data)
+        if self._bytes > MAX_FETCH_BYTES:
+            self._pieces.clear()
             self._fail(FetchFailed("answer too large"))
 
     def answer_ended(self, by_close: bool) -> None:
         if self._status != 200:
             self._fail(FetchFailed(f"status {self._status}"))
         elif not self._done.done():
-            self._done.set_result(bytes(self._body))
+            self._done.set_result(b"".join(self._pieces))
 
     def answer_lost(self, loss: Loss) -> None:
         self._fail(_Stale() if loss is Loss.STALE else FetchFailed(f"connection {loss}"))

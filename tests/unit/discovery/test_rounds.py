@@ -22,6 +22,7 @@ PODS = pods_of([StaticPod("a-0", "h", 1, "a"), StaticPod("a-1", "h", 2, "a")])
 A0, A1 = (pod.uid for pod in PODS)
 QUICK = Pace(
     models=0.02,
+    models_per_pod=0.0,
     models_first_again=0.005,
     gauges=0.02,
     gauges_per_replica=0.0,
@@ -207,10 +208,11 @@ async def test_a_pod_that_goes_is_asked_no_more_and_its_load_is_forgotten() -> N
 
 @pytest.mark.parametrize(
     ("pods", "replicas", "gauges", "count"),
-    [(3, 1, 5.0, 0.4), (3, 20, 20.0, 1.0), (1000, 1, 10.0, 2.0), (1000, 40, 40.0, 2.0)],
+    [(3, 1, 5.0, 0.4), (3, 20, 20.0, 1.0), (1000, 1, 20.0, 2.0), (1000, 40, 40.0, 2.0)],
 )
 def test_the_more_gateways_and_pods_there_are_the_less_often_each_pod_is_read(
     pods: int, replicas: int, gauges: float, count: float
 ) -> None:
     assert Pace().gauges_seconds(pods, replicas) == gauges
     assert Pace().count_seconds(pods, replicas) == count
+    assert Pace().models_seconds(pods) == max(10.0, pods / 50)
