@@ -109,14 +109,7 @@ def _run(asked: argparse.Namespace, scenarios: Sequence[Scenario], targets: Sequ
     facts = report.host_facts(versions, {"target": target_core, "client and pods": apparatus_core})
     facts.append(f"tokens sent on a grid of {asked.grid_us} µs, phases spread evenly")
     text = _page(results, [target.name for target in targets], facts)
-    print(text)
-    print(f"\nwritten to {_write(text)}", file=sys.stderr)
-    if asked.json is not None:
-        content = {"host": facts, "rounds": [dataclasses.asdict(result) for result in results]}
-        asked.json.write_text(json.dumps(content, indent=1))
-    if stopped is not None:
-        print(f"bench: stopped early: {stopped}", file=sys.stderr)
-    return 1 if stopped or any(result.failed for result in results) else 0
+    return publish("bench", text, facts, results, asked.json, stopped)
 
 
 def in_turn(
@@ -166,12 +159,27 @@ def _page(results: Sequence[Round], targets: Sequence[str], facts: Sequence[str]
     return "\n".join([report.table(results, targets), "", *(f"- {n}" for n in notes), "", *(f"- {f}" for f in facts)])
 
 
-def _write(text: str) -> Path:
+def publish(
+    name: str,
+    text: str,
+    facts: Sequence[str],
+    results: Sequence[Round],
+    json_file: Path | None,
+    stopped: BenchError | None,
+) -> int:
+    """Print and write a page, and every round's figures where they are wanted. The exit code."""
+    print(text)
     RESULTS.mkdir(exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    file = RESULTS / f"bench-{stamp}.md"
-    file.write_text(f"# Bench of {stamp}\n\n{text}\n")
-    return file
+    file = RESULTS / f"{name}-{stamp}.md"
+    file.write_text(f"# {name.capitalize()} of {stamp}\n\n{text}\n")
+    print(f"\nwritten to {file}", file=sys.stderr)
+    if json_file is not None:
+        content = {"host": list(facts), "rounds": [dataclasses.asdict(result) for result in results]}
+        json_file.write_text(json.dumps(content, indent=1))
+    if stopped is not None:
+        print(f"bench: stopped early: {stopped}", file=sys.stderr)
+    return 1 if stopped or any(result.failed for result in results) else 0
 
 
 if __name__ == "__main__":

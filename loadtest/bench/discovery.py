@@ -31,7 +31,7 @@ import uvloop
 import yaml
 
 # The rounds of this bench end as those of the other do, whatever ends them.
-from loadtest.bench.__main__ import RESULTS, STOPPED, listen_for_signals, until_signalled
+from loadtest.bench.__main__ import STOPPED, listen_for_signals, publish, until_signalled
 from loadtest.bench.accounting import Cpu, cpu_of, difference, memory_of, process_tree
 from loadtest.bench.backend import FINISH_PATH
 from loadtest.bench.client import ClosedLoop, NotWhole, RequestLoad, StreamLoad, open_streams
@@ -606,18 +606,7 @@ def _bench(asked: argparse.Namespace) -> int:
             stopped = error  # what was measured before is still worth its table
     facts = host_facts(_versions(), {"gateway": cores[0], "API server, pods and client": cores[-1]})
     text = "\n".join([table(results, variants), "", *(f"- {n}" for n in (*notes(results, variants), *facts))])
-    print(text)
-    RESULTS.mkdir(exist_ok=True)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    file = RESULTS / f"discovery-{stamp}.md"
-    file.write_text(f"# Discovery, bench of {stamp}\n\n{text}\n")
-    print(f"\nwritten to {file}", file=sys.stderr)
-    if asked.json is not None:
-        content = {"host": facts, "rounds": [dataclasses.asdict(result) for result in results]}
-        asked.json.write_text(json.dumps(content, indent=1))
-    if stopped is not None:
-        print(f"bench: stopped early: {stopped}", file=sys.stderr)
-    return 1 if stopped or any(result.failed for result in results) else 0
+    return publish("discovery", text, facts, results, asked.json, stopped)
 
 
 def _warm_up(variant: Variant, lab: Lab) -> None:
