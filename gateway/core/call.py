@@ -3,6 +3,7 @@
 Values that are made for every request are named tuples: a frozen dataclass takes three times as long to make.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -48,6 +49,22 @@ class Call(NamedTuple):
     prompt_tokens_estimate: int
 
 
+class Attempt(NamedTuple):
+    """One attempt at one pod, for who asks why it went there (`poolgate explain`)."""
+
+    pod: str
+    decision: str
+    """Why this pod, in one word of a closed set."""
+    candidates: tuple[str, ...]
+    """The pods that were weighed, by name."""
+    costs: Sequence[float]
+    """What each would have cost, in their order; empty where nothing was weighed."""
+    cached_tokens: int
+    """How many of the prompt's tokens were believed cached there."""
+    ended: str
+    """How it ended: an outcome, or a kind of failure."""
+
+
 class Trail:
     """What happened to one request, written as it happens by its one task, and observed once at its end.
 
@@ -72,6 +89,10 @@ class Trail:
     finish = ""
     attempts = 0
     decision = ""
+    """Why the last attempt went where it went: one word of a closed set."""
+    tried: tuple[Attempt, ...] = ()
+    queue_seconds = 0.0
+    """Waited for a pod with room, over all attempts."""
     content_events = 0
     sent_at: float | None = None
     """The last attempt's request left for its pod."""
