@@ -11,23 +11,28 @@ from typing import BinaryIO
 
 from gateway.api.inference import InferenceApp
 from gateway.api.ops import ops_app
-from gateway.api.status import Seen
+from gateway.api.status import ConfigState, Seen
 from gateway.balancing.balancer import Balancer
-from gateway.config import Config
+from gateway.balancing.probes import Probes
+from gateway.config import Config, ConfigFile
 from gateway.core.cell import Cell
 from gateway.core.clock import Clock
 from gateway.core.fleet import Fleet
+from gateway.core.naming import Aliases
 from gateway.discovery.roster import Roster
 from gateway.discovery.rounds import Rounds
 from gateway.discovery.source import Given, Source
 from gateway.discovery.static import pods_of
 from gateway.edge.protocol import Edge
 from gateway.limits.keys import KeyEntry, KeyRing
+from gateway.pipeline.forward import Forwarder
 from gateway.pipeline.reception import Reception
 from gateway.pipeline.serve import Pipeline
+from gateway.reload import Reload
 from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.journal import Journal
 from gateway.telemetry.metrics import Live, Metrics
+from gateway.telemetry.recent import Recent
 from gateway.upstream.pool import Pools
 
 TICK_SECONDS = 0.25
@@ -38,13 +43,17 @@ class CannotStart(Exception):
 
 
 class Gateway:
-    """One gateway. `keys` None: authentication is off. `environment` tells where the cluster is; None: the process'."""
+    """One gateway. `keys` None: authentication is off. `environment` tells where the cluster is; None: the process'.
+
+    With a `file`, where `config` came from, what changes there takes effect (see `reload`).
+    """
 
     def __init__(
         self,
         config: Config,
         keys: Iterable[KeyEntry] | None,
         *,
+        file: ConfigFile | None = None,
         access_out: BinaryIO,
         environment: Mapping[str, str] | None = None,
         clock: Clock | None = None,
@@ -52,14 +61,17 @@ class Gateway:
     ) -> None:
         self.clock = clock or Clock()
         self.drain_seconds = config.server.drain_seconds
+        self._ops_token = config.server.ops_token
         self._loop_lag = 0.0
         ring = None if keys is None else KeyRing(keys, self.clock.wall)
         chance = (rng or Random()).random  # noqa: S311  # ties and jitter need no secrecy
         self.fleet: Cell[Fleet] = Cell(Fleet())
-        self.balancer = Balancer(chance)
+        self.aliases: Cell[Aliases] = Cell(config.aliases())
         self.metrics = Metrics()
+        self.balancer = Balancer(self.fleet, clock=self.clock.monotonic, chance=chance, ejected=self.metrics.ejected)
         self.access_log = AccessLog(access_out)
-        self.journal = Journal(self.metrics, self.access_log, self.clock)
+        recent = Recent()
+        self.journal = Journal(self.metrics, self.access_log, recent, self.clock)
         self.pools = Pools(
             connect_seconds=config.upstream.connect_seconds,
             idle_seconds=config.upstream.pool_idle_seconds,
@@ -75,15 +87,28 @@ class Gateway:
             self.fleet,
             self.pools.fetch,
             in_flight=self.balancer.in_flight,
+            counted=self.balancer.load_read,
             replicas=self.source.replicas,
+            clock=self.clock.monotonic,
+            chance=chance,
+        )
+        self.probes = Probes(self.balancer, self.pools.fetch, self.clock.monotonic)
+        forwarder = Forwarder(
+            fleet=self.fleet,
+            balancer=self.balancer,
+            pools=self.pools,
+            probes=self.probes,
+            refresh=self.rounds.ask_again,
+            quarantined=self.metrics.quarantined,
             clock=self.clock.monotonic,
             chance=chance,
         )
         self.pipeline = Pipeline(
             fleet=self.fleet,
-            balancer=self.balancer,
-            pools=self.pools,
+            aliases=self.aliases,
+            forwarder=forwarder,
             clock=self.clock,
+            chance=chance,
             settle=self.journal.add,
         )
         self.reception = Reception(ring, config.server.max_body_bytes, config.server.max_upload_bytes)
@@ -94,6 +119,9 @@ class Gateway:
                 fleet=lambda: self.fleet.value,
                 pod_in_flight=self.balancer.in_flight,
                 in_flight=lambda: list(self.balancer.in_flight_by_model().items()),
+                waiting=self.balancer.waiting,
+                ejected=lambda: self.balancer.ejected,
+                panics=self.balancer.panics,
                 loop_lag=lambda: self._loop_lag,
                 dropped_lines=lambda: self.access_log.dropped,
                 discovery_stale=self.source.stale_seconds,
@@ -101,10 +129,23 @@ class Gateway:
         )
         self.ops = ops_app(
             seen=self.seen,
-            ops_token=config.server.ops_token,
-            before_scrape=self.journal.observe,
+            ops_token=lambda: self._ops_token,
+            observe=self.journal.observe,
             exposition=self.metrics.exposition,
+            recent=recent.find,
         )
+
+        self.config_state = Cell(ConfigState(self.clock.monotonic()))
+        self.reload = None
+        if file is not None:
+            self.reload = Reload(
+                file,
+                config,
+                apply=self._apply,
+                state=self.config_state,
+                counted=self.metrics.reloaded,
+                clock=self.clock.monotonic,
+            )
 
     @property
     def stopping(self) -> bool:
@@ -116,17 +157,23 @@ class Gateway:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._roster.run())
             group.create_task(self.rounds.run())
-            group.create_task(self._keep_pools())
+            group.create_task(self.probes.run())
+            group.create_task(self._follow_fleet())
             group.create_task(self._tick())
+            if self.reload is not None:
+                group.create_task(self.reload.run())
 
     def seen(self) -> Seen:
         """What the ops port tells of, as it is now."""
-        fleet = self.fleet.value
         return Seen(
-            fleet=fleet,
+            fleet=self.fleet.value,
             draining=self.stopping,
-            loads={pod.uid: self.rounds.load_of(pod.uid) for pod in fleet.pods},
+            load_of=self.rounds.load_of,
+            health_of=self.balancer.health_of,
             in_flight=self.balancer.in_flight,
+            waiting=self.balancer.waiting,
+            panics=self.balancer.panics,
+            config=self.config_state.value,
             mode=self.source.mode,
             stale_seconds=self.source.stale_seconds(),
             replicas=self.source.replicas(),
@@ -140,9 +187,27 @@ class Gateway:
         self.journal.flush()
         self.access_log.close()
 
-    async def _keep_pools(self) -> None:
-        """Connections to a pod that is gone are closed when their last answer has ended."""
+    def _apply(self, config: Config) -> None:
+        """Another configuration is in force, but for what this gateway was built with."""
+        server, upstream = config.server, config.upstream
+        self.drain_seconds = server.drain_seconds
+        self._ops_token = server.ops_token
+        self.reception.max_body_bytes = server.max_body_bytes
+        self.reception.max_upload_bytes = server.max_upload_bytes
+        self.pools.use(
+            connect_seconds=upstream.connect_seconds,
+            idle_seconds=upstream.pool_idle_seconds,
+            api_key=upstream.api_key,
+        )
+        self.aliases.set(config.aliases())
+        self._roster.use(config.pool_values())
+        if isinstance(self.source, Given) and config.discovery.mode == self.source.mode:
+            self.source.give(pods_of(config.static_pods()))
+
+    async def _follow_fleet(self) -> None:
+        """Whoever waits may have a pod now; connections to a pod that is gone close when their last answer has ended."""
         while True:
+            self.balancer.update()
             self.pools.keep_only({pod.uid for pod in self.fleet.value.pods})
             await self.fleet.wait_changed()
 
@@ -153,6 +218,7 @@ class Gateway:
             await asyncio.sleep(TICK_SECONDS)
             now = self.clock.monotonic()
             self._loop_lag = max(0.0, now - before - TICK_SECONDS)
+            self.balancer.sweep(now)
             self.pipeline.sweep(now)
             self.edge.sweep(now)
             self.pools.sweep(now)

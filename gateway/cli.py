@@ -18,7 +18,7 @@ import uvloop
 
 from gateway import __version__, process
 from gateway.app import CannotStart, Gateway
-from gateway.config import Config, ConfigError, add_key, load_config, load_keys
+from gateway.config import Config, ConfigError, ConfigFile, add_key, load_config, load_keys
 from gateway.core.globs import overlaps
 from gateway.demo import Demo, DemoFailed
 from gateway.limits.keys import KeyEntry, digest, new_key
@@ -35,6 +35,9 @@ app.add_typer(keys_app, name="keys")
 ANNOUNCE_SECONDS = 2.0
 REFRESH_SECONDS = 1.0
 
+OPS_URL = "http://127.0.0.1:9090"
+UrlOption = Annotated[str, typer.Option(help="The gateway's ops port.")]
+TokenOption = Annotated[str | None, typer.Option(envvar="POOLGATE_OPS_TOKEN", help="The ops port's token.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The configuration file (YAML).")]
 
 
@@ -69,7 +72,10 @@ def serve(
     insecure_no_auth: Annotated[bool, typer.Option(help="Serve everyone, without keys.")] = False,
 ) -> None:
     """Run the gateway."""
-    settings, entries = _settings(config, host, port, ops_port, insecure_no_auth)
+    flags = {"server.host": host, "server.port": port, "server.ops_port": ops_port}
+    file = None if config is None else ConfigFile(config, dict(os.environ), flags)
+    settings = load_config(None, os.environ, flags) if file is None else file.load()
+    entries = _entries(settings, insecure_no_auth)
     public, ops = (
         _listen(settings.server.host, settings.server.port),
         _listen(settings.server.ops_host, settings.server.ops_port),
@@ -78,7 +84,7 @@ def serve(
     def started() -> None:
         typer.echo(f"poolgate {__version__} serves on {_url(public)}, operations on {_url(ops)}", err=True)
 
-    run_gateway(settings, entries, public, ops, started)
+    run_gateway(settings, entries, public, ops, started, file)
 
 
 def run_gateway(
@@ -87,8 +93,11 @@ def run_gateway(
     public: socket.socket,
     ops: socket.socket,
     started: Callable[[], None],
+    file: ConfigFile | None = None,
 ) -> None:
-    """Run one gateway on uvloop until SIGTERM or SIGINT; the second signal ends it at once."""
+    """Run one gateway on uvloop until a signal begins the drain; the second signal ends it at once. It follows the
+    file, if there is one.
+    """
 
     async def announce(gateway: Gateway) -> None:
         # Whoever reads this may send a request at once: better when the pods have told their models.
@@ -100,14 +109,18 @@ def run_gateway(
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-        gateway = Gateway(settings, entries, access_out=sys.stdout.buffer)
+        stop = process.Stop()
+        # A terminal's signals come from a person, who waits; SIGTERM from what runs us, and has us in rotation still.
+        for number, linger_seconds in (
+            (signal.SIGTERM, process.LINGER_SECONDS),
+            (signal.SIGINT, 0.0),
+            (signal.SIGHUP, 0.0),
+        ):
+            loop.add_signal_handler(number, stop.ask, linger_seconds)
+        gateway = Gateway(settings, entries, file=file, access_out=sys.stdout.buffer)
         tasks: list[asyncio.Task[None]] = []
 
         def up() -> None:
-            # Only now: uvicorn takes the signals while it starts, and would not drain.
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                loop.add_signal_handler(number, stop.set)
             tasks.append(loop.create_task(announce(gateway)))
 
         await process.run(gateway, public, ops, stop, up)
@@ -127,6 +140,8 @@ def check(file: Annotated[Path, typer.Argument(help="The configuration file (YAM
             "that lists it, in static mode to the one whose pod stands first",
             err=True,
         )
+    for doubt in settings.doubtful_targets():
+        typer.echo(f"{file}: warning: {doubt}", err=True)
     discovery = settings.discovery
     found = (
         f"{len(discovery.pods)} pods" if discovery.mode == "static" else f"pods in {', '.join(discovery.namespaces)}"
@@ -136,14 +151,14 @@ def check(file: Annotated[Path, typer.Argument(help="The configuration file (YAM
 
 @app.command()
 def pods(
-    url: Annotated[str, typer.Option(help="The gateway's ops port.")] = "http://127.0.0.1:9090",
-    token: Annotated[str | None, typer.Option(envvar="POOLGATE_OPS_TOKEN", help="The ops port's token.")] = None,
+    url: UrlOption = OPS_URL,
+    token: TokenOption = None,
     once: Annotated[bool, typer.Option("--once", help="Print the table once.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what /status.json says, once.")] = False,
 ) -> None:
     """The pods of a running gateway, renewed until Ctrl-C; once where stdout is no terminal."""
-    # Here, since only this command needs their libraries: the others start without them.
-    from gateway import ops_client, pods_table
+    # Here, as in `explain`: only these commands need their libraries, and the others start without them.
+    from gateway import ops_client, pods_table, terminal
 
     async def run() -> None:
         async with ops_client.connect(url, token) as client:
@@ -152,7 +167,7 @@ def pods(
                 typer.echo(json.dumps(status, indent=2))
                 return
             if once or not sys.stdout.isatty():
-                pods_table.show(status)
+                terminal.show(pods_table.page(status))
                 return
             with pods_table.live() as renew:
                 while True:
@@ -169,6 +184,30 @@ def pods(
             asyncio.run(run())
     except ops_client.NoStatus as error:
         raise Refused(str(error)) from None
+
+
+@app.command()
+def explain(
+    request_id: Annotated[str, typer.Argument(help="The request's id: x-request-id of its answer.")],
+    url: UrlOption = OPS_URL,
+    token: TokenOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what the gateway says, as JSON.")] = False,
+) -> None:
+    """Why a request went where it went. Only the last ones are remembered."""
+    from gateway import explain_text, ops_client, terminal
+
+    async def ask() -> dict[str, Any]:
+        async with ops_client.connect(url, token) as client:
+            return await ops_client.read_request(client, request_id)
+
+    try:
+        told = asyncio.run(ask())
+    except ops_client.NoStatus as error:
+        raise Refused(str(error)) from None
+    if as_json:
+        typer.echo(json.dumps(told, indent=2))
+    else:
+        terminal.show(explain_text.page(told))
 
 
 @app.command()
@@ -214,19 +253,15 @@ def version() -> None:
     typer.echo(__version__)
 
 
-def _settings(
-    file: Path | None, host: str | None, port: int | None, ops_port: int | None, no_auth: bool
-) -> tuple[Config, tuple[KeyEntry, ...] | None]:
-    flags = {"server.host": host, "server.port": port, "server.ops_port": ops_port}
-    settings = load_config(file, os.environ, flags)
+def _entries(settings: Config, no_auth: bool) -> tuple[KeyEntry, ...] | None:
     if no_auth:
-        return settings, None
+        return None
     if settings.auth.mode == "none":
         raise Refused("auth.mode is none: add --insecure-no-auth if everyone may really use the pods")
     entries = load_keys(settings.auth.keys_file)
     if not entries:
         raise Refused(f"{settings.auth.keys_file} holds no key: make one with 'poolgate keys create'")
-    return settings, entries
+    return entries
 
 
 def _listen(host: str, port: int) -> socket.socket:

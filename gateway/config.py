@@ -4,13 +4,13 @@ Precedence: flags, then `POOLGATE_SECTION__KEY` in the environment, then the fil
 with a double underscore are configuration: Kubernetes' service links make others. Values may be `${VAR}`,
 `${VAR:-default}` or `file:/path` (a secret's mount, read once).
 
-Only `app` and `cli` import this module; everyone else receives plain values.
+Only `app`, `reload` and `cli` import this module; everyone else receives plain values.
 """
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -18,10 +18,12 @@ from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gateway.core.caller import Tenant
-from gateway.core.fleet import Deadlines, Pool
+from gateway.core.fleet import Deadlines, Policy, Pool
+from gateway.core.naming import Alias, Target
+from gateway.discovery.models import MAX_NAME_CHARACTERS, is_name
 from gateway.discovery.static import StaticPod
 from gateway.limits.keys import KeyEntry
 
@@ -29,8 +31,30 @@ ENVIRONMENT_PREFIX = "POOLGATE_"
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
+H = TypeVar("H", bound=Hashable)
+
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+def _check_model_name(name: str) -> str:
+    if not is_name(name):
+        raise ValueError(
+            f"{name[:64]!r} is no model's name: at most {MAX_NAME_CHARACTERS} characters that can be printed"
+        )
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_check_model_name)]
+
+
+def _first_repeated(values: Iterable[H]) -> H | None:
+    seen: set[H] = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None
 
 
 class ConfigError(Exception):
@@ -146,6 +170,46 @@ class PoolSection(_Section):
     """To the last byte of an answer that is not a stream. Then 504, or a cut connection if the answer has begun."""
     stream_seconds: Seconds = 3600.0
     """To the end of a stream. Then it ends with an error event."""
+    policy: Policy = "auto"
+    """How the pod for a request is chosen. `auto`: by what each would cost it, the prompt tokens included that the pod
+    has not cached. `least`: the fewest requests. `p2c`: the less busy one of two taken by chance. `session`: each
+    session's own pod, as long as that is not overloaded. `prefix`: the same for prompts that begin alike.
+    `round_robin`: one after the other."""
+    max_in_flight_per_pod: int = Field(default=128, ge=1, le=100_000)
+    """How many of this gateway's requests a pod takes at once. The others wait. A pod's annotation
+    `poolgate.dev/max-in-flight` says it for that pod."""
+    queue_limit: int = Field(default=256, ge=0, le=100_000)
+    """How many requests may wait for a pod with room. Then 503 `queue_full`. 0: none waits."""
+    queue_wait_seconds: float = Field(default=10.0, ge=0, le=86_400)
+    """How long each of them may wait. Then 503 `queue_timeout`."""
+    hold_empty_seconds: float = Field(default=0.0, ge=0, le=86_400)
+    """How long requests are held while the pool has no pod at all, since one may be starting (scale from zero). 0: they
+    are refused at once, with 503 `no_ready_pod`."""
+
+
+class TargetSection(_Section):
+    model: ModelName
+    """A model's own name. An alias of that name is not followed."""
+    weight: float = Field(default=1.0, gt=0, le=1_000_000)
+    """Its share of the alias' requests is this, divided by the sum of the weights."""
+
+
+class AliasSection(_Section):
+    to: tuple[TargetSection, ...] = Field(min_length=1, max_length=16)
+    """The models it leads to. Of several, one is chosen for each request, by weight."""
+    fallback: tuple[ModelName, ...] = Field(default=(), max_length=8)
+    """Models to try after the one that was chosen, in this order: when it has no ready pod, when its queue is full or
+    took too long, when none of its pods could be reached."""
+
+    @model_validator(mode="after")
+    def _check_names(self) -> "AliasSection":
+        models = [target.model for target in self.to]
+        for names, where in ((models, "to"), (self.fallback, "fallback")):
+            if twice := _first_repeated(names):
+                raise ValueError(f"{where}: {twice!r} stands here twice: remove one of them")
+        if len(models) == 1 and models[0] in self.fallback:
+            raise ValueError(f"fallback: {models[0]!r} is the only model in 'to': remove it here")
+        return self
 
 
 class AuthSection(_Section):
@@ -160,7 +224,7 @@ class UpstreamSection(_Section):
     """How long opening a connection to a pod may take. Then another pod is tried."""
     pool_idle_seconds: Annotated[float, Field(gt=0, lt=5)] = 3.0
     """How long an unused connection to a pod is kept. vLLM closes its own after 5 s, so less than that."""
-    api_key: str | None = Field(default=None, repr=False)
+    api_key: str | None = Field(default=None, repr=False, pattern=r"^[!-~]+$")
     """What pods were given as `--api-key`. Callers' keys never reach a pod."""
 
 
@@ -173,17 +237,26 @@ class Config(_Section):
     """Which pods there are."""
     pools: dict[str, PoolSection] = Field(default_factory=dict)
     """Settings of pools, by the pool's name. A pool that is not named here has the defaults."""
+    models: dict[ModelName, AliasSection] = Field(default_factory=dict, max_length=1000)
+    """Other names for models, by that name. It may also be a model's own name: then it says where else that model's
+    requests may go. Limits and the globs of keys apply to the name asked for, and `/v1/models` lists it. The pod is
+    asked for its model by that model's own name, which its answer bears."""
     auth: AuthSection = AuthSection()
     """Who may call."""
     upstream: UpstreamSection = UpstreamSection()
     """How pods are talked to."""
 
     @model_validator(mode="after")
-    def _check_pod_names(self) -> "Config":
-        names = [pod.name for pod in self.static_pods()]
-        twice = {name for name in names if names.count(name) > 1}
-        if twice:
-            raise ValueError(f"discovery.pods: two pods are called {min(twice)!r}: give each its own name")
+    def _check_pods(self) -> "Config":
+        pods = self.static_pods()
+        if name := _first_repeated(pod.name for pod in pods):
+            raise ValueError(f"discovery.pods: two pods are called {name!r}: give each its own name")
+        places = [(pod.pool, pod.host, pod.port) for pod in pods]
+        if place := _first_repeated(places):
+            same = [pod.name for pod, each in zip(pods, places, strict=True) if each == place]
+            raise ValueError(
+                f"discovery.pods: {' and '.join(same)} are the same pod, by pool and url: keep one of them"
+            )
         return self
 
     def static_pods(self) -> tuple[StaticPod, ...]:
@@ -209,9 +282,34 @@ class Config(_Section):
                 name,
                 pool.models,
                 Deadlines(pool.ttft_seconds, pool.idle_seconds, pool.response_seconds, pool.stream_seconds),
+                policy=pool.policy,
+                max_in_flight_per_pod=pool.max_in_flight_per_pod,
+                queue_limit=pool.queue_limit,
+                queue_wait_seconds=pool.queue_wait_seconds,
+                hold_empty_seconds=pool.hold_empty_seconds,
             )
             for name, pool in self.pools.items()
         }
+
+    def aliases(self) -> dict[str, Alias]:
+        """The aliases, as plain values."""
+        return {
+            name: Alias(name, tuple(Target(to.model, to.weight) for to in alias.to), alias.fallback)
+            for name, alias in self.models.items()
+        }
+
+    def doubtful_targets(self) -> Iterator[str]:
+        """What was perhaps not meant by an alias: a text for each of its models that no pool known from this file may
+        serve, or that is an alias which does not lead to a model of its own name.
+        """
+        aliases = self.aliases()
+        pools = {pod.pool: Pool(pod.pool) for pod in self.discovery.pods} | self.pool_values()
+        for alias in aliases.values():
+            for model in alias.models:
+                if model in aliases and model not in aliases[model].models:
+                    yield f"models.{alias.name}: {model!r} is an alias too, which is not followed: name a model"
+                elif pools and not any(pool.admits(model) for pool in pools.values()):
+                    yield f"models.{alias.name}: no pool of this file may serve the model {model!r}"
 
 
 class _KeySection(_Section):
@@ -283,6 +381,33 @@ def load_config(file: Path | None, environment: Mapping[str, str], flags: Mappin
     return _validate(Config, values, document)
 
 
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """A file, with the flags and the environment it is read with: read again, it may give another configuration."""
+
+    file: Path
+    environment: Mapping[str, str]
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self) -> Config:
+        """Raises `ConfigError`."""
+        return load_config(self.file, self.environment, self.flags)
+
+
+def differences(before: Config, now: Config) -> tuple[str, ...]:
+    """The keys whose values differ, such as `pools.chat.policy`; those of a section that came or went as one."""
+    return tuple(_differences(before.model_dump(), now.model_dump(), ""))
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str) -> Iterator[str]:
+    for key in dict.fromkeys((*before, *now)):
+        one, other = before.get(key), now.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _differences(one, other, f"{path}{key}.")
+        elif one != other:
+            yield f"{path}{key}"
+
+
 def load_keys(file: Path) -> tuple[KeyEntry, ...]:
     """The entries of a keys file.
 
@@ -330,6 +455,9 @@ def _read(file: Path, environment: Mapping[str, str] | None) -> _Document:
     try:
         text = file.read_text("utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: dict[tuple[str, ...], int] = {}
+        _note_lines(node, (), lines, str(file))
+        document = _Document(str(file), yaml.safe_load(text), lines)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -338,9 +466,11 @@ def _read(file: Path, environment: Mapping[str, str] | None) -> _Document:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else 1
         raise ConfigError(f"{file}:{line}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    lines: dict[tuple[str, ...], int] = {}
-    _note_lines(node, (), lines, str(file))
-    document = _Document(str(file), yaml.safe_load(text), lines)
+    except ValueError as error:
+        # A text that looks like a date, and is none.
+        raise ConfigError(f"{file}:1: is not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{file}:1: is not valid YAML: it nests too deeply, or a part of it holds itself") from None
     if environment is None:
         return document
     return _Document(document.file, _resolve(document.value, (), document, environment), lines)

@@ -2,11 +2,13 @@
 
 import asyncio
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 
 ANSWER_SECONDS = 5.0
-MEMBERS = {"ready", "reason", "discovery", "pods", "refused"}
+STATUS_MEMBERS = {"ready", "reason", "discovery", "pools", "pods", "refused"}
+REQUEST_MEMBERS = {"request_id", "outcome", "attempts"}
 
 
 class NoStatus(Exception):
@@ -26,7 +28,7 @@ def connect(url: str, token: str | None) -> httpx2.AsyncClient:
         raise NoStatus(f"{url} is no URL: give the ops port as http://HOST:PORT")
     headers = {} if token is None else {b"authorization": b"Bearer " + token.strip().encode("utf-8")}
     # Without the environment: a proxy does not reach our loopback, and .netrc would put itself before the token.
-    # Without limits of its own: read_status has one for the whole answer, where these begin anew with each read.
+    # Without limits of its own: _get has one for the whole answer, where these begin anew with each read.
     return httpx2.AsyncClient(base_url=base, headers=headers, timeout=None, trust_env=False)
 
 
@@ -35,10 +37,30 @@ async def read_status(client: httpx2.AsyncClient, *, seconds: float = ANSWER_SEC
 
     Raises `NoStatus`.
     """
-    url = str(client.base_url).rstrip("/")
+    return _told(await _get(client, "/status.json", seconds), STATUS_MEMBERS)
+
+
+async def read_request(
+    client: httpx2.AsyncClient, request_id: str, *, seconds: float = ANSWER_SECONDS
+) -> dict[str, Any]:
+    """What `/status/requests/{id}` says; its last byte has to come within `seconds`.
+
+    Raises `NoStatus`, also where the gateway does not know that request any more.
+    """
+    answer = await _get(client, f"/status/requests/{quote(request_id, safe='')}", seconds)
+    if answer.status_code == 404 and _param(answer) == "request_id":
+        raise NoStatus(
+            f"{_url(client)} remembers no request {request_id!r}: only the last ones that have ended are kept, each by "
+            "the replica that served it. Ask the others by --url, or look for the id among their access lines"
+        )
+    return _told(answer, REQUEST_MEMBERS)
+
+
+async def _get(client: httpx2.AsyncClient, path: str, seconds: float) -> httpx2.Response:
+    url = _url(client)
     try:
         async with asyncio.timeout(seconds):
-            answer = await client.get("/status.json")
+            answer = await client.get(path)
     except TimeoutError:
         raise NoStatus(f"{url} does not answer within {seconds:g} seconds") from None
     except httpx2.ConnectError:
@@ -48,12 +70,32 @@ async def read_status(client: httpx2.AsyncClient, *, seconds: float = ANSWER_SEC
         raise NoStatus(f"{url} breaks off, or does not speak HTTP ({type(error).__name__})") from None
     if answer.status_code == 401:
         raise NoStatus("the ops port wants a token: --token or POOLGATE_OPS_TOKEN")
+    return answer
+
+
+def _told(answer: httpx2.Response, members: set[str]) -> dict[str, Any]:
+    """The answer's content, if it has these members."""
     if answer.status_code != 200:
-        raise NoStatus(f"{url}/status.json answers with status {answer.status_code}: is this the gateway's ops port?")
+        raise NoStatus(f"{answer.url} answers with status {answer.status_code}: is this the gateway's ops port?")
+    told = _json(answer)
+    if not isinstance(told, dict) or not told.keys() >= members:
+        raise NoStatus(f"{answer.url} is not a gateway's status: is this the gateway's ops port?")
+    return told
+
+
+def _param(answer: httpx2.Response) -> object:
+    """What an error of a gateway's is about."""
+    told = _json(answer)
+    error = told.get("error") if isinstance(told, dict) else None
+    return error.get("param") if isinstance(error, dict) else None
+
+
+def _json(answer: httpx2.Response) -> object:
     try:
-        status = answer.json()
+        return answer.json()
     except ValueError:
-        status = None
-    if not isinstance(status, dict) or not status.keys() >= MEMBERS:
-        raise NoStatus(f"{url}/status.json is not a gateway's status: is this the gateway's ops port?")
-    return status
+        return None
+
+
+def _url(client: httpx2.AsyncClient) -> str:
+    return str(client.base_url).rstrip("/")

@@ -1,33 +1,22 @@
-"""A gateway's status (`/status.json`) as a table for a terminal.
+"""A gateway's status (`/status.json`) as a table for a terminal."""
 
-Names and reasons come from pods and from Kubernetes: they are printed as they are, never read as markup or as codes
-that steer a terminal.
-"""
-
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from gateway.terminal import UNKNOWN, plain
+
 MODELS_SHOWN = 5
-UNBOUNDED_COLUMNS = 500
-"""Where nobody looks at a terminal no line is folded."""
-UNKNOWN = "-"
-STYLES = {"ready": "green", "starting": "yellow", "draining": "cyan", "asleep": "blue"}
+STYLES = {"ready": "green", "starting": "yellow", "draining": "cyan", "asleep": "blue", "ejected": "red"}
 UNITS = (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
 
 Status = Mapping[str, Any]
-
-
-def show(status: Status) -> None:
-    """Print the table on stdout."""
-    Console(width=None if sys.stdout.isatty() else UNBOUNDED_COLUMNS).print(page(status))
 
 
 @contextmanager
@@ -53,7 +42,7 @@ def page(status: Status, fault: str = "") -> RenderableType:
             plain(pod["pool"]),
             plain(pod["name"]),
             plain(pod["state"], STYLES.get(pod["state"], "")),
-            how_long(pod["for_seconds"]),
+            UNKNOWN if pod["for_seconds"] is None else how_long(pod["for_seconds"]),
             plain(pod["reason"]),
             models_of(pod["models"]),
             number(pod["in_flight"]),
@@ -76,6 +65,12 @@ def notes(status: Status, fault: str = "") -> list[str]:
         lines.append("no pods")
     if discovery["stale_seconds"]:
         lines.append(f"discovery has heard nothing for {how_long(discovery['stale_seconds'])}: pods are as last seen")
+    for name, pool in status["pools"].items():
+        if pool["panic"]:
+            lines.append(f"pool {name}: too few pods are well, so ejected ones get requests as well")
+        if pool["queue"]:
+            wait = "1 request waits" if pool["queue"] == 1 else f"{pool['queue']} requests wait"
+            lines.append(f"pool {name}: {wait} for a pod")
     return lines + [f"refused: {pod['name']}: {pod['why']}" for pod in refused]
 
 
@@ -90,11 +85,6 @@ def models_of(models: list[dict[str, Any]]) -> Text:
     if len(told) > MODELS_SHOWN:
         told[MODELS_SHOWN:] = [Text(f"and {len(told) - MODELS_SHOWN} more")]
     return Text("\n").join(told)
-
-
-def plain(text: str, style: str = "") -> Text:
-    """Text as it is; what cannot be printed is replaced."""
-    return Text("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text), style)
 
 
 def number(value: int | None) -> str:

@@ -39,10 +39,25 @@ and key. A variable without two underscores is not configuration (Kubernetes mak
 value is read as YAML: quote a text that looks like a number.
 
 **In the file's values**: `${VAR}` and `${VAR:-default}` take a variable of the environment. A value that starts with
-`file:` is replaced by that file's content, without the blanks around it. Both are read once, at the start. In values
-that come from the environment themselves they are left as they are.
+`file:` is replaced by that file's content, without the blanks around it. Both are read whenever the file is loaded. In
+values that come from the environment themselves they are left as they are.
 
-**Reload**: there is none yet. A change of the file or of the keys file takes effect with the next start.
+## Reload
+
+A change of the file takes effect within about two seconds, without a restart. The file is looked at every second, and
+loaded once two looks in a row saw the same. How it changed does not matter: written, replaced, or by a symlink that
+leads elsewhere, as Kubernetes mounts a ConfigMap (not with `subPath`: such a mount never changes).
+
+- **It is validated as at the start**, with the same flags and environment. A file with a fault is refused as a whole, and
+  the configuration before stays in force. The log says why in one line, `config.error` of `/status.json` as long as it
+  is so, and `poolgate_config_reloads_total{result}` counts `applied` and `refused`.
+- **Nothing that runs is cut.** New settings hold for what comes: requests, attempts, connections. A pod that is no more
+  in `discovery.pods` gets no requests, and what runs there ends in peace. A pod that stays, by its pool and address, is
+  the same pod at any place in the list.
+- **Until a restart stay as they were**: `server.host`, `server.port`, `server.ops_host`, `server.ops_port`, all of
+  `discovery` but the pods of mode static, and all of `auth`, with the keys file. What of it differs in the file is told
+  in the log, and by `config.waits_for_restart` of `/status.json`.
+- **A secret** that a `file:` names is not looked at by itself. `touch` the configuration file to have it read again.
 """
 
 KEYS_HEAD = """\

@@ -13,7 +13,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol, Self
 
-from gateway.balancing.balancer import Balancer
 from gateway.core.cell import Cell
 from gateway.core.clock import Clock
 from gateway.core.fleet import Fleet, Pod, PodState, Pool, RefusedPod
@@ -251,7 +250,8 @@ async def discovered(
             roster,
             fleet,
             connections.fetch,
-            in_flight=Balancer(rng.random).in_flight,
+            in_flight=lambda uid: 0,
+            counted=lambda uid, load: None,
             replicas=source.replicas,
             clock=clock.monotonic,
             chance=rng.random,

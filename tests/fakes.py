@@ -52,14 +52,15 @@ Step = bytes | type[Close] | type[Reset] | type[Hang] | asyncio.Event
 
 @dataclass
 class ScriptedPod:
-    """Plays `script` for each POST, as long as the list lasts, then its last one. `/v1/models` lists `m`, and there is
-    nothing else to GET.
+    """Plays `script` for each POST, as long as the list lasts, then its last one. `/v1/models` lists `m`, `/health` says
+    what `health` is, and there is nothing else to GET.
 
     After a script without an ending step the connection stays open for the next request.
     """
 
     scripts: Sequence[Sequence[Step]]
     models: bytes = MODELS
+    health: bytes = b"200 OK"
     requests: list[bytes] = field(default_factory=list)
     peer_left: asyncio.Event = field(default_factory=asyncio.Event)
     """The gateway closed a connection while a script ran, or hung."""
@@ -96,6 +97,9 @@ class ScriptedPod:
                 head = await reader.readuntil(b"\r\n\r\n")
                 if head.startswith(b"GET /v1/models "):
                     writer.write(answer(self.models))
+                    continue
+                if head.startswith(b"GET /health "):
+                    writer.write(answer(b"", self.health))
                     continue
                 if head.startswith(b"GET "):
                     writer.write(answer(b'{"detail":"Not Found"}', b"404 Not Found"))

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import uvicorn
 
 from gateway.app import Gateway
-from gateway.config import load_config
+from gateway.config import ConfigFile, load_config
 from gateway.core.caller import Tenant
 from gateway.core.fleet import PodState
 from gateway.edge.protocol import Bounds
@@ -78,22 +78,30 @@ async def running(
     bounds: Bounds | None = None,
     discovery: Mapping[str, Any] | None = None,
     pools: Mapping[str, Any] | None = None,
+    models: Mapping[str, Any] | None = None,
+    file: Path | None = None,
     environment: Mapping[str, str] | None = None,
     wait: bool = True,
 ) -> AsyncIterator[Running]:
     """A gateway before these pods, all of one pool; with a key of its own.
 
     With `discovery` settings it finds its pods by them (`tests.discovering`), and `pools` are the settings of each.
+    With a `file` all settings are those that stand there, now and whenever it changes.
     """
     key_id, key = new_key()
     entry = KeyEntry(digest(key.encode()), Tenant(**({"key_id": key_id, "team": "tests"} | dict(tenant or {}))))
     settings: dict[str, Any] = {
         "discovery": dict(discovery or {"pods": [{"url": pod.url, "pool": "chat"} for pod in pods]}),
         "pools": {"chat": dict(pool or {}), **(pools or {})},
+        "models": dict(models or {}),
         "server": dict(server or {}),
     }
+    followed = None if file is None else ConfigFile(file, {})
+    config = load_config(None, {}, settings) if followed is None else followed.load()
     out = io.BytesIO()
-    gateway = Gateway(load_config(None, {}, settings), (entry,), access_out=out, environment=environment)
+    gateway = Gateway(config, (entry,), file=followed, access_out=out, environment=environment)
+    if gateway.reload is not None:
+        gateway.reload.look_seconds = 0.01
     if bounds is not None:
         gateway.edge.bounds = bounds
     async with AsyncExitStack() as stack:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from gateway.api.status import Seen
-from gateway.core.fleet import Fleet, Gauges, Model, Pod, PodLoad, PodState, Pool, RefusedPod, Route
+from gateway.api.status import ConfigState, Seen
+from gateway.core.fleet import Fleet, Gauges, Model, Pod, PodHealth, PodLoad, PodState, Pool, RefusedPod, Route
 
 NOW = 5000.0
 WALL = 1_767_225_600.0
@@ -36,7 +36,12 @@ FLEET = Fleet(
     asked=True,
 )
 LOADS = {
-    CHAT[1].uid: PodLoad(7, NOW - 0.5, Gauges(4, 2, 0.87654, 3000.0, 1000.0, adapters=("sql",)), NOW - 1.25),
+    CHAT[1].uid: PodLoad(
+        in_flight=7,
+        in_flight_read_at=NOW - 0.5,
+        gauges=Gauges(4, 2, 0.87654, 3000.0, 1000.0, adapters=("sql",)),
+        gauges_read_at=NOW - 1.25,
+    ),
     LORA.uid: PodLoad(in_flight=1, in_flight_read_at=NOW - 0.25),
 }
 
@@ -46,8 +51,12 @@ def seen(**more: Any) -> Seen:
     fields: dict[str, Any] = {
         "fleet": FLEET,
         "draining": False,
-        "loads": LOADS,
+        "load_of": lambda uid: LOADS.get(uid, PodLoad()),
+        "health_of": lambda uid: PodHealth(),
         "in_flight": lambda uid: 3 if uid.startswith("uid-chat") else 0,
+        "waiting": lambda: [("chat", 0)],
+        "panics": lambda: [("chat", False)],
+        "config": ConfigState(NOW - 100.0),
         "mode": "kubernetes",
         "stale_seconds": 0.0,
         "replicas": 2,

@@ -13,8 +13,10 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from gateway import __version__
-from gateway.api.status import Seen, models_without_pods, status_of, why_not_ready
-from gateway.core.errors import InvalidApiKey
+from gateway.api.explanation import explanation
+from gateway.api.status import Seen, ejected_pods, models_without_pods, status_of, why_not_ready
+from gateway.core.call import Trail
+from gateway.core.errors import InvalidApiKey, NotFound, PoolgateError
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -22,11 +24,15 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 def ops_app(
     *,
     seen: Callable[[], Seen],
-    ops_token: str | None,
-    before_scrape: Callable[[], None],
+    ops_token: Callable[[], str | None],
+    observe: Callable[[], None],
     exposition: Callable[[], bytes],
+    recent: Callable[[str], Trail | None],
 ) -> FastAPI:
-    """The application of the ops port. `before_scrape` and `seen` run on the loop, `exposition` in a thread."""
+    """The application of the ops port. `exposition` runs in a thread, all else on the loop.
+
+    `observe` makes the metrics and the `recent` requests, found by their ids, be those of this moment.
+    """
     app = FastAPI(title="Poolgate operations", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/livez")
@@ -43,7 +49,7 @@ def ops_app(
         told = {
             "ready": not reason,
             "reason": reason,
-            "pools": now.fleet.pods_by_state(),
+            "pools": now.fleet.pods_by_state(ejected_pods(now)),
             "models_without_pods": models_without_pods(now.fleet),
         }
         return JSONResponse(told, status)
@@ -54,15 +60,16 @@ def ops_app(
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        before_scrape()
+        observe()
         return Response(await asyncio.to_thread(exposition), media_type=METRICS_TYPE)
 
     async def check_token(request: Request) -> None:
-        if ops_token is not None and not bears(request.headers.get("authorization"), ops_token):
+        token = ops_token()
+        if token is not None and not bears(request.headers.get("authorization"), token):
             raise InvalidApiKey("the ops port wants its token: send 'Authorization: Bearer TOKEN' (server.ops_token)")
 
-    @app.exception_handler(InvalidApiKey)
-    async def refuse(_: Request, error: InvalidApiKey) -> Response:
+    @app.exception_handler(PoolgateError)
+    async def refuse(_: Request, error: PoolgateError) -> Response:
         headers = {name.decode(): value.decode() for name, value in error.headers()}
         return Response(error.body(), error.http_status, headers, "application/json")
 
@@ -71,6 +78,19 @@ def ops_app(
     @guarded.get("/status.json")
     async def status() -> Response:
         return JSONResponse(status_of(seen()))
+
+    @guarded.get("/status/requests/{request_id:path}")
+    async def request(request_id: str) -> Response:
+        observe()
+        trail = recent(request_id)
+        if trail is None:
+            # `param` tells it from the answer of a port that has no such path.
+            raise NotFound(
+                "no such request is remembered: it runs, or is not among the last ones, or came to another replica",
+                param="request_id",
+            )
+        now = seen()
+        return JSONResponse(explanation(trail, now.wall - now.now))
 
     app.include_router(guarded)
     return app

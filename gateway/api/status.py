@@ -3,29 +3,55 @@
 An operator's page: pods by name, never by address.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any
 
 from gateway import __version__
 from gateway.core.clock import iso_seconds
-from gateway.core.fleet import Fleet, Gauges, Model, Pod, PodLoad
+from gateway.core.fleet import EJECTED, Fleet, Gauges, Model, Pod, PodHealth, PodLoad, PodState, shown_state
 
-NOTHING_KNOWN = PodLoad()
 NO_GAUGES = Gauges()
+EJECTED_FOR = {
+    "consecutive": "several requests in a row failed there",
+    "share": "half of its requests failed lately",
+    "wedged": "requests wait there and nothing comes",
+    "probe": "the request that tried it failed",
+}
+"""Why a pod was ejected, in words, for each `reason` of the ejections metric."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigState:
+    """Since when the configuration is in force, and what became of its file since."""
+
+    loaded_at: float
+    """Monotonic seconds."""
+    error: str = ""
+    """Why what the file holds now is not in force; empty when it is."""
+    waits_for_restart: tuple[str, ...] = ()
+    """Keys whose new values take effect with the next start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the gateway knows of its pods and of itself at one moment."""
+    """What the gateway knows of its pods and of itself at one moment. What probes do not need is asked for only when it
+    is told: with a thousand pods it is much."""
 
     fleet: Fleet
     draining: bool
-    loads: Mapping[str, PodLoad]
-    """By pod uid; of a pod that is missing here nothing is known."""
+    load_of: Callable[[str], PodLoad]
+    """What a pod said of its load, by its uid."""
+    health_of: Callable[[str], PodHealth]
+    """How requests fare at a pod, by its uid."""
     in_flight: Callable[[str], int]
     """Our own attempts that run at a pod, by its uid."""
+    waiting: Callable[[], Iterable[tuple[str, int]]]
+    """(pool, requests that wait for one of its pods)."""
+    panics: Callable[[], Iterable[tuple[str, bool]]]
+    """(pool, whether its ejected pods get requests all the same)."""
+    config: ConfigState
     mode: str
     """Of discovery: `static` or `kubernetes`."""
     stale_seconds: float
@@ -54,41 +80,83 @@ def models_without_pods(fleet: Fleet) -> list[str]:
     return sorted(name for name, route in fleet.routes.items() if not route.pods)
 
 
+def ejected_pods(seen: Seen) -> Collection[str]:
+    """The uids of the pods that are ejected now."""
+    return {pod.uid for pod in seen.fleet.pods if seen.health_of(pod.uid).state == EJECTED}
+
+
 def status_of(seen: Seen) -> dict[str, Any]:
     """The content of `/status.json`; numbers have three decimals at most, what is unknown is None."""
     fleet = seen.fleet
     reason = why_not_ready(fleet, draining=seen.draining)
+    ejected, waiting, panics = ejected_pods(seen), dict(seen.waiting()), dict(seen.panics())
     return {
         "version": __version__,
         "ready": not reason,
         "reason": reason,
         "replicas": seen.replicas,
+        "config": _config(seen),
         "discovery": {
             "mode": seen.mode,
             "listed": fleet.listed,
             "asked": fleet.asked,
-            "stale_seconds": _rounded(seen.stale_seconds),
+            "stale_seconds": rounded(seen.stale_seconds),
         },
-        "pools": fleet.pods_by_state(),
-        "pods": [_pod(seen, pod) for pod in sorted(fleet.pods, key=lambda pod: (pod.pool, pod.name, pod.uid))],
+        "pools": {
+            name: {**states, "queue": waiting.get(name, 0), "panic": panics.get(name, False)}
+            for name, states in fleet.pods_by_state(ejected).items()
+        },
+        "pods": [
+            _pod(seen, pod, shown_state(pod, ejected), panic=panics.get(pod.pool, False))
+            for pod in sorted(fleet.pods, key=lambda pod: (pod.pool, pod.name, pod.uid))
+        ],
         "refused": [{"name": pod.name, "reason": pod.reason, "why": pod.why} for pod in fleet.refused],
         "models_without_pods": models_without_pods(fleet),
     }
 
 
-def _pod(seen: Seen, pod: Pod) -> dict[str, Any]:
-    lasts = max(0.0, seen.now - pod.since)
+def _config(seen: Seen) -> dict[str, Any]:
+    lasts = max(0.0, seen.now - seen.config.loaded_at)
+    return {
+        "loaded_at": f"{iso_seconds(round(seen.wall - lasts))}Z",
+        "for_seconds": rounded(lasts),
+        "error": seen.config.error,
+        "waits_for_restart": list(seen.config.waits_for_restart),
+    }
+
+
+def _pod(seen: Seen, pod: Pod, state: str, *, panic: bool) -> dict[str, Any]:
+    health = seen.health_of(pod.uid)
+    # The pod's own time is that of the state which discovery gave it.
+    lasts = None if state == EJECTED else max(0.0, seen.now - pod.since)
     return {
         "name": pod.name,
         "pool": pod.pool,
-        "state": pod.state.value,
-        "reason": pod.reason,
-        "since": f"{iso_seconds(round(seen.wall - lasts))}Z",
-        "for_seconds": _rounded(lasts),
+        "state": state,
+        "reason": _why_less(health, panic=panic) if pod.state is PodState.READY else pod.reason,
+        "since": None if lasts is None else f"{iso_seconds(round(seen.wall - lasts))}Z",
+        "for_seconds": rounded(lasts),
         "models": [{"name": model.name, "claimed_by": _claimed_by(seen.fleet, pod, model)} for model in pod.models],
         "in_flight": seen.in_flight(pod.uid),
-        "load": _load(seen.loads.get(pod.uid, NOTHING_KNOWN), seen.now),
+        "max_in_flight": pod.max_in_flight,
+        "weight": rounded(health.weight),
+        "load": _load(seen.load_of(pod.uid), seen.now),
     }
+
+
+def _why_less(health: PodHealth, *, panic: bool) -> str:
+    """Why a ready pod gets no requests, or fewer than others; empty when it gets its share."""
+    if health.state == EJECTED:
+        seconds = ceil(health.seconds_left)
+        until = f"in {seconds} s" if seconds > 0 else "once its /health says 200"
+        why = EJECTED_FOR.get(health.reason, health.reason)
+        return f"{why}; back {until}{'; used all the same: too few others are left' if panic else ''}"
+    if health.state == "probing":
+        return "back from an ejection: one request at a time tries it"
+    if health.weight < 1:
+        came = "back from an ejection" if health.state == "returning" else "new"
+        return f"{came}: it gets {health.weight:.0%} of a share, and ever more"
+    return ""
 
 
 def _claimed_by(fleet: Fleet, pod: Pod, model: Model) -> str | None:
@@ -107,13 +175,13 @@ def _load(load: PodLoad, now: float) -> dict[str, Any]:
         "in_flight": load.in_flight,
         "running": gauges.running,
         "waiting": gauges.waiting,
-        "kv_usage": _rounded(gauges.kv_usage),
-        "prefix_hit_ratio": _rounded(hits / queries) if hits is not None and queries else None,
+        "kv_usage": rounded(gauges.kv_usage),
+        "prefix_hit_ratio": rounded(hits / queries) if hits is not None and queries else None,
         "adapters": None if load.gauges is None else list(gauges.adapters),
-        "age_seconds": _rounded(max(0.0, now - min(read_at))) if read_at else None,
+        "age_seconds": rounded(max(0.0, now - min(read_at))) if read_at else None,
     }
 
 
-def _rounded(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
     """Three decimals; None for what JSON has no number for."""
     return round(value, 3) if value is not None and isfinite(value) else None

@@ -1,33 +1,144 @@
-"""In-flight counts, and the leases that keep them exact.
+"""In-flight counts, the leases that keep them exact, and the line of those that found no room.
 
-There is no await between choosing and counting: entering a lease does both in one synchronous step, and it gives
-back at the end of its block, whatever happened in there. One lease is one attempt at one pod.
+There is no await between choosing and counting: `lease_nowait` does both in one synchronous step, and the lease gives
+back at the end of its block, whatever happened in there. One lease is one attempt at one pod. Who finds no room waits
+in `wait_for_room`, and is given a lease that is counted already.
+
+The balancer owns what a choice looks at: a `Seat` for each pod, and for each pool its health and its line. It is told
+what it cannot see: the fleet (`update`), what pods say of their load (`load_read`), how attempts ended (the lease).
 """
 
-from collections.abc import Callable, Collection
+import asyncio
+from collections import deque
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from enum import Enum
+from math import inf
 from types import TracebackType
 
-from gateway.balancing.policy import least_in_flight
-from gateway.core.fleet import Pod, Route
+from gateway.balancing.affinity import PrefixIndex, uid_key
+from gateway.balancing.health import PoolHealth, State
+from gateway.balancing.policy import POLICIES, Choice, Standing, View, Wish
+from gateway.balancing.waiting import Turned, Waiter, WaitingLine
+from gateway.core.cell import Cell
+from gateway.core.errors import QueueFull, QueueTimeout
+from gateway.core.fleet import Fleet, Pod, PodHealth, PodLoad, PodState, Pool, Route
 
 RETRY_SHARE = 0.1
-RETRY_FLOOR = 3
-"""Retries that may run at once: a share of what is active, but a few in any case."""
+RETRY_FLOOR = 10
+"""Retries that may be on their way to a first byte at once: a share of what is active, but a few in any case."""
+FAILED_SECONDS = 1.0
+"""A failed attempt counts as in flight for so much longer, in the choice only."""
+MAX_REST_SECONDS = 5.0
+COUNT_FRESH_SECONDS = 1.5
+"""How long a pod's own count of its requests is believed."""
+SLOWEST_FADES = 0.98
+"""By so much with each first token."""
+WAIT_GUESS_SECONDS = 5.0
+MAX_RETRY_AFTER_SECONDS = 60.0
+NO_WISH = Wish()
+_ONE_MORE = 1 << 30
+"""The room of a seat that takes one request whatever runs there: taken, it is 0."""
+
+
+class Blame(Enum):
+    """What a failed attempt says of its pod."""
+
+    NONE = "none"
+    POD = "pod"
+    """The pod's fault."""
+    IN_DOUBT = "in doubt"
+    """Its fault if it answers others, or if others do answer this caller: many a 500 is the request's own fault."""
+    BUSY = "busy"
+    """Not a fault: it has enough to do, and rests for a moment."""
+
+
+class Seat(Standing):
+    """A pod's standing, and what only the balancer looks at."""
+
+    __slots__ = (
+        "ejected_for",
+        "heard_at",
+        "leaving_since",
+        "limit",
+        "others_until",
+        "pod",
+        "probes",
+        "probing",
+        "resting_until",
+        "slowest",
+    )
+
+    def __init__(self, pod: Pod, now: float) -> None:
+        super().__init__(pod.uid, pod.name, uid_key(pod.uid))
+        self.pod = pod
+        self.limit = 1
+        """How many requests it may have at a time when it is in good health."""
+        self.resting_until = -inf
+        self.others_until = -inf
+        self.probing = False
+        """It came back from an ejection: one request at a time, until one has succeeded."""
+        self.probes = 0
+        self.ejected_for = ""
+        """Why it was last ejected, in one word."""
+        self.leaving_since: float | None = None
+        """It terminates, or is gone from the fleet, since then."""
+        self.heard_at = now
+        """When a content event, or a whole answer, last came from it."""
+        self.slowest = 0.0
+        """The longest time to a first token of late, in seconds; fades."""
+
+
+class _PoolState:
+    """What the balancer knows of one pool."""
+
+    __slots__ = ("handed_at", "health", "line", "pool", "seats", "seconds_per_slot", "unsettled", "view")
+
+    def __init__(self, pool: Pool, cache: PrefixIndex, chance: Callable[[], float]) -> None:
+        self.pool = pool
+        self.health = PoolHealth(chance)
+        self.line: WaitingLine[Lease] = WaitingLine()
+        self.seats: list[Seat] = []
+        """Its ready pods."""
+        self.view = View(cache, chance)
+        self.unsettled = False
+        """Some seat's room changes by time alone."""
+        self.handed_at = 0.0
+        self.seconds_per_slot = 0.0
+        """Between two slots that were handed to waiters, of late; 0: none was yet."""
 
 
 class Balancer:
-    """Owns how many attempts run at each pod, and how many of all are retries."""
+    """See the module's text. `ejected(pool, reason)` is told of every ejection."""
 
-    def __init__(self, chance: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        fleet: Cell[Fleet],
+        *,
+        clock: Callable[[], float],
+        chance: Callable[[], float],
+        ejected: Callable[[str, str], None],
+    ) -> None:
+        self._fleet = fleet
+        self._clock = clock
         self._chance = chance
-        self._in_flight: dict[str, int] = {}
+        self._ejected = ejected
+        self._seen: Fleet | None = None
+        self._seats: dict[str, Seat] = {}
+        self._pools: dict[str, _PoolState] = {}
+        self._ways: dict[str, tuple[_PoolState, list[Seat]]] = {}
+        """Of each model that was asked for since the fleet last changed: its pool, and the seats of its pods."""
+        self._cache = PrefixIndex()
+        self._failed: deque[tuple[float, Seat]] = deque()
         self._by_model: dict[str, int] = {}
         self._active = 0
         self._retrying = 0
 
+    # What others look at.
+
     def in_flight(self, uid: str) -> int:
         """Attempts running at a pod now."""
-        return self._in_flight.get(uid, 0)
+        seat = self._seats.get(uid)
+        return 0 if seat is None else seat.in_flight
 
     def in_flight_by_model(self) -> dict[str, int]:
         """Attempts running now by model; a model that once had one stays, with 0."""
@@ -43,49 +154,418 @@ class Balancer:
         """Whether the budget allows one retry more."""
         return self._retrying < max(RETRY_FLOOR, RETRY_SHARE * self._active)
 
-    def lease_nowait(self, route: Route, excluded: Collection[str] = (), *, retry: bool = False) -> "Lease":
-        """A pod of the route, none of those excluded (by uid), counted for the length of a `with` block.
+    @property
+    def ejected(self) -> Collection[str]:
+        """The uids of the pods that are ejected now."""
+        return [
+            seat.uid
+            for state in self._pools.values()
+            for seat in state.seats
+            if state.health.state(seat.uid) is State.EJECTED
+        ]
 
-        The block gets None when no pod is left. `retry`: the attempt draws on the retry budget.
+    def health_of(self, uid: str) -> PodHealth:
+        """How requests fare at a pod."""
+        seat = self._seats.get(uid)
+        state = None if seat is None else self._pools.get(seat.pod.pool)
+        if seat is None or state is None:
+            return PodHealth()
+        now, health = self._clock(), state.health
+        return PodHealth(
+            health.state(uid).value, seat.ejected_for, health.seconds_left(uid, now), health.weight(uid, now)
+        )
+
+    def waiting(self) -> Iterable[tuple[str, int]]:
+        """(pool, requests that wait for room in it now)."""
+        return [(name, len(state.line)) for name, state in self._pools.items()]
+
+    def panics(self) -> Iterable[tuple[str, bool]]:
+        """(pool, whether its ejected pods are used all the same, since too few others are left)."""
+        return [(name, state.health.panic) for name, state in self._pools.items()]
+
+    # A request's way to a pod.
+
+    def lease_nowait(
+        self, route: Route, wish: Wish = NO_WISH, excluded: Collection[str] = (), *, retry: bool = False
+    ) -> "Lease | None":
+        """A pod of the route, none of those excluded (by uid), counted from now to the end of a `with` block.
+
+        None: no pod has room. `retry`: the attempt draws on the retry budget until its first byte.
         """
-        return Lease(self, route, excluded, retry)
+        if self._fleet.value is not self._seen:
+            self.update()
+        if self._failed:
+            self._forgive(self._clock())
+        return self._lease(route.model, wish, excluded, retry)
+
+    async def wait_for_room(
+        self,
+        route: Route,
+        wish: Wish,
+        excluded: Collection[str],
+        *,
+        retry: bool,
+        caller: Hashable,
+        deadline: float,
+    ) -> "Lease":
+        """Wait in the pool's line for a pod with room. Cancelled, the place is given up, and a slot that was just
+        given passes on.
+
+        Raises `QueueFull` and `QueueTimeout`.
+        """
+        state = self._state(route.pool)
+        if not len(state.line):
+            state.handed_at = self._clock()
+        came: asyncio.Future[Lease | Turned] = asyncio.get_running_loop().create_future()
+        waiter: Waiter[Lease] = Waiter(caller, route.model, wish, frozenset(excluded), retry, deadline, came)
+        if not state.line.join(waiter, route.pool.queue_limit):
+            raise self._full(state)
+        try:
+            given = await came
+        except BaseException:
+            state.line.leave(waiter)
+            if came.done() and not came.cancelled() and isinstance(lease := came.result(), Lease):
+                lease.close()
+            raise
+        if given is Turned.FULL:
+            raise self._full(state)
+        if isinstance(given, Turned):
+            raise QueueTimeout(
+                "every pod of this model has its hands full, and none came free in time",
+                retry_after_seconds=self._wait_estimate(state),
+            )
+        return given
+
+    # What the balancer is told.
+
+    def update(self) -> None:
+        """The fleet is another one. Called by itself before a choice, and by who waits for the fleet to change."""
+        fleet, now = self._fleet.value, self._clock()
+        self._seen = fleet
+        self._ways.clear()
+        ready: dict[str, list[Seat]] = {name: [] for name in self._pools}
+        standing: dict[str, int] = {}
+        alive = set()
+        for pod in fleet.pods:
+            seat = self._seats.get(pod.uid)
+            if pod.state is PodState.READY:
+                if seat is None:
+                    seat = self._seats[pod.uid] = Seat(pod, now)
+                ready.setdefault(pod.pool, []).append(seat)
+            if pod.state is not PodState.DRAINING:
+                standing[pod.pool] = standing.get(pod.pool, 0) + 1
+                alive.add(pod.uid)
+            if seat is not None:
+                seat.pod = pod
+        for uid, seat in list(self._seats.items()):
+            if uid in alive:
+                seat.leaving_since = None
+            elif seat.leaving_since is None:
+                seat.leaving_since = now
+            if seat.leaving_since is not None and not seat.in_flight:
+                del self._seats[uid]
+        self._cache.keep(alive)
+        settings = {route.pool.name: route.pool for route in fleet.routes.values()}
+        for name in ready.keys() | settings.keys():
+            state = self._state(settings.get(name) or Pool(name))
+            state.seats = ready.get(name, [])
+            uids = [seat.uid for seat in state.seats]
+            state.health.keep(uids, standing.get(name, 0), now, starting=not fleet.asked)
+            if name not in settings and not state.seats and not len(state.line):
+                del self._pools[name]
+            else:
+                self._settle(state, now)
+
+    def load_read(self, uid: str, load: PodLoad) -> None:
+        """A pod told how many requests it has."""
+        seat = self._seats.get(uid)
+        if seat is None or load.in_flight is None:
+            return
+        seat.others = max(0, load.in_flight - load.in_flight_own)
+        seat.others_until = load.in_flight_read_at + COUNT_FRESH_SECONDS
+
+    def sweep(self, now: float) -> None:
+        """About four times a second: who waited too long, what was believed too long, what time has healed."""
+        self._forgive(now)
+        for seat in self._seats.values():
+            if seat.others and now >= seat.others_until:
+                seat.others = 0
+        for state in self._pools.values():
+            if len(state.line):
+                state.line.expire(now)
+            if state.unsettled or len(state.line):
+                self._settle(state, now)
+
+    def turn_all_away(self) -> None:
+        """Nobody waits any longer: this replica goes away."""
+        for state in self._pools.values():
+            state.line.expire(inf)
+
+    # Ejections, as who asks the pods needs them.
+
+    def due(self, now: float) -> list[Pod]:
+        """Ejected pods whose time is over: they may come back if their `/health` says so."""
+        return [
+            self._seats[uid].pod
+            for state in self._pools.values()
+            for uid in state.health.due(now)
+            if uid in self._seats
+        ]
+
+    def judged(self, pod: Pod, *, alive: bool) -> None:
+        """What the `/health` of a pod that was due said."""
+        state = self._pools.get(pod.pool)
+        if state is not None:
+            now = self._clock()
+            if alive:
+                state.health.recovered(pod.uid, now)
+            else:
+                state.health.still_sick(pod.uid, now)
+            self._settle(state, now)
+
+    def seat_of(self, uid: str) -> Seat | None:
+        """A pod's seat; None when it has none."""
+        return self._seats.get(uid)
+
+    def wedged(self, seat: Seat) -> bool:
+        """Requests wait there far longer than they ever did, and nothing comes. Whether it is ejected now."""
+        state = self._pools.get(seat.pod.pool)
+        if state is None:
+            return False
+        now = self._clock()
+        self._note_ejection(state, seat, state.health.wedged(seat.uid, now), now)
+        return state.health.state(seat.uid) is State.EJECTED
+
+    # Within.
+
+    def _lease(self, model: str, wish: Wish, excluded: Collection[str], retry: bool) -> "Lease | None":
+        way = self._ways.get(model) or self._way(model)
+        if way is None:
+            return None
+        room = [seat for seat in way[1] if seat.in_flight + seat.others < seat.room]
+        if excluded:
+            room = [seat for seat in room if seat.uid not in excluded]
+        if not room:
+            return None
+        choice = self._choose(way[0], room, wish, retry)
+        seat = choice.standing
+        assert isinstance(seat, Seat)  # noqa: S101  # one of those above
+        seat.in_flight += 1
+        probe = seat.probing
+        if probe:
+            seat.probes += 1
+            seat.room = 0
+        self._by_model[model] = self._by_model.get(model, 0) + 1
+        self._active += 1
+        self._retrying += retry
+        tokens = max(0, wish.tokens - choice.cached_tokens)
+        seat.pending_tokens += tokens
+        if wish.blocks:
+            self._cache.sent(seat.uid, wish.blocks)
+        return Lease(self, seat, model, choice, tokens, retry, probe)
+
+    def _choose(self, state: _PoolState, room: Sequence[Seat], wish: Wish, retry: bool) -> Choice:
+        if state.unsettled and not retry:
+            for seat in room:
+                if seat.probing:
+                    return Choice(seat, "probe")
+        if len(room) == 1:
+            choice = Choice(room[0], "only")
+        else:
+            view = state.view
+            view.turn += 1
+            choice = POLICIES[state.pool.policy](room, wish, view)
+        if state.health.panic and state.health.state(choice.standing.uid) in (State.EJECTED, State.PROBING):
+            return choice._replace(reason="panic")
+        return choice
+
+    def _way(self, model: str) -> tuple[_PoolState, list[Seat]] | None:
+        route = self._fleet.value.routes.get(model)
+        if route is None:
+            return None
+        way = self._ways[model] = (
+            self._state(route.pool),
+            [self._seats[pod.uid] for pod in route.pods],
+        )
+        return way
+
+    def _state(self, pool: Pool) -> _PoolState:
+        state = self._pools.get(pool.name)
+        if state is None:
+            state = self._pools[pool.name] = _PoolState(pool, self._cache, self._chance)
+        state.pool = pool
+        return state
+
+    def _settle(self, state: _PoolState, now: float) -> None:
+        """Work out every seat's room, and hand out what there is."""
+        health, pool = state.health, state.pool
+        state.unsettled = False
+        for seat in state.seats:
+            standing = health.state(seat.uid)
+            seat.limit = seat.pod.max_in_flight or pool.max_in_flight_per_pod
+            seat.weight = health.weight(seat.uid, now)
+            seat.probing = standing is State.PROBING and not health.panic
+            if now < seat.resting_until or (standing is State.EJECTED and not health.panic):
+                seat.room = 0
+            elif seat.probing:
+                seat.room = 0 if seat.probes else _ONE_MORE
+            else:
+                seat.room = max(1, int(seat.limit * seat.weight))
+            if standing is not State.HEALTHY or now < seat.resting_until or seat.weight < 1:
+                state.unsettled = True
+        self._hand_out(state, now, len(state.line))
+
+    def _hand_out(self, state: _PoolState, now: float, most: int) -> None:
+        if not len(state.line):
+            return
+        given = state.line.hand_out(
+            lambda waiter: self._lease(waiter.model, waiter.wish, waiter.excluded, waiter.retry), most
+        )
+        if given:
+            state.seconds_per_slot += ((now - state.handed_at) / given - state.seconds_per_slot) / 8
+            state.handed_at = now
+
+    def _note_ejection(self, state: _PoolState, seat: Seat, reason: str | None, now: float) -> None:
+        if reason is not None:
+            seat.ejected_for = reason
+            self._ejected(state.pool.name, reason)
+            self._settle(state, now)
+
+    def _answered(self, seat: Seat, caller: Hashable) -> None:
+        state = self._pools.get(seat.pod.pool)
+        if state is not None:
+            now = self._clock()
+            state.health.answered(seat.uid, caller, now)
+            if seat.probing:
+                self._settle(state, now)
+
+    def _streams(self, seat: Seat, caller: Hashable, now: float) -> None:
+        state = self._pools.get(seat.pod.pool)
+        if state is not None:
+            state.health.began(seat.uid, caller, now)
+            if seat.probing:
+                self._settle(state, now)
+
+    def _failed_at(self, seat: Seat, blame: Blame, caller: Hashable, sent_at: float, rest_seconds: float) -> None:
+        now = self._clock()
+        seat.failed += 1
+        self._failed.append((now + FAILED_SECONDS, seat))
+        state = self._pools.get(seat.pod.pool)
+        if state is None:
+            return
+        reason = None
+        if blame is Blame.BUSY:
+            seat.resting_until = now + min(rest_seconds, MAX_REST_SECONDS)
+            self._settle(state, now)
+        elif blame is Blame.POD:
+            reason = state.health.failed(seat.uid, caller, now, sent_at=sent_at)
+        elif blame is Blame.IN_DOUBT:
+            reason = state.health.erred(seat.uid, caller, now, sent_at=sent_at)
+        self._note_ejection(state, seat, reason, now)
+
+    def _began(self, lease: "Lease") -> None:
+        lease.seat.pending_tokens -= lease.tokens
+        lease.tokens = 0
+        self._retrying -= lease.retry
+        lease.retry = False
+
+    def _ended(self, lease: "Lease") -> None:
+        self._began(lease)
+        seat = lease.seat
+        seat.in_flight -= 1
+        self._by_model[lease.model] -= 1
+        self._active -= 1
+        if seat.leaving_since is not None:
+            if not seat.in_flight and self._seats.get(seat.uid) is seat:
+                del self._seats[seat.uid]
+            return
+        state = self._pools.get(seat.pod.pool)
+        if state is None:
+            return
+        if lease.probe:
+            seat.probes -= 1
+            self._settle(state, self._clock())
+        elif len(state.line):
+            self._hand_out(state, self._clock(), 1)
+
+    def _forgive(self, now: float) -> None:
+        while self._failed and now >= self._failed[0][0]:
+            self._failed.popleft()[1].failed -= 1
+
+    def _full(self, state: _PoolState) -> QueueFull:
+        return QueueFull(
+            "every pod of this model has its hands full, and the line of those who wait is too",
+            retry_after_seconds=self._wait_estimate(state),
+        )
+
+    def _wait_estimate(self, state: _PoolState) -> float:
+        """How long the line will take, as fast as it went of late; a tenth more or less, so that not all come again
+        at once."""
+        seconds = state.seconds_per_slot * (len(state.line) + 1) or WAIT_GUESS_SECONDS
+        return min(max(1.0, seconds), MAX_RETRY_AFTER_SECONDS) * (0.9 + 0.2 * self._chance())
 
 
 class Lease:
-    """See `Balancer.lease_nowait`."""
+    """One attempt at one pod, counted from its making until its block ends. See `Balancer.lease_nowait`.
 
-    __slots__ = ("_balancer", "_excluded", "_pod", "_retry", "_route")
+    Whoever holds it tells how the attempt went: `began` at its first token, then one of `answered` and `failed`, or
+    neither if the attempt says nothing of the pod.
+    """
 
-    def __init__(self, balancer: Balancer, route: Route, excluded: Collection[str], retry: bool) -> None:
+    __slots__ = ("_balancer", "_open", "choice", "model", "probe", "retry", "seat", "sent_at", "tokens")
+
+    def __init__(
+        self,
+        balancer: Balancer,
+        seat: Seat,
+        model: str,
+        choice: Choice,
+        tokens: int,
+        retry: bool,
+        probe: bool,
+    ) -> None:
         self._balancer = balancer
-        self._route = route
-        self._excluded = excluded
-        self._retry = retry
-        self._pod: Pod | None = None
+        self._open = True
+        self.seat = seat
+        self.model = model
+        self.choice = choice
+        self.tokens = tokens
+        """Prompt tokens that the pod still has to work on."""
+        self.retry = retry
+        """It draws on the retry budget now."""
+        self.probe = probe
+        self.sent_at = inf
+        """When the request left for the pod, in monotonic seconds; infinite before."""
 
-    def __enter__(self) -> Pod | None:
-        balancer, route, excluded = self._balancer, self._route, self._excluded
-        pods = [pod for pod in route.pods if pod.uid not in excluded] if excluded else route.pods
-        in_flight, by_model = balancer._in_flight, balancer._by_model
-        pod = self._pod = least_in_flight(pods, in_flight, balancer._chance)
-        if pod is not None:
-            in_flight[pod.uid] = in_flight.get(pod.uid, 0) + 1
-            by_model[route.model] = by_model.get(route.model, 0) + 1
-            balancer._active += 1
-            balancer._retrying += self._retry
-        return pod
+    def __enter__(self) -> Pod:
+        return self.seat.pod
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        balancer, pod = self._balancer, self._pod
-        if pod is None:
-            return
-        left = balancer._in_flight[pod.uid] - 1
-        if left:
-            balancer._in_flight[pod.uid] = left
-        else:
-            del balancer._in_flight[pod.uid]
-        balancer._by_model[self._route.model] -= 1
-        balancer._active -= 1
-        balancer._retrying -= self._retry
+        self.close()
+
+    def close(self) -> None:
+        """Give back what was counted; once, however often it is called."""
+        if self._open:
+            self._open = False
+            self._balancer._ended(self)
+
+    def began(self, now: float) -> None:
+        """The answer is whole, or its first token is here."""
+        self._balancer._began(self)
+        self.seat.heard_at = now
+
+    def streams(self, caller: Hashable, now: float) -> None:
+        """After `began`: the rest of the answer may take minutes."""
+        seat = self.seat
+        seat.slowest = max(now - self.sent_at, seat.slowest * SLOWEST_FADES)
+        self._balancer._streams(seat, caller, now)
+
+    def answered(self, caller: Hashable) -> None:
+        """The pod answered as a pod should; a refusal of a bad request is such an answer."""
+        self._balancer._answered(self.seat, caller)
+
+    def failed(self, blame: Blame, caller: Hashable, rest_seconds: float = 1.0) -> None:
+        """The attempt failed. `rest_seconds`: how long a busy pod asked to be left alone."""
+        self._balancer._failed_at(self.seat, blame, caller, self.sent_at, rest_seconds)

@@ -7,8 +7,6 @@ broken by chance: replicas of the gateway that break them alike would all choose
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from gateway.core.fleet import Pod
-
 
 class Standing:
     """One pod as the choice sees it. Written by its owner alone, the balancer (in a simulation: the simulation)."""
@@ -66,8 +64,10 @@ class Choice(NamedTuple):
     """One word of a closed set, for the access line."""
     cached_tokens: int = 0
     """How many of the prompt's tokens are believed cached there."""
+    weighed: Sequence[Standing] = ()
+    """The pods that were weighed against each other, for who asks why; empty where nothing was."""
     costs: Sequence[float] = ()
-    """What each candidate would have cost, in their order, for who asks why; empty where nothing was weighed."""
+    """What each of them would have cost, in their order."""
 
 
 class Cached(Protocol):
@@ -82,14 +82,17 @@ class Cached(Protocol):
         ...
 
 
-class View(NamedTuple):
+class View:
     """What a policy may look at beside the pods."""
 
-    cache: Cached
-    chance: Callable[[], float]
-    """Uniform in [0, 1)."""
-    turn: int = 0
-    """Counts the choices in this pool."""
+    __slots__ = ("cache", "chance", "turn")
+
+    def __init__(self, cache: Cached, chance: Callable[[], float], turn: int = 0) -> None:
+        self.cache = cache
+        self.chance = chance
+        """Uniform in [0, 1)."""
+        self.turn = turn
+        """Counts the choices in this pool."""
 
 
 Policy = Callable[[Sequence[Standing], Wish, View], Choice]
@@ -127,22 +130,61 @@ def round_robin(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
     return Choice(pods[view.turn % len(pods)], "round_robin")
 
 
-POLICIES: Mapping[str, Policy] = {"least": least, "p2c": p2c, "round_robin": round_robin}
+def session(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
+    """The same pod for each request of a session, on every replica: consistent hashing with bounded loads.
+
+    The wish's key ranks the pods (highest random weight), so a pod that leaves or joins moves only its own sessions. A
+    pod that has its share of what we have in flight, and a quarter more, is passed over for the next in rank. Source:
+    Mirrokni, Thorup, Zadimoghaddam, "Consistent Hashing with Bounded Loads".
+    """
+    return _first_in_rank(pods, wish, view, "session")
 
 
-def least_in_flight(pods: Sequence[Pod], in_flight: Mapping[str, int], chance: Callable[[], float]) -> Pod | None:
-    """The least loaded pod, or None when there is none. `in_flight` counts by pod uid; absent means 0.
-    `chance()` is uniform in [0, 1)."""
-    fewest = -1
-    best: Pod | None = None
-    equals = 1
+def prefix(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
+    """As `session`; the wish's key is made of the prompt's beginning, whatever session it belongs to."""
+    return _first_in_rank(pods, wish, view, "prefix")
+
+
+SPREAD = 1.25
+"""How many times its share of what is in flight a pod may carry before its sessions go to another."""
+_64_BITS = (1 << 64) - 1
+
+
+def _first_in_rank(pods: Sequence[Standing], wish: Wish, view: View, reason: str) -> Choice:
+    key = wish.key
+    if not key:
+        return least(pods, wish, view)
+    # A pod's rank is the product of two keys that are hashes already. That spreads sessions as evenly as a full mixing
+    # function does, at a third of its cost. `hash((key, pod.key))` does not: one pod of eight gets twice its share.
+    best, highest = pods[0], -1
     for pod in pods:
-        count = in_flight.get(pod.uid, 0)
-        if best is None or count < fewest:
-            best, fewest, equals = pod, count, 1
-        elif count == fewest:
-            # Each of k equals wins with probability 1/k, without a list of them.
-            equals += 1
-            if chance() * equals < 1:
-                best = pod
-    return best
+        rank = pod.key * key & _64_BITS
+        if rank > highest:
+            best, highest = pod, rank
+    if best.in_flight + best.failed <= 1:
+        # No bound is lower: the others need not be looked at.
+        return Choice(best, reason)
+    total, weights = 0, 0.0
+    for pod in pods:
+        total += pod.in_flight + pod.failed
+        weights += pod.weight
+    share = total / weights
+    if best.in_flight + best.failed < SPREAD * (share * best.weight + 1):
+        return Choice(best, reason)
+    # The next in rank is the first of those below their bound, and one is: not all have more than their share.
+    highest = -1
+    for pod in pods:
+        rank = pod.key * key & _64_BITS
+        if rank > highest and pod.in_flight + pod.failed < SPREAD * (share * pod.weight + 1):
+            best, highest = pod, rank
+    return Choice(best, "spill")
+
+
+POLICIES: Mapping[str, Policy] = {
+    "auto": least,
+    "least": least,
+    "p2c": p2c,
+    "round_robin": round_robin,
+    "session": session,
+    "prefix": prefix,
+}

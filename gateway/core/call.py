@@ -35,6 +35,7 @@ class Call(NamedTuple):
     """What was asked, read once from the body. Below intake nobody asks whether a field exists."""
 
     model: str
+    """The name in the body: the one asked for, or that of the model which an alias of that name led to."""
     stream: bool
     wants_usage: bool
     """The caller asked for the usage chunk itself (`stream_options.include_usage`)."""
@@ -130,10 +131,11 @@ class Trail:
 
     @property
     def overhead_seconds(self) -> float | None:
-        """What the gateway itself took: until the request left, and from the pod's first content to ours.
+        """What the gateway itself took: until the request left, without the wait for a pod with room, and from the
+        pod's first content to ours.
 
         None after several attempts: the time between them is the pods'.
         """
         if self.attempts != 1 or self.sent_at is None or self.first_content_at is None or self.committed_at is None:
             return None
-        return self.sent_at - self.received_at + self.committed_at - self.first_content_at
+        return self.sent_at - self.received_at - self.queue_seconds + self.committed_at - self.first_content_at

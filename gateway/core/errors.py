@@ -27,9 +27,12 @@
     ├── StreamDraining       in a stream: this replica goes away
     ├── Overloaded           503, our capacity, with an estimate of when to come back
     │   ├── NoReadyPod          503 no_ready_pod
+    │   ├── QueueFull           503 queue_full
+    │   ├── QueueTimeout        503 queue_timeout
     │   ├── Draining            503 draining
     │   └── Busy                503 overloaded
     ├── PodRefusal           a pod's own 4xx, passed on byte for byte
+    ├── Quarantined          500 request_quarantined
     └── InternalError        500 internal_error
 
 The names on the wire are the contract's. Messages say what to do next and never hold an address or a key.
@@ -252,6 +255,14 @@ class NoReadyPod(Overloaded):
     code = "no_ready_pod"
 
 
+class QueueFull(Overloaded):
+    code = "queue_full"
+
+
+class QueueTimeout(Overloaded):
+    code = "queue_timeout"
+
+
 class Draining(Overloaded):
     code = "draining"
 
@@ -277,6 +288,15 @@ class PodRefusal(PoolgateError):
 
     def body(self) -> bytes:
         return self._body
+
+
+class Quarantined(PoolgateError):
+    """Two pods died with this very request in hand: a third one is spared."""
+
+    code = "request_quarantined"
+
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        return ((b"x-should-retry", b"false"),)
 
 
 class InternalError(PoolgateError):

@@ -3,14 +3,17 @@
 All values are frozen. Discovery builds a new `Fleet` whenever something changed and replaces the old one whole.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 Address = tuple[str, int]
 """An IP address and a port."""
+
+Policy = Literal["auto", "least", "p2c", "session", "prefix", "round_robin"]
+"""How a pod is chosen, by the name that the configuration gives it."""
 
 
 class PodState(StrEnum):
@@ -23,6 +26,10 @@ class PodState(StrEnum):
     """Terminating."""
     ASLEEP = "asleep"
     """vLLM's sleep mode: it would take a request, and let it wait."""
+
+
+EJECTED = "ejected"
+"""Beside the states of `PodState`: a ready pod that gets no work, because requests failed there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,8 @@ class Pod:
     """It may be asked what it serves: ready as Kubernetes sees it, or configured."""
     allowed: tuple[str, ...] = ("*",)
     """Globs of the model names that its own annotation lets it serve."""
+    max_in_flight: int | None = None
+    """How many requests of ours it takes at once, by its own annotation; None: as many as its pool says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,19 +118,47 @@ class PodLoad:
 
     in_flight: int | None = None
     """Requests in the pod, queued ones and every other caller's included (`/load`); None where it is not tracked."""
+    in_flight_own: int = 0
+    """How many of those were this gateway's own."""
     in_flight_read_at: float = 0.0
     """Monotonic seconds, as the next."""
     gauges: Gauges | None = None
     gauges_read_at: float = 0.0
 
 
+class PodHealth(NamedTuple):
+    """How requests fare at a pod, as this gateway sees it."""
+
+    state: str = "healthy"
+    """`healthy`; `ejected`: it gets no work for a while; `probing`: it is back, and one request at a time tries it;
+    `returning`: it gets a growing share."""
+    reason: str = ""
+    """Why it was ejected: one word of the ejections metric's."""
+    seconds_left: float = 0.0
+    """Until an ejected pod is asked how it is."""
+    weight: float = 1.0
+    """0.1 to 1: its share of requests is less while it is new, or back from an ejection."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Pods that serve the same models, under one set of deadlines. `models` are the globs it admits."""
+    """Pods that serve the same models, under one set of settings."""
 
     name: str
     models: tuple[str, ...] = ("*",)
+    """Globs of the model names it admits."""
     deadlines: Deadlines = Deadlines()
+    policy: Policy = "auto"
+    """How the pod for a request is chosen."""
+    max_in_flight_per_pod: int = 128
+    """How many requests of ours one of its pods takes at once, unless the pod itself says otherwise."""
+    queue_limit: int = 256
+    """How many requests may wait for a pod with room; 0: none waits."""
+    queue_wait_seconds: float = 10.0
+    """How long each of them may wait, over all its attempts."""
+    hold_empty_seconds: float = 0.0
+    """How long requests are held while the pool has no pod at all, since one may be starting (scale from zero); 0: they
+    are refused at once."""
 
     def admits(self, model: str) -> bool:
         """Whether the pool's settings let it serve a model of that name."""
@@ -151,10 +188,17 @@ class Fleet:
     asked: bool = False
     """Whether every ready pod of that first listing was asked for its models once, or had its time to answer."""
 
-    def pods_by_state(self) -> dict[str, dict[str, int]]:
-        """For every pool with a pod or a model: how many of its pods are in each state, by the state's name."""
+    def pods_by_state(self, ejected: Collection[str] = ()) -> dict[str, dict[str, int]]:
+        """For every pool with a pod or a model: how many of its pods are in each state, by the state's name. A ready
+        pod whose uid is among the ejected ones counts as that."""
         names = {pod.pool for pod in self.pods} | {route.pool.name for route in self.routes.values()}
-        counts = {name: {state.value: 0 for state in PodState} for name in sorted(names)}
+        states = (*(state.value for state in PodState), EJECTED)
+        counts = {name: dict.fromkeys(states, 0) for name in sorted(names)}
         for pod in self.pods:
-            counts[pod.pool][pod.state.value] += 1
+            counts[pod.pool][shown_state(pod, ejected)] += 1
         return counts
+
+
+def shown_state(pod: Pod, ejected: Collection[str]) -> str:
+    """A pod's state by the name that operators see."""
+    return EJECTED if pod.state is PodState.READY and pod.uid in ejected else pod.state.value

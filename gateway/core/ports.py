@@ -18,3 +18,8 @@ class Fetch(Protocol):
 
 class FetchFailed(Exception):
     """A pod did not answer a `Fetch` as it should. The text names no address."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+        """Of its answer; 0: there was none."""

@@ -17,6 +17,7 @@ from gateway.core.fleet import Address, Pod, PodState
 POOL_LABEL = "poolgate.dev/pool"
 PORT_ANNOTATION = "poolgate.dev/port"
 MODELS_ANNOTATION = "poolgate.dev/models"
+MAX_IN_FLIGHT_ANNOTATION = "poolgate.dev/max-in-flight"
 WORKER_LABEL = "leaderworkerset.sigs.k8s.io/worker-index"
 """LeaderWorkerSet numbers the pods of a group. Only number 0, the leader, serves HTTP, unless each pod is a rank of its
 own (vLLM's external and hybrid load balancing)."""
@@ -25,6 +26,7 @@ PORT_NAME = "http"
 DEFAULT_PORT = 8000
 MAX_PORTS = 16
 MAX_ALLOWED = 64
+MAX_IN_FLIGHT = 100_000
 MAX_WORD_CHARACTERS = 64
 
 Network = IPv4Network | IPv6Network
@@ -93,6 +95,7 @@ def pods_of(told: Mapping[str, Any], rules: Rules) -> tuple[Pod, ...]:
             created_at=_seconds(_text(metadata, "creationTimestamp")),
             askable=state is PodState.READY,
             allowed=_allowed(annotations),
+            max_in_flight=_max_in_flight(annotations),
         )
         for port in ports
     )
@@ -218,6 +221,16 @@ def _allowed(annotations: Mapping[str, Any]) -> tuple[str, ...]:
     if listed is None:
         return ("*",)
     return tuple(name for name in (word.strip() for word in str(listed).split(",")) if name)[:MAX_ALLOWED]
+
+
+def _max_in_flight(annotations: Mapping[str, Any]) -> int | None:
+    """The annotation's number. One that cannot be meant counts as none: the pool's own setting is a safe number, and a
+    slip of the pen must not take a working pod out. The status shows what was understood.
+    """
+    written = _text(annotations, MAX_IN_FLIGHT_ANNOTATION).strip()
+    if not (written.isdecimal() and written.isascii() and len(written) <= len(str(MAX_IN_FLIGHT))):
+        return None
+    return int(written) if 0 < int(written) <= MAX_IN_FLIGHT else None
 
 
 def _seconds(stamp: str) -> float:

@@ -80,6 +80,17 @@ class Roster:
             wait = self._published_at + PUBLISH_SECONDS - self._clock()
             self._due = asyncio.get_running_loop().call_later(max(0.0, wait), self._publish)
 
+    def use(self, pools: Mapping[str, Pool]) -> None:
+        """Take these settings of pools from now on: the next fleet has them. Pods stay what they are."""
+        self._pools = pools
+        for known in self._known.values():
+            # Other globs may admit other models of those that it listed.
+            known.made_of = ()
+        for name, (pool, _) in list(self._remembered.items()):
+            if not self._pool(pool).admits(name):
+                del self._remembered[name]
+        self.changed()
+
     # What pods tell. Of a pod that is not known any more, nothing is kept.
 
     def heard(self, uid: str, listing: Listing) -> None:

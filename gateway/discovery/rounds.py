@@ -58,13 +58,15 @@ SLICE_PODS = 20
 EARLY_SHARE = 0.3
 """Models are asked for so much of their interval early, if the connection is open because of another question."""
 SHORTEST_PAUSE = 0.001
+ASK_AGAIN_SECONDS = 1.0
 FRESH_INTERVALS = 3.0
 """A value is good for so many of its intervals: one read may fail."""
 NOTHING_KNOWN = PodLoad()
 
 
 class Rounds:
-    """See the module's text. `in_flight(uid)` is how many requests of ours are at a pod now."""
+    """See the module's text. `in_flight(uid)` is how many requests of ours are at a pod now; `counted(uid, load)` is
+    told of each count that a pod gave."""
 
     def __init__(
         self,
@@ -73,6 +75,7 @@ class Rounds:
         fetch: Fetch,
         *,
         in_flight: Callable[[str], int],
+        counted: Callable[[str, PodLoad], None],
         replicas: Callable[[], int],
         clock: Callable[[], float],
         chance: Callable[[], float],
@@ -82,12 +85,15 @@ class Rounds:
         self._fleet = fleet
         self._fetch = fetch
         self._in_flight = in_flight
+        self._counted = counted
         self._replicas = replicas
         self._clock = clock
         self._chance = chance
         self._pace = pace or Pace()
         self._visits: dict[str, asyncio.Task[None]] = {}
         self._loads: dict[str, PodLoad] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._asked_again_at = float("-inf")
 
     def load_of(self, uid: str) -> PodLoad:
         """What a pod last said of its load, without what is too old by now."""
@@ -99,9 +105,19 @@ class Rounds:
             load = replace(load, in_flight=None)
         return load
 
+    def ask_again(self, pod: Pod) -> None:
+        """Something the pod told of its models is not true any more: ask it at once, and not again within a second."""
+        visit = self._visits.get(pod.uid)
+        now = self._clock()
+        if visit is not None and self._group is not None and now - self._asked_again_at > ASK_AGAIN_SECONDS:
+            self._asked_again_at = now
+            visit.cancel()
+            self._visits[pod.uid] = self._group.create_task(self._visit(pod, 0.0))
+
     async def run(self) -> None:
         """Visit each pod that may be asked, as long as it may; ends by cancellation."""
         async with asyncio.TaskGroup() as group:
+            self._group = group
             while True:
                 wanted = {pod.uid: pod for pod in self._fleet.value.pods if pod.askable}
                 gone = self._visits.keys() - wanted.keys()
@@ -171,9 +187,11 @@ class Rounds:
         except FetchFailed:
             # Slow or away is not untracked; the value before grows old.
             return
-        if not tracking.judge(count, before, self._in_flight(pod.uid)):
+        after = self._in_flight(pod.uid)
+        if not tracking.judge(count, before, after):
             count = None
-        self._note(pod.uid, in_flight=count, in_flight_read_at=self._clock())
+        self._note(pod.uid, in_flight=count, in_flight_own=min(before, after), in_flight_read_at=self._clock())
+        self._counted(pod.uid, self._loads.get(pod.uid, NOTHING_KNOWN))
 
     def _note(self, uid: str, **changes: Any) -> None:
         # An answer may come between the end of a pod and that of its visit.

@@ -1,9 +1,9 @@
 """Where pods are learned from: the port between the roster and configuration or Kubernetes."""
 
-import asyncio
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from gateway.core.cell import Cell
 from gateway.core.fleet import Pod, RefusedPod
 
 
@@ -37,18 +37,24 @@ class Source(Protocol):
 
 
 class Given:
-    """A source that never changes: pods from configuration."""
+    """Pods from configuration: they change when they are given anew."""
 
     mode = "static"
 
     def __init__(self, pods: tuple[Pod, ...]) -> None:
-        self._seen = Sighting(pods)
+        self._given = Cell(Sighting(pods))
+
+    def give(self, pods: tuple[Pod, ...]) -> None:
+        """From now on it is these."""
+        self._given.set(Sighting(pods))
 
     async def run(self, changed: Callable[[], None]) -> None:
-        await asyncio.Event().wait()
+        while True:
+            await self._given.wait_changed()
+            changed()
 
     def seen(self) -> Sighting:
-        return self._seen
+        return self._given.value
 
     def stale_seconds(self) -> float:
         return 0.0

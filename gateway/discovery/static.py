@@ -1,4 +1,7 @@
-"""Pods from configuration: they are given, what they serve is asked (`discovery.rounds`)."""
+"""Pods from configuration: they are given, what they serve is asked (`discovery.rounds`).
+
+A pod is its pool and address: under another name, or at another place in the file, it is still the same server.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ def pods_of(configured: Iterable[StaticPod]) -> tuple[Pod, ...]:
     """The configured pods, in the file's order, not yet asked for their models."""
     return tuple(
         Pod(
-            uid=f"static/{pod.name}",
+            uid=f"static/{pod.pool}/{pod.host}:{pod.port}",
             name=pod.name,
             pool=pod.pool,
             host=pod.host,

@@ -7,6 +7,9 @@ coding other than chunked and an upgrade are refused here.
 
 Pipelining: the first request is answered, then the connection closes (RFC 9112 section 9.3.2 allows it).
 A half-closed connection counts as closed: the client has gone (vLLM's own server does the same).
+
+No connection ends unannounced: one that closes behind an answer has said so in that answer's head. An answer whose
+head went out before the drain began leaves its connection open, and the next one there says it.
 """
 
 import asyncio
@@ -17,6 +20,7 @@ import httptools
 
 from gateway.core.clock import Clock, http_date
 from gateway.core.errors import (
+    Draining,
     HeadersTooLarge,
     InvalidRequest,
     PoolgateError,
@@ -81,7 +85,7 @@ class Edge:
         """The time of the last sweep: precise enough for deadlines."""
         self.date_line = b""
         self.closing = False
-        """Every answer from now on closes its connection."""
+        """Every answer that begins from now on says that it closes its connection."""
         self._wall = clock.wall
         self._date_of = -1
         self.sweep(self.now)
@@ -99,6 +103,21 @@ class Edge:
             self.date_line = b"date: " + http_date(wall) + b"\r\n"
         for connection in list(self.connections):
             connection.sweep(now)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anywhere a request, or a part of one, has come whose answer is not wholly sent."""
+        return not all(connection.idle for connection in self.connections)
+
+    def turn_away(self) -> None:
+        """Refuse the requests that have come in part: they would not be served any more."""
+        for connection in list(self.connections):
+            connection.turn_away()
+
+    def let_go(self) -> None:
+        """Tell the idle connections that nothing more comes."""
+        for connection in list(self.connections):
+            connection.let_go()
 
     def close(self) -> None:
         """Close what is idle at once; what is busy closes with its answer."""
@@ -344,11 +363,8 @@ class ClientConnection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         if self._lingering:
-            # Closing with bytes unread would reset the connection, and the client might never see the refusal.
-            self._deadline = edge.now + edge.bounds.linger_seconds
-            if transport.can_write_eof():
-                transport.write_eof()
-        elif not self._keep_alive or edge.closing:
+            self._half_close(transport)
+        elif not self._keep_alive:
             self._lingering = True
             self._deadline = edge.now + edge.bounds.stalled_seconds
             transport.close()
@@ -357,6 +373,20 @@ class ClientConnection(asyncio.Protocol):
             self._in_head = True
             self._head_bytes = self._raw_bytes = 0
 
+    def _half_close(self, transport: asyncio.Transport) -> None:
+        """Say that nothing more comes, and throw away what does for a while: closing with bytes unread would reset the
+        connection, and the client might never see what was said before."""
+        self._lingering = True
+        self._deadline = self._edge.now + self._edge.bounds.linger_seconds
+        if transport.can_write_eof():
+            transport.write_eof()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of a request has come, and nothing of an answer is left to send."""
+        transport = self._transport
+        return not self._head_bytes and (transport is None or not transport.get_write_buffer_size())
+
     @property
     def stalled(self) -> bool:
         """Whether the client reads slower than bytes come."""
@@ -364,15 +394,29 @@ class ClientConnection(asyncio.Protocol):
 
     def framing(self) -> "Framing":
         """How the answer that begins now is framed."""
-        return Framing(self._edge.date_line, not self._keep_alive or self._edge.closing, not self._old_http)
+        if self._edge.closing:
+            self._keep_alive = False
+        return Framing(self._edge.date_line, not self._keep_alive, not self._old_http)
 
     def abort(self) -> None:
         """Close at once; what was not sent is lost."""
         if self._transport is not None:
             self._transport.abort()
 
+    def turn_away(self) -> None:
+        """Refuse a request that has come in part."""
+        if self._exchange is None and not self._lingering and not self.idle:
+            self._refuse(_GOING_AWAY)
+
+    def let_go(self) -> None:
+        """Half-close if idle: a request that is on its way already finds an orderly end instead of a reset."""
+        transport = self._transport
+        if transport is not None and self.idle:
+            self._half_close(transport)
+
     def shutdown(self) -> None:
-        """Close if idle; a busy connection closes with its answer. uvicorn calls it too, at its own end."""
+        """Close if idle; a busy connection closes with its answer."""
+        self._keep_alive = False
         if self._exchange is None and self._transport is not None:
             self._transport.close()
 
@@ -497,5 +541,6 @@ def _repeated(headers: list[tuple[bytes, bytes]]) -> frozenset[bytes]:
 
 
 _NONE: frozenset[bytes] = frozenset()
+_GOING_AWAY = Draining("this replica is shutting down", retry_after_seconds=1.0)
 _UPGRADE = InvalidRequest("this server does not upgrade connections: set the client to HTTP/1.1")
 _HEAD_TOO_LARGE = HeadersTooLarge("the request's head is larger than 32 KiB")

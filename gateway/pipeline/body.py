@@ -1,8 +1,10 @@
-"""The body as bytes: what it may look like, where its top level's members are, and the one edit we make.
+"""The body as bytes: what it may look like, where its top level's members are, and the two edits we make.
 
 We forward what the client sent, so what we read must be what vLLM will read. Duplicate keys would break that, and
 finding them exactly means walking every token. So `stand_once` proves by counting bytes that the routed keys stand
 there once, which holds for nearly every request; only in doubt are the members walked. No function here recurses.
+
+The edits give the body in parts: what stays is looked at through a memoryview and copied nowhere.
 """
 
 import json
@@ -16,6 +18,9 @@ _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\],:]', re.DOTALL)
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"{}[]'))
 _ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
 _STRING = re.compile(rb'"[^"]*"')
+_MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]++|\\.)*+")', re.DOTALL)
+
+Parts = list[bytes | memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,33 @@ def nesting(text: bytes) -> int:
     return MAX_NESTING + 1
 
 
-def asking_for_usage(text: bytes, options: Member | None) -> list[bytes | memoryview]:
+def asking_for_model(text: bytes, name: str, other: str) -> Parts:
+    """The text, in parts, with another model's name in place of `name`, the value of its one member `model`."""
+    start, end = _model_span(text, name)
+    return in_place(text, start, end, json.dumps(other).encode("ascii"))
+
+
+def _model_span(text: bytes, name: str) -> tuple[int, int]:
+    """Where the value of the top level's `model` stands, which is known to be there once.
+
+    The search finds each key that ends in `model"` and has a string as its value, the one at the top level among them
+    unless its letters hide behind escapes. So if only one of those strings is the name, it is the one.
+    """
+    if b"\\u006" not in text:
+        places = [found.span(1) for found in _MODEL.finditer(text) if json.loads(found[1]) == name]
+        if len(places) == 1:
+            return places[0]
+    member = next(each for each in members(text) if each.key == "model")
+    return member.value_start, member.value_end
+
+
+def in_place(text: bytes, start: int, end: int, put: bytes) -> Parts:
+    """The text, in parts, with `put` in place of what stands from `start` to `end`."""
+    whole = memoryview(text)
+    return [whole[:start], put, whole[end:]]
+
+
+def asking_for_usage(text: bytes, options: Member | None) -> Parts:
     """The text, in parts, with `stream_options.include_usage` true, and no usage on each chunk.
 
     `options` is the member `stream_options` if the text has one. Its other members stay as they are.
@@ -108,8 +139,7 @@ def asking_for_usage(text: bytes, options: Member | None) -> list[bytes | memory
             for member in members(value)
             if member.key not in ("include_usage", "continuous_usage_stats")
         ]
-    whole = memoryview(text)
-    return [whole[: options.value_start], b"{" + b",".join(kept) + b"}", whole[options.value_end :]]
+    return in_place(text, options.value_start, options.value_end, b"{" + b",".join(kept) + b"}")
 
 
 def repeated(found: Iterable[Member], keys: frozenset[str]) -> str | None:

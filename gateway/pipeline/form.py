@@ -12,6 +12,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from gateway.core.errors import InvalidRequest, UnsupportedMediaType
+from gateway.pipeline.body import Parts, in_place
 
 MAX_PARTS = 100
 MAX_FIELD_BYTES = 4096
@@ -39,6 +40,16 @@ def read_form(body: bytes, boundary: bytes, wanted: Collection[str]) -> dict[str
 
     Raises `InvalidRequest` for what is no whole form, and for a wanted field that stands in it twice or is too long.
     """
+    return _read(body, boundary, wanted).found
+
+
+def form_asking_for_model(body: bytes, boundary: bytes, other: str) -> Parts:
+    """A form that was read and has a field `model`, in parts, with another model's name in it."""
+    start, end = _read(body, boundary, ("model",)).spans["model"]
+    return in_place(body, start, end, other.encode("utf-8"))
+
+
+def _read(body: bytes, boundary: bytes, wanted: Collection[str]) -> "_Reading":
     reading = _Reading(wanted)
     parser = MultipartParser(
         boundary,
@@ -59,7 +70,7 @@ def read_form(body: bytes, boundary: bytes, wanted: Collection[str]) -> dict[str
         raise InvalidRequest("the body is not a valid multipart form") from None
     if not reading.ended:
         raise InvalidRequest("the form ends before its last boundary")
-    return reading.found
+    return reading
 
 
 class _Reading:
@@ -67,6 +78,8 @@ class _Reading:
 
     def __init__(self, wanted: Collection[str]) -> None:
         self.found: dict[str, str] = {}
+        self.spans: dict[str, tuple[int, int]] = {}
+        """Where the content of each of `found` stands, but for those without any."""
         self.ended = False
         self._wanted = wanted
         self._parts = 0
@@ -106,6 +119,8 @@ class _Reading:
     def data(self, data: bytes, start: int, end: int) -> None:
         if self._name is not None:
             self._text += data[start:end]
+            # The form is written to the parser at once, so this is all of the content, and `data` the form itself.
+            self.spans[self._name] = start, end
             if len(self._text) > MAX_FIELD_BYTES:
                 raise InvalidRequest(f"the field {self._name!r} is too long", param=self._name)
 

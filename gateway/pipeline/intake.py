@@ -14,7 +14,19 @@ import msgspec
 from gateway.core.call import Call
 from gateway.core.caller import Tenant
 from gateway.core.errors import Forbidden, InvalidJson, InvalidRequest, Unsupported, UnsupportedMediaType
-from gateway.pipeline.body import MAX_NESTING, Member, asking_for_usage, members, nesting, repeated, stand_once, without
+from gateway.pipeline.body import (
+    MAX_NESTING,
+    Member,
+    Parts,
+    asking_for_model,
+    asking_for_usage,
+    members,
+    nesting,
+    repeated,
+    stand_once,
+    without,
+)
+from gateway.pipeline.form import boundary_of, form_asking_for_model
 from gateway.pipeline.operations import CHAT, COMPLETIONS, JSON, RESPONSES_API, Operation
 from gateway.upstream.usage import BYTES_PER_TOKEN
 
@@ -51,6 +63,10 @@ class _Fields(msgspec.Struct, gc=False):
     prompt: _Optional = msgspec.UNSET
     input: _Optional = msgspec.UNSET
     prompt_embeds: _Optional = msgspec.UNSET
+    tools: _Optional = msgspec.UNSET
+    system: _Optional = msgspec.UNSET
+    instructions: _Optional = msgspec.UNSET
+    prompt_cache_key: _Optional = msgspec.UNSET
     priority: _Optional = msgspec.UNSET
     cache_salt: _Optional = msgspec.UNSET
     kv_transfer_params: _Optional = msgspec.UNSET
@@ -86,6 +102,25 @@ class Look(NamedTuple):
     fields: _Fields
     body: bytes
     in_doubt: bool
+
+    @property
+    def prompt_parts(self) -> list[bytes]:
+        """What the prompt is made of, raw, in the order in which a chat template writes it."""
+        told = self.fields
+        parts = (told.tools, told.system, told.instructions, told.messages, told.prompt, told.input)
+        return [bytes(part) for part in parts if part is not _UNSET]
+
+    @property
+    def session(self) -> str:
+        """The conversation that `prompt_cache_key` names; empty without one."""
+        key = self.fields.prompt_cache_key
+        return "" if key is _UNSET else bytes(key).decode("utf-8", "replace")
+
+    @property
+    def cache_salt(self) -> bytes:
+        """What keeps this prompt apart from others that read alike; empty without."""
+        salt = self.fields.cache_salt
+        return b"" if salt is _UNSET else bytes(salt)
 
 
 def check_json(content_type: bytes) -> None:
@@ -145,7 +180,7 @@ def call_of(seen: Look, found: list[Member] | None, operation: Operation, tenant
         _check_remembered(fields)
     stream = fields.stream is True and operation.streams
     wants_usage = False
-    parts: list[bytes | memoryview] = [body]
+    parts: Parts = [body]
     length = len(body)
     if stream and operation.asks_usage:
         options = None
@@ -186,6 +221,23 @@ def call_of_form(found: Mapping[str, str], body: bytes, content_type: bytes, ten
         content_type=content_type,
         prompt_tokens_estimate=len(body) // BYTES_PER_AUDIO_TOKEN,
     )
+
+
+def renamed(call: Call, model: str) -> Call:
+    """The same call for another model: the name in its body is replaced, and all else stays as it is.
+
+    The body changes hands: that of `call` is left empty. What this may cost is a walk over the whole body, so with a
+    large one it is not for the loop's thread.
+    """
+    if model == call.model:
+        return call
+    text = b"".join(call.body)
+    if call.content_type == JSON:
+        parts = asking_for_model(text, call.model, model)
+    else:
+        parts = form_asking_for_model(text, boundary_of(call.content_type), model)
+    call.body.clear()
+    return call._replace(model=model, body=parts, body_length=sum(map(len, parts)))
 
 
 def _truth(found: Mapping[str, str], name: str) -> bool:

@@ -66,12 +66,12 @@ class RequestIds:
 
 
 class Reception:
-    """Tells who calls and what for. `keys` None: authentication is off; may be replaced at any time."""
+    """Tells who calls and what for. `keys` None: authentication is off. All three may be replaced at any time."""
 
     def __init__(self, keys: KeyRing | None, max_body_bytes: int, max_upload_bytes: int) -> None:
         self.keys = keys
-        self._max_body_bytes = max_body_bytes
-        self._max_upload_bytes = max_upload_bytes
+        self.max_body_bytes = max_body_bytes
+        self.max_upload_bytes = max_upload_bytes
         self._ids = RequestIds()
 
     def receive(self, head: Head) -> Visit:
@@ -83,7 +83,7 @@ class Reception:
         if b"x-request-id" in fields and _REQUEST_ID.match(fields[b"x-request-id"]):
             trail.request_id = fields[b"x-request-id"].decode("ascii")
             trail.pod_request_id = f"{trail.request_id}-{ours}"
-        visit = Visit(head, trail, self._max_body_bytes)
+        visit = Visit(head, trail, self.max_body_bytes)
         try:
             operation, visit.model_id = find(head.method, head.target)
             visit.operation = operation
@@ -135,7 +135,7 @@ class Reception:
             raise UnsupportedMediaType("send the body without a Content-Encoding")
         content_type = fields.get(b"content-type", b"")
         if visit.operation.body is Body.FORM:
-            visit.max_body_bytes = self._max_upload_bytes
+            visit.max_body_bytes = self.max_upload_bytes
             visit.boundary = boundary_of(content_type)
         elif content_type != JSON:
             check_json(content_type)

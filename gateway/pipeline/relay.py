@@ -119,6 +119,7 @@ class Relay:
         "first",
         "first_content_at",
         "reader",
+        "sent_at",
     )
 
     def __init__(
@@ -140,6 +141,8 @@ class Relay:
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._paused = False
+        self.sent_at = 0.0
+        """When the request left for the pod."""
         self.first_content_at: float | None = None
         self.first: asyncio.Future[First] = loop.create_future()
         self.ended: asyncio.Future[Ended] = loop.create_future()
@@ -173,10 +176,16 @@ class Relay:
             self._exchange.source = None
         self._exchange = self.connection = None
 
-    def sweep(self, now: float) -> None:
-        """Called about four times a second."""
+    def sweep(self, now: float) -> bool:
+        """Called about four times a second. Whether content has come since the last time."""
         if now >= self._deadline:
             self.fail(Failure.TIMEOUT, UpstreamTimeout("the answer was not complete in time"))
+        return False
+
+    @property
+    def paused(self) -> bool:
+        """The client is slow: that nothing comes says nothing of the pod."""
+        return self._paused
 
     # The client's side, as a Source.
 
@@ -318,17 +327,20 @@ class StreamRelay(Relay):
         """Events of the pod's so far, comments left out."""
         return self._events + self.reader.content_events
 
-    def sweep(self, now: float) -> None:
+    def sweep(self, now: float) -> bool:
         if not self.first.done():
             if now >= self._deadline:
                 self.fail(Failure.TIMEOUT, UpstreamTtftTimeout("no token came in time"))
         elif now >= self._total_deadline:
             self.end(Ended(b"", UpstreamTimeout("the stream lasted longer than it may")))
         elif self._paused or self.events != self._swept_events:
+            heard = self.events != self._swept_events
             self._swept_events = self.events
             self._quiet_since = now
+            return heard
         elif now - self._quiet_since >= self._idle_seconds:
             self.end(Ended(b"", StreamStalled(f"the pod sent nothing for {self._idle_seconds:g} s")))
+        return False
 
     def head_received(self, head: AnswerHead) -> None:
         super().head_received(head)

@@ -5,9 +5,11 @@ Prefill is expensive and the SDKs above us retry as well, so we do it rarely: re
 may be tried on two more pods; anything else once, within a budget.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from gateway.balancing.balancer import Blame
 from gateway.upstream.failure import Failure
 
 MAX_CONNECT_RETRIES = 2
@@ -21,8 +23,33 @@ class Again(Enum):
 
 
 _ONCE_ELSEWHERE = frozenset(
-    (Failure.STALE, Failure.RESET, Failure.BUSY, Failure.DYING, Failure.SIDECAR, Failure.MODEL_GONE)
+    (
+        Failure.STALE,
+        Failure.RESET,
+        Failure.BUSY,
+        Failure.DYING,
+        Failure.ENGINE_DEAD,
+        Failure.SIDECAR,
+        Failure.SILENT,
+        Failure.MODEL_GONE,
+    )
 )
+
+BLAME: Mapping[Failure, Blame] = {
+    Failure.CONNECT: Blame.POD,
+    Failure.STALE: Blame.NONE,
+    Failure.RESET: Blame.POD,
+    Failure.BUSY: Blame.BUSY,
+    Failure.DYING: Blame.POD,
+    Failure.ENGINE_DEAD: Blame.POD,
+    Failure.SIDECAR: Blame.POD,
+    Failure.SILENT: Blame.NONE,
+    Failure.SERVER_ERROR: Blame.IN_DOUBT,
+    Failure.JUNK: Blame.POD,
+    Failure.TIMEOUT: Blame.POD,
+    Failure.MODEL_GONE: Blame.NONE,
+}
+"""What each failure says of its pod. Where none stands here the pod answered as it should, or was not asked."""
 
 
 @dataclass(slots=True)

@@ -105,10 +105,11 @@ def _line_for_machines(trail: Trail, moment: str, told: Told) -> bytes:
     usage = trail.usage
     prompt, completion, cached = usage[:3] if usage is not None else ("null", "null", "null")
     ttft, overhead = _milliseconds(trail.ttft_seconds), _milliseconds(trail.overhead_seconds)
+    queue = _milliseconds(trail.queue_seconds) if trail.queue_seconds else "0"
     # The request id is made of letters that need no escape in JSON.
     return (
         f'{{"ts":"{moment}","request_id":"{trail.request_id}",{told.text}'
-        f'"prompt_tokens":{prompt},"completion_tokens":{completion},"cached_tokens":{cached},"queue_ms":0,'
+        f'"prompt_tokens":{prompt},"completion_tokens":{completion},"cached_tokens":{cached},"queue_ms":{queue},'
         f'"ttft_ms":{ttft},"duration_ms":{trail.duration_seconds * 1000:.3f},"overhead_ms":{overhead}}}\n'
     ).encode()
 
@@ -120,9 +121,9 @@ def _milliseconds(seconds: float | None) -> str:
 def _line_for_eyes(trail: Trail, moment: str, told: Told) -> bytes:
     ttft = f"  ttft {trail.ttft_seconds * 1000:.1f} ms" if trail.ttft_seconds is not None else ""
     tokens = f"  {trail.usage.prompt_tokens}+{trail.usage.completion_tokens} tokens" if trail.usage is not None else ""
-    return (
-        f"{moment[11:23]} {told.picture}  {trail.duration_seconds * 1000:.1f} ms{ttft}{tokens}  {trail.request_id}\n"
-    ).encode()
+    waited = f"  waited {trail.queue_seconds * 1000:.1f} ms" if trail.queue_seconds else ""
+    took = f"{trail.duration_seconds * 1000:.1f} ms"
+    return f"{moment[11:23]} {told.picture}  {took}{waited}{ttft}{tokens}  {trail.request_id}\n".encode()
 
 
 def _kind(trail: Trail) -> _Kind:

@@ -8,6 +8,7 @@ from gateway.core.call import Trail
 from gateway.core.clock import Clock
 from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.recent import Recent
 
 BATCH = 64
 
@@ -15,9 +16,10 @@ BATCH = 64
 class Journal:
     """Takes each request's trail at its end. Everything here runs on the loop's thread."""
 
-    def __init__(self, metrics: Metrics, access_log: AccessLog, clock: Clock) -> None:
+    def __init__(self, metrics: Metrics, access_log: AccessLog, recent: Recent, clock: Clock) -> None:
         self._metrics = metrics
         self._access_log = access_log
+        self._recent = recent
         self._clock = clock
         self._trails: list[Trail] = []
 
@@ -28,13 +30,15 @@ class Journal:
             self.observe()
 
     def observe(self) -> None:
-        """Count and write what has gathered."""
+        """Count, write and keep what has gathered."""
         trails, self._trails = self._trails, []
         monotonic_to_wall = self._clock.wall() - self._clock.monotonic()
         for trail in trails:
             self._metrics.observe(trail)
         for trail in trails:
             self._access_log.write(trail, trail.ended_at + monotonic_to_wall)
+        for trail in trails:
+            self._recent.add(trail)
 
     def flush(self) -> None:
         """Observe, and hand the lines to their writer."""

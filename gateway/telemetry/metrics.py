@@ -5,7 +5,7 @@ labels are closed sets: a model that is not being served counts as `other`, so n
 gauges are read when they are scraped, from those who own the numbers.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ TTFT_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.
 DURATION_BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 300, 600)
 INTER_TOKEN_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 OVERHEAD_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5)
+QUEUE_WAIT_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 120, 300)
 
 OTHER = "other"
 TOKEN_KINDS = ("prompt", "completion", "cached")
@@ -28,13 +29,21 @@ TOKEN_KINDS = ("prompt", "completion", "cached")
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """Where the gauges are read: the fleet now, a pod's attempts in flight by uid, the loop's last lag in seconds."""
+    """Where the gauges are read, from a thread of the scrape's: nothing that they return may change any more."""
 
     fleet: Callable[[], Fleet]
     pod_in_flight: Callable[[str], int]
+    """Attempts running at a pod, by its uid."""
     in_flight: Callable[[], Iterable[tuple[str, int]]]
     """(model, attempts running)."""
+    waiting: Callable[[], Iterable[tuple[str, int]]]
+    """(pool, requests that wait for one of its pods)."""
+    ejected: Callable[[], Collection[str]]
+    """Uids of the pods that are ejected now."""
+    panics: Callable[[], Iterable[tuple[str, bool]]]
+    """(pool, whether its ejected pods get requests all the same)."""
     loop_lag: Callable[[], float]
+    """How late the loop's last tick was, in seconds."""
     dropped_lines: Callable[[], int]
     """Access lines lost since start, because whoever reads stdout was too slow."""
     discovery_stale: Callable[[], float]
@@ -52,14 +61,26 @@ class Metrics:
         self._tokens = self._counters("tokens", "Tokens by kind and tenant", "model", "kind", "tenant")
         self._attempts = self._counters("attempts", "Attempts at pods by how they ended", "pool", "outcome")
         self._retries = self._counters("retries", "Further attempts and why", "pool", "reason")
+        self._ejections = self._counters("ejections", "Pods taken out for a while and why", "pool", "reason")
+        self._quarantined = self._counters("quarantined", "Requests refused because pods died of them").of()
+        self._reloads = self._counters("config_reloads", "Changed configurations and what came of them", "result")
         self._relists = self._counters("discovery_relists", "Full lists of pods and why", "reason")
         self._rejected = self._counters("discovery_rejected", "Pods and model names refused and why", "reason")
         self._seconds = self._histograms(
-            "request_seconds", "From whole request to last byte", DURATION_BUCKETS, "operation"
+            "request_seconds", "Seconds from whole request to last byte", DURATION_BUCKETS, "model", "operation"
         )
-        self._ttft = self._histograms("time_to_first_token_seconds", "Whole request to first content", TTFT_BUCKETS)
-        self._itl = self._histograms("inter_token_seconds", "Mean time between a stream's events", INTER_TOKEN_BUCKETS)
-        self._overhead = self._histograms("overhead_seconds", "Time spent in the gateway itself", OVERHEAD_BUCKETS)
+        self._ttft = self._histograms(
+            "time_to_first_token_seconds", "Seconds from whole request to first content", TTFT_BUCKETS, "model"
+        )
+        self._itl = self._histograms(
+            "inter_token_seconds", "Mean seconds between a stream's events", INTER_TOKEN_BUCKETS, "model"
+        )
+        self._overhead = self._histograms(
+            "overhead_seconds", "Seconds spent in the gateway itself", OVERHEAD_BUCKETS, "model"
+        )
+        self._queue_wait = self._histograms(
+            "queue_wait_seconds", "Seconds that requests which had to wait waited for a pod", QUEUE_WAIT_BUCKETS, "pool"
+        )
         self._held: dict[_Kind, _RequestSeries] = {}
         self._spent: dict[tuple[str, str], tuple[Count, Count, Count]] = {}
 
@@ -68,8 +89,8 @@ class Metrics:
         self.registry.register(family)
         return family
 
-    def _histograms(self, name: str, text: str, bounds: tuple[float, ...], *more: str) -> Histograms:
-        family = Histograms(f"poolgate_{name}", text, ("model", *more), bounds)
+    def _histograms(self, name: str, text: str, bounds: tuple[float, ...], *labels: str) -> Histograms:
+        family = Histograms(f"poolgate_{name}", text, labels, bounds)
         self.registry.register(family)
         return family
 
@@ -90,6 +111,8 @@ class Metrics:
                 series.itl.observe(seconds)
         if (seconds := trail.overhead_seconds) is not None:
             series.overhead.observe(seconds)
+        if trail.queue_seconds:
+            self._queue_wait.of(trail.pool).observe(trail.queue_seconds)
         if trail.usage is not None and trail.tenant is not None:
             self._spend(model, trail.tenant.team, trail.usage)
 
@@ -122,6 +145,18 @@ class Metrics:
             self._itl.of(model),
             self._overhead.of(model),
         )
+
+    def ejected(self, pool: str, reason: str) -> None:
+        """Count one pod that gets no work for a while."""
+        self._ejections.of(pool, reason).value += 1
+
+    def quarantined(self) -> None:
+        """Count one request that is sent to no pod more, because pods died of it."""
+        self._quarantined.value += 1
+
+    def reloaded(self, result: str) -> None:
+        """Count one changed configuration, and whether it is in force now."""
+        self._reloads.of(result).value += 1
 
     def relisted(self, reason: str) -> None:
         """Count one full list of pods."""
@@ -158,11 +193,24 @@ class _LiveCollector(Collector):
 
     def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
         fleet = self._live.fleet()
+        states = fleet.pods_by_state(frozenset(self._live.ejected()))
         pods = GaugeMetricFamily("poolgate_pods", "Pods by state", labels=("pool", "state"))
-        for pool, counts in fleet.pods_by_state().items():
+        for pool, counts in states.items():
             for state, count in counts.items():
                 pods.add_metric((pool, state), count)
         yield pods
+        # Of each pool there is: who scales a pool from zero by its queue needs the zero as well.
+        nobody = dict.fromkeys(states, 0)
+        depth = GaugeMetricFamily("poolgate_queue_depth", "Requests that wait for a pod now", labels=("pool",))
+        for pool, count in {**nobody, **dict(self._live.waiting())}.items():
+            depth.add_metric((pool,), count)
+        yield depth
+        panic = GaugeMetricFamily(
+            "poolgate_panic", "1 while too few pods are left and ejected ones get requests as well", labels=("pool",)
+        )
+        for pool, whether in {**nobody, **dict(self._live.panics())}.items():
+            panic.add_metric((pool,), whether)
+        yield panic
         busy = GaugeMetricFamily("poolgate_pod_in_flight", "Attempts running at a pod", labels=("pool", "pod"))
         for pod in fleet.pods:
             busy.add_metric((pod.pool, pod.name), self._live.pod_in_flight(pod.uid))
@@ -171,11 +219,11 @@ class _LiveCollector(Collector):
         for model, count in self._live.in_flight():
             serving.add_metric((model,), count)
         yield serving
-        lag = GaugeMetricFamily("poolgate_loop_lag_seconds", "How late the event loop's last tick was")
+        lag = GaugeMetricFamily("poolgate_loop_lag_seconds", "Seconds that the event loop's last tick was late")
         lag.add_metric((), self._live.loop_lag())
         yield lag
         stale = GaugeMetricFamily(
-            "poolgate_discovery_stale_seconds", "For how long nothing has confirmed which pods there are"
+            "poolgate_discovery_stale_seconds", "Seconds since which nothing has confirmed which pods there are"
         )
         stale.add_metric((), self._live.discovery_stale())
         yield stale

@@ -25,12 +25,13 @@ class ConnectFailed(Exception):
 class PodPool:
     """The connections of one pod."""
 
-    __slots__ = ("_clock", "_connect_seconds", "_idle", "_open", "_released", "host", "pod")
+    __slots__ = ("_clock", "_idle", "_open", "_released", "connect_seconds", "host", "pod")
 
     def __init__(self, pod: Pod, connect_seconds: float, clock: Callable[[], float]) -> None:
         self.pod = pod
+        """As it was last asked for: what of it may change (its name in a file) is not part of its uid."""
         self.host = f"{f'[{pod.host}]' if ':' in pod.host else pod.host}:{pod.port}".encode("ascii")
-        self._connect_seconds = connect_seconds
+        self.connect_seconds = connect_seconds
         self._clock = clock
         self._idle: list[PodConnection] = []
         self._released: dict[PodConnection, float] = {}
@@ -56,7 +57,7 @@ class PodPool:
         """
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._connect_seconds):
+            async with asyncio.timeout(self.connect_seconds):
                 _, connection = await loop.create_connection(
                     lambda: PodConnection(self._on_idle, self._on_closed), self.pod.host, self.pod.port
                 )
@@ -108,19 +109,27 @@ class Pools:
         clock: Callable[[], float],
         api_key: str | None = None,
     ) -> None:
-        self._connect_seconds = connect_seconds
-        self._idle_seconds = idle_seconds
         self._clock = clock
-        self.authorization = b"" if api_key is None else b"authorization: Bearer %b\r\n" % api_key.encode("ascii")
-        """The pods' own key as a header line; empty without one."""
         self._pools: dict[str, PodPool] = {}
         self._known: Collection[str] = ()
+        self.use(connect_seconds=connect_seconds, idle_seconds=idle_seconds, api_key=api_key)
+
+    def use(self, *, connect_seconds: float, idle_seconds: float, api_key: str | None) -> None:
+        """Take these settings from now on. Connections that are open stay so."""
+        self._connect_seconds = connect_seconds
+        self._idle_seconds = idle_seconds
+        self.authorization = b"" if api_key is None else b"authorization: Bearer %b\r\n" % api_key.encode("ascii")
+        """The pods' own key as a header line; empty without one."""
+        for pool in self._pools.values():
+            pool.connect_seconds = connect_seconds
 
     def of(self, pod: Pod) -> PodPool:
         """The pool of a pod, made when first asked for."""
         pool = self._pools.get(pod.uid)
         if pool is None:
             pool = self._pools[pod.uid] = PodPool(pod, self._connect_seconds, self._clock)
+        elif pool.pod is not pod:
+            pool.pod = pod
         return pool
 
     def keep_only(self, uids: Collection[str]) -> None:
@@ -163,7 +172,7 @@ class Pools:
         except _Stale:
             raise FetchFailed(f"{path.decode()}: the connection broke") from None
         except FetchFailed as failed:
-            raise FetchFailed(f"{path.decode()}: {failed}") from None
+            raise FetchFailed(f"{path.decode()}: {failed}", failed.status) from None
 
 
 class _Stale(Exception):
@@ -191,7 +200,7 @@ class _Collector:
 
     def answer_ended(self, by_close: bool) -> None:
         if self._status != 200:
-            self._fail(FetchFailed(f"status {self._status}"))
+            self._fail(FetchFailed(f"status {self._status}", self._status))
         elif not self._done.done():
             self._done.set_result(b"".join(self._pieces))
 

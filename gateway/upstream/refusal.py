@@ -30,16 +30,10 @@ from gateway.upstream.usage import PodError, read_error
 BUSY_RETRY_SECONDS = 1.0
 MAX_MESSAGE_CHARACTERS = 512
 
-_DYING = (
-    "cannot schedule new futures after shutdown",
-    "enginecore encountered an issue",
-    "engine dead",
-    "enginedead",
-    # On /v1/messages an error inside the chat that vLLM made of it is told by its first two letters.
-    "{'error': {'message': 'en...",
-    "{'error': {'message': 'ca...",
-)
-"""What vLLM says when its process shuts down or its engine has died, lower case (captured from 0.32.0)."""
+# On /v1/messages an error inside the chat that vLLM made of it is told by its first two letters.
+_SHUTTING_DOWN = ("cannot schedule new futures after shutdown", "{'error': {'message': 'ca...")
+_ENGINE_DEAD = ("enginecore encountered an issue", "engine dead", "enginedead", "{'error': {'message': 'en...")
+"""What vLLM says when its process shuts down, or its engine has died; lower case (captured from 0.32.0)."""
 
 _PRIVATE = re.compile(
     r"\b[a-z][a-z0-9+.-]{0,20}://\S+"  # URLs
@@ -93,9 +87,13 @@ def refusal(status: int, body: bytes, retry_after: bytes | None = None) -> tuple
 
 def server_error(error: PodError) -> tuple[Failure, PoolgateError]:
     """What a pod's 5xx, or the error event of a stream, means."""
-    dying = any(words in error.message.lower() for words in _DYING)
-    told = without_addresses(error.message) or "the pod failed without a message"
-    return (Failure.DYING if dying else Failure.SERVER_ERROR), UpstreamFailed(told)
+    said = error.message.lower()
+    failure = Failure.SERVER_ERROR
+    if any(words in said for words in _ENGINE_DEAD):
+        failure = Failure.ENGINE_DEAD
+    elif any(words in said for words in _SHUTTING_DOWN):
+        failure = Failure.DYING
+    return failure, UpstreamFailed(without_addresses(error.message) or "the pod failed without a message")
 
 
 def first_event_error(event_data: bytes, error: PodError) -> tuple[Failure, PoolgateError]:

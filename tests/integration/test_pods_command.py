@@ -16,6 +16,7 @@ import uvicorn
 
 from gateway.api.ops import ops_app
 from gateway.api.status import Seen, status_of
+from gateway.core.call import Trail
 from gateway.ops_client import ANSWER_SECONDS, NoStatus, connect, read_status
 from tests.integration.test_process import ROOT, SECONDS, environment
 from tests.seeing import seen
@@ -32,10 +33,10 @@ class Ended:
     err: str
 
 
-async def pods(*arguments: str, more: Mapping[str, str] | None = None) -> Ended:
-    """`poolgate pods`, to its end, its output in pipes."""
+async def command(*arguments: str, more: Mapping[str, str] | None = None) -> Ended:
+    """A command, to its end, its output in pipes."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gateway", "pods", *arguments),
+        *(sys.executable, "-m", "gateway", *arguments),
         cwd=ROOT,
         env=environment() | dict(more or {}),
         stdout=asyncio.subprocess.PIPE,
@@ -47,12 +48,18 @@ async def pods(*arguments: str, more: Mapping[str, str] | None = None) -> Ended:
     return Ended(process.returncode, out.decode(), err.decode())
 
 
+async def pods(*arguments: str, more: Mapping[str, str] | None = None) -> Ended:
+    return await command("pods", *arguments, more=more)
+
+
 @dataclass
 class OpsPort:
     """A real ops port, without a gateway behind it."""
 
     url: str = ""
     asked: int = 0
+    trails: dict[str, Trail] = field(default_factory=dict)
+    """The requests that it remembers."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def seen(self) -> Seen:
@@ -73,7 +80,9 @@ class OpsPort:
 async def ops_port(token: str | None = None, listener: socket.socket | None = None) -> AsyncIterator[OpsPort]:
     """An ops port on loopback, on this socket or on one of its own."""
     port = OpsPort()
-    app = ops_app(seen=port.seen, ops_token=token, before_scrape=lambda: None, exposition=lambda: b"")
+    app = ops_app(
+        seen=port.seen, ops_token=lambda: token, observe=lambda: None, exposition=lambda: b"", recent=port.trails.get
+    )
     server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1))
     own = listener or socket.create_server(("127.0.0.1", 0))
     port.url = f"http://127.0.0.1:{own.getsockname()[1]}"

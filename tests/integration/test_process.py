@@ -1,6 +1,8 @@
 """The gateway as a process: what operators and their machines see of it, from the first line to the exit code."""
 
 import asyncio
+import gc
+import io
 import json
 import os
 import re
@@ -18,7 +20,10 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway import __version__
+from gateway import __version__, process
+from gateway.app import Gateway
+from gateway.config import load_config
+from gateway.process import LINGER_SECONDS, Stop
 from loadtest.simulator import PodSettings, SimulatedPod
 from tests.fakes import MODELS, STREAM_HEAD, Hang, ScriptedPod, answer, chunk
 from tests.raw import Answer, RawClient, ask, chat, request
@@ -117,7 +122,7 @@ class Process:
 
 
 @asynccontextmanager
-async def started(*arguments: str) -> AsyncIterator[Process]:
+async def started(*arguments: str, more: Mapping[str, str] | None = None) -> AsyncIterator[Process]:
     """A running command, killed at the end if it is still there."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -125,7 +130,7 @@ async def started(*arguments: str) -> AsyncIterator[Process]:
         "gateway",
         *arguments,
         cwd=ROOT,
-        env=environment(),
+        env=environment() | dict(more or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -157,6 +162,15 @@ class Served(Process):
     port = 0
     ops_port = 0
     key = ""
+
+    @classmethod
+    async def up(cls, process: Process, key: str) -> "Served":
+        """The same process, once it has said where it serves."""
+        process.__class__ = cls
+        assert isinstance(process, cls)
+        words = await process.said(r"serves on http://127\.0\.0\.1:(\d+), operations on http://127\.0\.0\.1:(\d+)")
+        process.port, process.ops_port, process.key = int(words[1]), int(words[2]), key
+        return process
 
     async def ops(self, path: str) -> Answer:
         return await fetch(self.ops_port, path)
@@ -203,12 +217,7 @@ async def serving(
 ) -> AsyncIterator[Served]:
     """A gateway process before these pods, up, if not ready."""
     async with started("serve", "--config", str(configuration(directory, keys, pods, **server)), *flags) as process:
-        process.__class__ = Served
-        assert isinstance(process, Served)
-        words = await process.said(r"serves on http://127\.0\.0\.1:(\d+), operations on http://127\.0\.0\.1:(\d+)")
-        process.port, process.ops_port = int(words[1]), int(words[2])
-        process.key = keys[1] if keys is not None else ""
-        yield process
+        yield await Served.up(process, keys[1] if keys is not None else "")
 
 
 # The ops port.
@@ -241,7 +250,7 @@ async def test_a_gateway_serves_and_tells_of_itself(tmp_path: Path, keys: tuple[
 
         for path in ("/", "/v1/models", "/v1/chat/completions", "/docs", "/openapi.json"):
             assert (await gateway.ops(path)).status == 404
-        gateway.signal(signal.SIGTERM)
+        gateway.signal(signal.SIGINT)
         await gateway.ended_well()
         (line,) = gateway.lines
         assert set(line) == set(FIELDS.split())
@@ -283,6 +292,31 @@ async def test_a_gateway_is_ready_when_every_pod_was_asked_for_its_models(
             assert json.loads((await gateway.ops("/readyz?verbose")).body)["pools"]["chat"]["ready"] == 1
 
 
+async def test_what_is_kept_of_the_pods_is_never_looked_at_again_by_the_collector() -> None:
+    pod, up, stop = SlowToTell(), asyncio.Event(), Stop()
+    usual = gc.get_threshold()
+    async with await asyncio.start_server(pod.serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        settings = load_config(None, {}, {"discovery.pods": [{"url": url, "pool": "chat"}]})
+        gateway = Gateway(settings, None, access_out=io.BytesIO())
+        public, ops = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
+        ops_port = ops.getsockname()[1]
+        serving = asyncio.create_task(process.run(gateway, public, ops, stop, up.set))
+        try:
+            await asyncio.wait_for(up.wait(), SECONDS)
+            kept = [[number] for number in range(10_000)]
+            frozen = gc.get_freeze_count()
+            assert frozen
+            pod.may_tell.set()
+            await until_ready(ops_port)
+            assert gc.get_freeze_count() >= frozen + len(kept)
+        finally:
+            stop.ask()
+            await serving
+            gc.unfreeze()
+            gc.set_threshold(*usual)
+
+
 async def test_a_pod_that_refuses_has_been_asked_and_the_gateway_says_what_is_missing(
     tmp_path: Path, keys: tuple[Path, str]
 ) -> None:
@@ -301,16 +335,89 @@ async def test_a_pod_that_refuses_has_been_asked_and_the_gateway_says_what_is_mi
 # Its end.
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_an_idle_gateway_ends_at_once(tmp_path: Path, keys: tuple[Path, str], number: signal.Signals) -> None:
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [[signal.SIGINT], [signal.SIGHUP], [signal.SIGTERM, signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]],
+    ids=lambda numbers: "-".join(number.name for number in numbers),
+)
+async def test_an_idle_gateway_ends_at_once_when_a_person_says_so_or_a_signal_comes_twice(
+    tmp_path: Path, keys: tuple[Path, str], numbers: list[signal.Signals]
+) -> None:
     async with serving(tmp_path, keys, []) as gateway:
         idle = await RawClient.connect(gateway.port)
         await gateway.until_ready()
-        gateway.signal(number)
+        began = now()
+        *first, last = numbers
+        for number in first:
+            gateway.signal(number)
+            await gateway.until_ready(503)
+        gateway.signal(last)
         await gateway.ended_well()
+        assert now() - began < LINGER_SECONDS - 1
         assert await idle.closed()
         assert gateway.out == []
         idle.leave()
+
+
+async def test_sigterm_leaves_an_idle_gateway_serving_until_it_is_out_of_rotation(
+    tmp_path: Path, keys: tuple[Path, str]
+) -> None:
+    async with SimulatedPod(PodSettings(model="m")) as pod, serving(tmp_path, keys, [pod]) as gateway:
+        await gateway.until_ready()
+        kept, late = await RawClient.connect(gateway.port), await RawClient.connect(gateway.port)
+        for client in (kept, late):
+            client.send(request(b"", key=gateway.key, path="/v1/models", method="GET"))
+            assert "connection" not in (await client.answer()).headers
+        began = now()
+        gateway.signal(signal.SIGTERM)
+        await gateway.until_ready(503)
+        served = 0
+        while now() - began < LINGER_SECONDS - 1:
+            came = await ask(gateway.port, request(chat(max_tokens=1), key=gateway.key))
+            assert (came.status, came.headers["connection"]) == (200, "close")
+            served += 1
+            assert (await gateway.ops("/readyz")).body == b"draining\n"
+            await asyncio.sleep(0.1)
+        kept.send(request(chat(max_tokens=1), key=gateway.key))
+        came = await kept.answer()
+        assert (came.status, came.headers["connection"]) == (200, "close")
+        assert await kept.closed()
+        # Who says nothing is not waited for, and reads an orderly end.
+        assert await late.reader.read() == b""
+        await gateway.ended_well()
+        assert LINGER_SECONDS <= now() - began < LINGER_SECONDS + 3
+        assert [line["outcome"] for line in gateway.lines] == ["completed"] * (served + 3)
+        for client in (kept, late):
+            client.leave()
+
+
+async def test_nobody_is_waited_for_longer_than_the_limit(tmp_path: Path, keys: tuple[Path, str]) -> None:
+    async with serving(tmp_path, keys, [], drain_seconds=0.5) as gateway:
+        await gateway.until_ready()
+        began = now()
+        gateway.signal(signal.SIGTERM)
+        await gateway.ended_well()
+        assert 0.5 <= now() - began < LINGER_SECONDS - 1
+
+
+async def test_a_signal_in_the_last_moment_changes_nothing(tmp_path: Path, keys: tuple[Path, str]) -> None:
+    async with SimulatedPod(PodSettings(model="m")) as pod, serving(tmp_path, keys, [pod]) as gateway:
+        await gateway.until_ready()
+        kept = await RawClient.connect(gateway.port)
+        kept.send(request(chat(max_tokens=1), key=gateway.key))
+        assert (await kept.answer()).status == 200
+        gateway.signal(signal.SIGINT)
+        # The public port is closed already: what is left is the ops port, and the lines to be written.
+        assert await kept.reader.read() == b""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            gateway.signal(number)
+        await gateway.ended_well()
+        assert len(gateway.lines) == 1
+        kept.leave()
 
 
 async def test_a_drain_finishes_what_runs_and_sends_everyone_elsewhere(tmp_path: Path, keys: tuple[Path, str]) -> None:
@@ -322,9 +429,9 @@ async def test_a_drain_finishes_what_runs_and_sends_everyone_elsewhere(tmp_path:
         kept.send(request(b"", key=gateway.key, path="/v1/models", method="GET"))
         assert "connection" not in (await kept.answer()).headers
         running = await gateway.client(chat(stream=True))
-        await running.reader.readuntil(b'"content":"a"')
+        begun = await running.reader.readuntil(b'"content":"a"')
 
-        gateway.signal(signal.SIGTERM)
+        gateway.signal(signal.SIGINT)
         await gateway.until_ready(503)
         draining = await gateway.ops("/readyz")
         assert (draining.status, draining.body) == (503, b"draining\n")
@@ -339,13 +446,9 @@ async def test_a_drain_finishes_what_runs_and_sends_everyone_elsewhere(tmp_path:
             client.leave()
 
         may_end.set()
-        rest = b""
-        async with asyncio.timeout(SECONDS):
-            while data := await running.reader.read(65536):
-                rest += data
-        assert rest.endswith(chunk(DONE) + b"0\r\n\r\n") or DONE in rest
-        assert rest.endswith(b"0\r\n\r\n")
-        assert b"error" not in rest
+        came = await running.answer(begun=begun)
+        assert (came.clean, came.events) == (True, [TOKEN, FINAL, DONE])
+        assert await running.closed()
         running.leave()
         await gateway.ended_well()
         assert [line["outcome"] for line in gateway.lines] == ["completed"] * 4
@@ -371,6 +474,7 @@ async def test_what_a_drain_cannot_wait_for_is_told_so(tmp_path: Path, keys: tup
             assert gateway.process.returncode is None
             gateway.signal(signal.SIGTERM)
         async with asyncio.timeout(SECONDS):
+            # Nothing had announced an end of this connection: it is there until the gateway goes.
             rest = await stream.reader.read()
         size, _, event = rest.partition(b"\r\n")
         assert int(size, 16) == len(event.removesuffix(b"\r\n0\r\n\r\n"))
@@ -389,6 +493,20 @@ async def test_what_a_drain_cannot_wait_for_is_told_so(tmp_path: Path, keys: tup
             client.leave()
 
 
+async def test_a_request_that_has_not_wholly_come_at_the_limit_is_told_so(
+    tmp_path: Path, keys: tuple[Path, str]
+) -> None:
+    async with serving(tmp_path, keys, [], drain_seconds=0.5) as gateway:
+        await gateway.until_ready()
+        client = await RawClient.connect(gateway.port)
+        client.send(request(chat(), key=gateway.key)[:-1])
+        gateway.signal(signal.SIGINT)
+        came = await client.answer(SECONDS)
+        assert (came.status, came.error["code"], came.headers["connection"]) == (503, "draining", "close")
+        client.leave()
+        await gateway.ended_well()
+
+
 # Its beginning.
 
 
@@ -400,7 +518,7 @@ async def test_everyone_is_served_only_when_that_was_said_twice(tmp_path: Path) 
         async with serving(tmp_path, None, [pod], "--insecure-no-auth") as gateway:
             await gateway.until_ready()
             assert (await ask(gateway.port, request(chat()))).status == 200
-            gateway.signal(signal.SIGTERM)
+            gateway.signal(signal.SIGINT)
             await gateway.ended_well()
             assert gateway.lines[0]["tenant"] == "anonymous"
 

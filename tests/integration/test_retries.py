@@ -127,7 +127,7 @@ async def test_a_pod_that_swallows_connections_costs_no_more_than_the_connect_de
             port = full.getsockname()[1]
             hole = replace(fleet.pods[0], uid="hole", name="hole", port=port)
             route = replace(fleet.routes["m"], pods=(hole, *fleet.pods))
-            gateway.gateway.fleet.set(replace(fleet, routes={"m": route}))
+            gateway.gateway.fleet.set(replace(fleet, pods=(hole, *fleet.pods), routes={"m": route}))
             for _ in range(4):
                 came = await ask(gateway.port, request(chat(), key=gateway.key))
                 assert came.status == 200
@@ -152,12 +152,13 @@ async def test_a_failed_pod_is_not_counted_while_the_retry_runs(side: Side) -> N
         while not pods[1].requests:
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.01)
-        assert gateway.gateway.balancer.in_flight("static/chat-0") == 0
-        assert gateway.gateway.balancer.in_flight("static/chat-1") == 1
+        uids = {pod.name: pod.uid for pod in gateway.gateway.fleet.value.pods}
+        assert gateway.gateway.balancer.in_flight(uids["chat-0"]) == 0
+        assert gateway.gateway.balancer.in_flight(uids["chat-1"]) == 1
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         await gateway.settled()
-        assert gateway.gateway.balancer.in_flight("static/chat-1") == 0
+        assert gateway.gateway.balancer.in_flight(uids["chat-1"]) == 0
 
 
 async def test_idle_connections_are_used_again(side: Side) -> None:

@@ -6,10 +6,19 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.core.call import Call
 from gateway.core.caller import ANONYMOUS
 from gateway.core.errors import PoolgateError
-from gateway.pipeline.body import MAX_NESTING, asking_for_usage, members, nesting, stand_once, without
-from gateway.pipeline.intake import call_of, look
+from gateway.pipeline.body import (
+    MAX_NESTING,
+    asking_for_model,
+    asking_for_usage,
+    members,
+    nesting,
+    stand_once,
+    without,
+)
+from gateway.pipeline.intake import GUARDED_FIELDS, call_of, look, renamed
 from gateway.pipeline.operations import CHAT
 
 keys = st.one_of(
@@ -148,6 +157,84 @@ def test_the_one_edit_asks_for_usage_and_changes_nothing_else(
     }
     body.pop("stream_options", None)
     assert sent == json.loads(json.dumps(body))
+
+
+READ = frozenset(("model", "stream", "stream_options", "n", *GUARDED_FIELDS))
+named = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=12)
+
+
+@st.composite
+def chats(draw: st.DrawFn) -> tuple[bytes, str]:
+    """(a body with one `model`, its name), as intake accepts them: the key in disguise, and much that looks like it."""
+    name = draw(named)
+    lures = st.sampled_from(["model", 'a"model', "mod\\u0065l", '"model":', f'"model":"{name}"', name])
+    inner = st.recursive(
+        st.one_of(lures, scalars),
+        lambda below: st.one_of(
+            st.lists(below, max_size=3), st.dictionaries(st.one_of(lures, keys), st.one_of(below, st.just(name)))
+        ),
+        max_leaves=8,
+    )
+    more = draw(st.lists(st.tuples(st.one_of(lures, st.text(max_size=4).map("_{}".format)), inner), max_size=4))
+    pairs: list[tuple[str, Any]] = [pair for pair in more if pair[0] not in READ]
+    pairs += [("stream", True), ("model", name)][draw(st.integers(0, 1)) :]
+    parts = []
+    for key, value in draw(st.permutations(pairs)):
+        shown, text = (json.dumps(each, ensure_ascii=draw(st.booleans())) for each in (key, value))
+        if draw(st.integers(0, 4)) == 0 and key == "model":
+            shown = '"mod\\u0065l"'
+        if draw(st.integers(0, 4)) == 0 and value == name:
+            text = '"' + "".join(f"\\u{ord(unit):04X}" for unit in utf16_units(name)) + '"'
+        parts.append(f"{draw(spaces)}{shown}{draw(spaces)}:{draw(spaces)}{text}{draw(spaces)}")
+    return f"{draw(spaces)}{{{','.join(parts)}}}{draw(spaces)}".encode("utf-8", "surrogatepass"), name
+
+
+def utf16_units(text: str) -> str:
+    """The text with surrogate pairs for what lies beyond 16 bits, as JSON's escapes write it."""
+    units = text.encode("utf-16-be")
+    return "".join(chr(int.from_bytes(units[at : at + 2])) for at in range(0, len(units), 2))
+
+
+def called(raw: bytes) -> Call:
+    return call_of(seen := look(raw, CHAT), members(raw) if seen.in_doubt else None, CHAT, ANONYMOUS)
+
+
+@settings(max_examples=400, deadline=None)
+@given(chats(), named, named)
+def test_another_model_in_the_body_changes_its_name_and_no_other_byte(
+    made: tuple[bytes, str], other: str, third: str
+) -> None:
+    raw, name = made
+    call = called(raw)
+    before, given = b"".join(call.body), call.body
+    other_call = renamed(call, other)
+    if other == name:
+        assert other_call is call
+        return
+    assert other_call.model == other
+    after = b"".join(other_call.body)
+    assert len(after) == other_call.body_length
+    (at,) = [member for member in members(before) if member.key == "model"]
+    assert after == before[: at.value_start] + json.dumps(other).encode() + before[at.value_end :]
+    assert json.loads(after) == json.loads(before) | {"model": other}
+    # The body changed hands: whoever holds the first call keeps no second copy of it alive.
+    assert given == []
+    # And once more, as for a fallback: back to the name it had, or on to a third.
+    for last in (name, third):
+        assert json.loads(b"".join(renamed(called(after), last).body)) == json.loads(after) | {"model": last}
+
+
+def test_the_same_model_costs_nothing() -> None:
+    call = called(b'{"model":"m"}')
+    assert renamed(call, "m") is call
+
+
+def test_the_one_walk_that_finds_a_disguised_model_is_made_only_when_it_must() -> None:
+    """A nested member with the very name, a key that ends alike, and the true one behind an escape."""
+    raw = b'{"x":{"model":"m"},"a\\"model":"m","mod\\u0065l":"m","model2":"m"}'
+    assert b"".join(asking_for_model(raw, "m", "new")) == raw.replace(b'u0065l":"m"', b'u0065l":"new"')
+    plain = b'{"x":{"model":"n"},"a\\"model":"n","model" :\n"m","model2":"m"}'
+    assert b"".join(asking_for_model(plain, "m", "new")) == plain.replace(b'\n"m"', b'\n"new"')
 
 
 def test_asking_for_usage_copes_with_an_object_of_one_member_and_odd_spacing() -> None:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import ConfigError, add_key, load_config, load_keys
+from gateway.config import ConfigError, ConfigFile, add_key, differences, load_config, load_keys
+from gateway.core.fleet import Deadlines, Pool
+from gateway.core.naming import Alias, Target
 
 GOOD = """\
 server: {port: 8100}
@@ -16,6 +18,10 @@ discovery:
     - {url: "http://pod.local:8103", pool: embed}
 pools:
   chat: {models: ["qwen*"], ttft_seconds: 30}
+  embed: {policy: p2c, max_in_flight_per_pod: 8, queue_limit: 0, queue_wait_seconds: 0, hold_empty_seconds: 90}
+models:
+  gpt-4o-mini: {to: [{model: qwen3-8b, weight: 90}, {model: qwen3-8b-fp8, weight: 10}], fallback: [qwen3-0.6b]}
+  qwen3-8b: {to: [{model: qwen3-8b}], fallback: [qwen3-0.6b]}
 auth: {mode: keys, keys_file: keys.yaml}
 upstream: {api_key: "${POD_KEY:-none}"}
 """
@@ -34,7 +40,15 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
         ("second", "::1", 8102),
         ("embed-0", "pod.local", 8103),
     ]
-    assert config.pool_values()["chat"].deadlines.ttft_seconds == 30
+    pools = config.pool_values()
+    assert pools["chat"] == Pool("chat", ("qwen*",), Deadlines(ttft_seconds=30))
+    assert pools["embed"] == Pool("embed", ("*",), Deadlines(), "p2c", 8, 0, 0, 90)
+    assert config.aliases() == {
+        "gpt-4o-mini": Alias(
+            "gpt-4o-mini", (Target("qwen3-8b", 90), Target("qwen3-8b-fp8", 10)), fallback=("qwen3-0.6b",)
+        ),
+        "qwen3-8b": Alias("qwen3-8b", (Target("qwen3-8b", 1),), fallback=("qwen3-0.6b",)),
+    }
     assert config.upstream.api_key == "none"
     assert "none" not in repr(config.upstream)
 
@@ -64,9 +78,27 @@ def test_flags_win_over_the_environment_over_the_file_over_the_defaults(tmp_path
         ("server:\n  port: 1\n  port: 2\n", 3, "twice"),
         ("server: [\n", 2, "not valid YAML"),
         ("- 1\n", 1, "must hold sections"),
+        ("server: {port: 2024-13-45}\n", 1, "not valid YAML"),
+        ("? [a]\n: b\n", 1, "not valid YAML"),
+        ("server: &x [*x]\n", 1, "holds itself"),
+        ("server: " + "[" * 5000 + "]" * 5000, 1, "nests too deeply"),
         ("upstream:\n\n  api_key: ${MISSING}\n", 3, "MISSING"),
         ("upstream:\n  api_key: file:/nowhere/key\n", 2, "cannot be read"),
         ("upstream:\n  pool_idle_seconds: 5\n", 2, "less than 5"),
+        ("pools:\n  a:\n    policy: random\n", 3, "pools.a.policy"),
+        ("pools:\n  a:\n    queue_limit: 100001\n", 3, "pools.a.queue_limit"),
+        ("pools:\n  a:\n    max_in_flight_per_pod: 0\n", 3, "pools.a.max_in_flight_per_pod"),
+        ("models:\n  a: {}\n", 2, "models.a.to"),
+        ("models:\n  a:\n    to: []\n", 3, "models.a.to"),
+        ("models:\n  a:\n    to:\n      - {model: b, weight: 0}\n", 4, "models.a.to.0.weight"),
+        ("models:\n  a:\n    to:\n      - {model: b}\n      - {weight: 1}\n", 5, "models.a.to.1.model"),
+        ("models:\n  a:\n    to:\n      - {model: ''}\n", 4, "is no model's name"),
+        ('models:\n  x: {to: [{model: b}]}\n  "a\\n": {to: [{model: b}]}\n', 3, "is no model's name"),
+        ("models:\n  a: {to: [{model: b}, {model: b}]}\n", 2, "to: 'b' stands here twice"),
+        ("models:\n  a: {to: [{model: b}], fallback: [c, c]}\n", 2, "fallback: 'c' stands here twice"),
+        ("models:\n  a: {to: [{model: b}], fallback: [c, b]}\n", 2, "'b' is the only model in 'to'"),
+        (f"models:\n  a:\n    to: [{', '.join(f'{{model: m{n}}}' for n in range(17))}]\n", 3, "models.a.to"),
+        (f"models:\n  a:\n    to: [{{model: b}}]\n    fallback: {list('cdefghijk')}\n", 4, "models.a.fallback"),
         (
             "discovery:\n  pods:\n" + "  - {url: 'http://a:1', pool: a, name: x}\n" * 2,
             1,
@@ -94,6 +126,64 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, "server: {port: x, prot: 1}\npools: {a: {ttft_seconds: -1}}\n"), {})
     assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_split_may_fall_back_on_one_of_its_own_models(tmp_path: Path) -> None:
+    file = write(tmp_path, "models: {a: {to: [{model: new, weight: 1}, {model: old, weight: 9}], fallback: [old]}}\n")
+    assert load_config(file, {}).aliases()["a"].fallback == ("old",)
+
+
+STATIC = 'discovery: {pods: [{url: "http://a:1", pool: chat}]}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("models: {a: {to: [{model: b}]}}\n", []),
+        ("models: {a: {to: [{model: b}]}}\n" + STATIC, []),
+        ("models: {a: {to: [{model: b}]}}\npools: {chat: {}}\n", []),
+        ("models: {a: {to: [{model: b1}]}}\npools: {chat: {models: [x]}, other: {models: ['b*']}}\n", []),
+        ("models: {a: {to: [{model: b}]}}\npools: {chat: {models: ['x*']}}\n", ["models.a: no pool", "'b'"]),
+        ("models: {a: {to: [{model: x}], fallback: [b]}}\npools: {chat: {models: [x]}}\n" + STATIC, ["'b'"]),
+        ("models: {a: {to: [{model: b}]}, b: {to: [{model: c}]}}\n", ["models.a: 'b' is an alias too"]),
+        ("models: {a: {to: [{model: b}]}, b: {to: [{model: b}], fallback: [c]}}\n", []),
+    ],
+)
+def test_targets_that_were_perhaps_not_meant_are_told(tmp_path: Path, text: str, words: list[str]) -> None:
+    doubts = list(load_config(write(tmp_path, text), {}).doubtful_targets())
+    assert len(doubts) == bool(words)
+    assert all(word in doubts[0] for word in words)
+
+
+def test_a_pod_stands_in_its_pool_once(tmp_path: Path) -> None:
+    pods = [{"url": "http://a:1", "pool": pool, "name": name} for pool, name in (("x", "one"), ("y", "two"))]
+    assert len(load_config(None, {}, {"discovery.pods": pods}).static_pods()) == 2
+    with pytest.raises(ConfigError, match="one and three are the same pod, by pool and url"):
+        load_config(None, {}, {"discovery.pods": [*pods, {"url": "http://a:1/", "pool": "x", "name": "three"}]})
+
+
+@pytest.mark.parametrize("key", ["", "two words", "line\n", "schlüssel"])
+def test_a_key_for_pods_is_one_that_a_header_can_carry(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"upstream\.api_key"):
+        load_config(None, {}, {"upstream.api_key": key})
+
+
+def test_two_configurations_differ_in_the_keys_that_are_told() -> None:
+    before = load_config(None, {}, {"pools": {"a": {"policy": "p2c"}, "b": {}}, "models.x": {"to": [{"model": "y"}]}})
+    flags = {"pools": {"a": {"policy": "p2c", "queue_limit": 1}, "c": {}}, "server.port": 1}
+    now = load_config(None, {}, {**flags, "models.x": {"to": [{"model": "z"}]}})
+    assert differences(before, now) == ("server.port", "pools.a.queue_limit", "pools.b", "pools.c", "models.x.to")
+    assert differences(now, now) == ()
+
+
+def test_a_configuration_file_is_read_with_the_flags_and_the_environment_it_was_first_read_with(tmp_path: Path) -> None:
+    file = ConfigFile(
+        write(tmp_path, "server: {port: 1, ops_port: 2}\n"), {"POOLGATE_SERVER__HOST": "h"}, {"server.port": 9}
+    )
+    for ops_port in (2, 3):
+        file.file.write_text(f"server: {{port: 1, host: x, ops_port: {ops_port}}}\n")
+        server = file.load().server
+        assert (server.host, server.port, server.ops_port) == ("h", 9, ops_port)
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from gateway.api.status import status_of
-from gateway.core.fleet import Fleet, Model, RefusedPod
+from gateway.core.fleet import Fleet, Model, PodHealth, PodState, RefusedPod
 from gateway.pods_table import how_long, notes, page
 from tests.seeing import FLEET, pod, seen
 
@@ -50,6 +50,14 @@ def test_every_pod_is_a_row() -> None:
     assert row("chat-3", text)[2:5] == ["asleep", "3d 3h", "it sleeps"]
 
 
+def test_an_ejected_pod_is_seen_with_why_and_when_it_is_back() -> None:
+    health = PodHealth("ejected", "consecutive", 12.0, 0.1)
+    status = told(health_of=lambda uid: health if "chat-0" in uid else PodHealth())
+    why = "several requests in a row failed there; back in 12 s"
+    assert row("chat-0", shown(status))[2:5] == ["ejected", "-", why]
+    assert "\x1b[31mejected" in shown(status, colours=True)
+
+
 def test_a_model_that_another_pool_has_claimed_is_marked() -> None:
     lines = shown(told()).splitlines()
     (at,) = [at for at, line in enumerate(lines) if "lora-0" in line]
@@ -67,7 +75,7 @@ def test_many_models_are_cut_short_but_claimed_ones_are_seen() -> None:
 
 def test_what_pods_say_is_neither_markup_nor_steers_the_terminal() -> None:
     said = "[bold]loud[/bold] :warning: \x1b[2J[/nothing]"
-    odd = pod("chat-0", reason=said, models=(Model("[red]m[/red]"),))
+    odd = pod("chat-0", state=PodState.STARTING, reason=said, models=(Model("[red]m[/red]"),))
     fleet = replace(FLEET, pods=(odd,), refused=(RefusedPod("[link=x]stray", "no_pool", "[/] \x1b]0;title\x07"),))
     text = shown(told(fleet=fleet), colours=True)
     assert "[bold]loud[/bold] :warning: \N{REPLACEMENT CHARACTER}[2J[/nothing]" in text
@@ -101,6 +109,14 @@ def test_all_is_well_and_nothing_is_noted() -> None:
             ["discovery has heard nothing for 1m 15s: pods are as last seen"],
         ),
         ({"fleet": replace(FLEET, refused=()), "draining": True}, ["the gateway is not ready: draining"]),
+        (
+            {"fleet": replace(FLEET, refused=()), "waiting": lambda: [("chat", 5), ("lora", 0), ("llama", 1)]},
+            ["pool chat: 5 requests wait for a pod", "pool llama: 1 request waits for a pod"],
+        ),
+        (
+            {"fleet": replace(FLEET, refused=()), "panics": lambda: [("chat", True), ("lora", False)]},
+            ["pool chat: too few pods are well, so ejected ones get requests as well"],
+        ),
     ],
 )
 def test_what_wants_an_eye_stands_below(more: dict[str, Any], lines: list[str]) -> None:

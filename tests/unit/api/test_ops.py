@@ -1,31 +1,49 @@
 """The ops port's answers: who may read what, and what probes are told."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import httpx2
 import pytest
 
 from gateway import __version__
+from gateway.api.explanation import explanation
 from gateway.api.ops import bears, ops_app
 from gateway.api.status import Seen, status_of
-from gateway.core.fleet import Fleet
+from gateway.core.call import Trail
+from gateway.core.fleet import Fleet, PodHealth
+from gateway.telemetry.recent import Recent
 from tests.seeing import seen
+from tests.unit.telemetry.trails import trail
 
 OPEN = ("/livez", "/readyz", "/readyz?verbose", "/version", "/metrics")
 TOKEN = "ünïque-token"
 
 
 async def get(
-    path: str, *, token: str | None = None, authorization: bytes | None = None, now: Seen | None = None
+    path: str,
+    *,
+    token: str | None = None,
+    authorization: bytes | None = None,
+    now: Seen | None = None,
+    ended: Sequence[Trail] = (),
 ) -> httpx2.Response:
-    """One request to an ops port with this token, at a gateway that sees this."""
+    """One request to an ops port with this token, at a gateway that sees this, and where these have just ended."""
     scrapes: list[str] = []
+    recent = Recent()
+
+    def observe() -> None:
+        scrapes.append("observed")
+        for each in ended:
+            recent.add(each)
+
     app = ops_app(
         seen=lambda: now or seen(),
-        ops_token=token,
-        before_scrape=lambda: scrapes.append("observed"),
+        ops_token=lambda: token,
+        observe=observe,
         exposition=lambda: ",".join(scrapes).encode(),
+        recent=recent.find,
     )
     headers = {} if authorization is None else {b"authorization": authorization}
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://ops") as client:
@@ -43,18 +61,38 @@ async def test_the_status_is_told_to_who_bears_the_token() -> None:
     assert (answer.status_code, answer.json()["version"]) == (200, __version__)
 
 
+GUARDED = ("/status.json", "/status/requests/id-1")
+
+
+@pytest.mark.parametrize("path", GUARDED)
 @pytest.mark.parametrize(
     "authorization",
     [None, b"", b"Bearer", b"Bearer ", b"Bearer other", b"Bearer \xff\xfe", "Bearer ünïque-toke".encode(), b"\xff"],
 )
-async def test_the_status_is_refused_to_everyone_else_in_openais_shape(authorization: bytes | None) -> None:
-    answer = await get("/status.json", token=TOKEN, authorization=authorization)
+async def test_the_status_is_refused_to_everyone_else_in_openais_shape(authorization: bytes | None, path: str) -> None:
+    answer = await get(path, token=TOKEN, authorization=authorization, ended=[trail()])
     assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
     assert answer.headers["content-type"] == "application/json"
     error = answer.json()["error"]
     assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
     assert "server.ops_token" in error["message"]
     assert TOKEN not in answer.text
+
+
+async def test_a_request_that_has_just_ended_is_told_by_its_id() -> None:
+    answer = await get("/status/requests/id-1", token=TOKEN, authorization=f"Bearer {TOKEN}".encode(), ended=[trail()])
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    now = seen()
+    assert answer.json() == json.loads(json.dumps(explanation(trail(), now.wall - now.now)))
+
+
+@pytest.mark.parametrize("request_id", ["unknown", "", "a/b", "%2E%2E%2Fstatus.json", "%FF"])
+async def test_a_request_that_nobody_knows_is_a_404_in_openais_shape(request_id: str) -> None:
+    answer = await get(f"/status/requests/{request_id}", ended=[trail()])
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/json")
+    error = answer.json()["error"]
+    assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", "not_found", "request_id")
+    assert "remembered" in error["message"]
 
 
 @pytest.mark.parametrize("path", OPEN)
@@ -90,8 +128,25 @@ async def test_readiness_is_told_by_status_and_in_words(fleet: Fleet, draining: 
 
 async def test_verbose_readiness_tells_of_pools_and_of_models_without_pods() -> None:
     told: dict[str, Any] = (await get("/readyz?verbose")).json()
-    assert told["pools"]["chat"] == {"ready": 1, "starting": 1, "draining": 1, "asleep": 1}
+    assert told["pools"]["chat"] == {"ready": 1, "starting": 1, "draining": 1, "asleep": 1, "ejected": 0}
     assert told["models_without_pods"] == ["llama-3.1-8b"]
+
+
+async def test_probes_ask_for_nothing_of_each_pod() -> None:
+    def never(uid: str) -> Any:
+        raise AssertionError(f"{uid} was asked for")
+
+    now = seen(load_of=never, health_of=never, in_flight=never)
+    assert (await get("/livez", now=now)).status_code == 200
+    assert (await get("/readyz", now=now)).status_code == 200
+    with pytest.raises(AssertionError):
+        await get("/status.json", now=now)
+
+
+async def test_verbose_readiness_counts_an_ejected_pod_as_that() -> None:
+    now = seen(health_of=lambda uid: PodHealth("ejected" if "chat-0" in uid else "healthy"))
+    told: dict[str, Any] = (await get("/readyz?verbose", now=now)).json()
+    assert (told["pools"]["chat"]["ready"], told["pools"]["chat"]["ejected"]) == (0, 1)
 
 
 @pytest.mark.parametrize("path", ["/", "/status", "/docs", "/openapi.json", "/v1/models"])

@@ -1,14 +1,16 @@
 """The status tells an operator what each pod is, why, and what it is doing; and no pod's address."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from gateway import __version__
-from gateway.api.status import models_without_pods, status_of, why_not_ready
-from gateway.core.fleet import Fleet, Gauges, PodLoad, PodState
+from gateway.api.status import EJECTED_FOR, ConfigState, models_without_pods, status_of, why_not_ready
+from gateway.balancing.health import Reason
+from gateway.core.fleet import Fleet, Gauges, PodHealth, PodLoad, PodState
 from tests.seeing import CHAT, FLEET, NOW, pod, seen
 
 UNKNOWN = {
@@ -31,9 +33,13 @@ def told_of(name: str, **more: Any) -> dict[str, Any]:
 
 def load_of(load: PodLoad) -> dict[str, Any]:
     """What the status says of a pod's load."""
-    told = told_of("chat-0", loads={CHAT[1].uid: load})["load"]
+    told = told_of("chat-0", load_of=lambda uid: load if uid == CHAT[1].uid else PodLoad())["load"]
     assert isinstance(told, dict)
     return told
+
+
+def load_read(in_flight: int | None, at: float, gauges: Gauges, gauges_at: float) -> PodLoad:
+    return PodLoad(in_flight=in_flight, in_flight_read_at=at, gauges=gauges, gauges_read_at=gauges_at)
 
 
 def test_the_status_has_the_shape_that_scripts_rely_on() -> None:
@@ -48,8 +54,20 @@ def test_the_status_has_the_shape_that_scripts_rely_on() -> None:
     assert told["refused"] == [{"name": "stray", "reason": "no_pool", "why": "it has no label poolgate.dev/pool"}]
     assert told["models_without_pods"] == ["llama-3.1-8b"]
     assert set(told) == {
-        *("version", "ready", "reason", "replicas", "discovery", "pools", "pods", "refused", "models_without_pods")
+        *("version", "ready", "reason", "replicas", "discovery", "pools", "pods", "refused", "models_without_pods"),
+        "config",
     }
+
+
+def test_the_configuration_is_told_with_its_age_and_what_of_its_file_is_not_in_force() -> None:
+    assert status_of(seen())["config"] == {
+        "loaded_at": "2025-12-31T23:58:20Z",
+        "for_seconds": 100.0,
+        "error": "",
+        "waits_for_restart": [],
+    }
+    told = status_of(seen(config=ConfigState(NOW, "x.yaml:1: no", ("server.port",))))["config"]
+    assert (told["for_seconds"], told["error"], told["waits_for_restart"]) == (0.0, "x.yaml:1: no", ["server.port"])
 
 
 def test_a_pod_is_told_with_its_state_its_models_and_its_load() -> None:
@@ -62,6 +80,8 @@ def test_a_pod_is_told_with_its_state_its_models_and_its_load() -> None:
         "for_seconds": 200.0,
         "models": [{"name": "qwen3-8b", "claimed_by": None}],
         "in_flight": 3,
+        "max_in_flight": None,
+        "weight": 1.0,
         "load": {
             "in_flight": 7,
             "running": 4,
@@ -114,9 +134,9 @@ def test_it_is_json_whatever_the_pods_told() -> None:
         (PodLoad(), None),
         (PodLoad(in_flight=0, in_flight_read_at=NOW - 2), 2),
         (PodLoad(gauges=Gauges(), gauges_read_at=NOW - 3), 3),
-        (PodLoad(0, NOW - 2, Gauges(), NOW - 3), 3),
-        (PodLoad(0, NOW - 4, Gauges(), NOW - 3), 4),
-        (PodLoad(None, NOW - 4, Gauges(), NOW - 3), 3),
+        (load_read(0, NOW - 2, Gauges(), NOW - 3), 3),
+        (load_read(0, NOW - 4, Gauges(), NOW - 3), 4),
+        (load_read(None, NOW - 4, Gauges(), NOW - 3), 3),
     ],
 )
 def test_a_load_is_as_old_as_its_older_known_part(load: PodLoad, age: float | None) -> None:
@@ -124,7 +144,7 @@ def test_a_load_is_as_old_as_its_older_known_part(load: PodLoad, age: float | No
 
 
 def test_a_load_of_zero_is_not_an_unknown_one() -> None:
-    told = load_of(PodLoad(0, NOW, Gauges(0, 0, 0.0, 10.0, 0.0), NOW))
+    told = load_of(load_read(0, NOW, Gauges(0, 0, 0.0, 10.0, 0.0), NOW))
     assert told == {
         "in_flight": 0,
         "running": 0,
@@ -140,13 +160,92 @@ def test_a_prefix_cache_that_was_never_asked_has_no_ratio() -> None:
     assert load_of(PodLoad(gauges=Gauges(prefix_queries=0.0, prefix_hits=0.0)))["prefix_hit_ratio"] is None
 
 
+# What the balancer has found out.
+
+
+def sick(name: str, health: PodHealth) -> Callable[[str], PodHealth]:
+    """How requests fare, where they fare badly at one pod."""
+    return lambda uid: health if uid == pod(name).uid else PodHealth()
+
+
+EJECTED = PodHealth("ejected", "consecutive", 11.25, 0.1)
+
+
+def test_an_ejected_pod_is_not_ready_and_tells_why_and_when_it_is_back() -> None:
+    told = told_of("chat-0", health_of=sick("chat-0", EJECTED))
+    assert (told["state"], told["reason"]) == ("ejected", "several requests in a row failed there; back in 12 s")
+    assert (told["since"], told["for_seconds"], told["weight"]) == (None, None, 0.1)
+    assert told_of("lora-0", health_of=sick("chat-0", EJECTED))["state"] == "ready"
+
+
+def test_an_ejection_whose_time_is_over_says_what_is_missing() -> None:
+    told = told_of("chat-0", health_of=sick("chat-0", EJECTED._replace(seconds_left=0.0)))
+    assert told["reason"] == "several requests in a row failed there; back once its /health says 200"
+
+
+def test_an_ejected_pod_that_is_used_in_panic_says_so() -> None:
+    panics = {"chat-0": [("chat", True)], "lora-0": [("chat", True), ("lora", False)]}
+    reasons = {
+        name: told_of(name, health_of=sick(name, EJECTED), panics=lambda told=told: told)["reason"]
+        for name, told in panics.items()
+    }
+    assert "used all the same" in reasons["chat-0"]
+    assert "used all the same" not in reasons["lora-0"]
+
+
+def test_every_reason_of_an_ejection_has_its_words() -> None:
+    assert set(EJECTED_FOR) == set(Reason)
+
+
+@pytest.mark.parametrize(
+    ("health", "reason"),
+    [
+        (PodHealth(), ""),
+        (PodHealth("probing"), "back from an ejection: one request at a time tries it"),
+        (PodHealth("returning", "wedged", 0.0, 0.25), "back from an ejection: it gets 25% of a share, and ever more"),
+        (PodHealth("returning"), ""),
+        (PodHealth(weight=0.4), "new: it gets 40% of a share, and ever more"),
+    ],
+)
+def test_a_ready_pod_says_why_it_gets_less_than_others(health: PodHealth, reason: str) -> None:
+    told = told_of("chat-0", health_of=sick("chat-0", health))
+    assert (told["state"], told["reason"], told["for_seconds"]) == ("ready", reason, 200.0)
+    assert told["weight"] == health.weight
+
+
+@pytest.mark.parametrize("name", ["chat-1", "chat-2", "chat-3"])
+def test_a_pod_that_gets_no_work_anyway_tells_of_that_and_not_of_its_ejection(name: str) -> None:
+    told = told_of(name, health_of=sick(name, EJECTED))
+    assert {each: told[each] for each in ("state", "reason", "since")} == {
+        each: told_of(name)[each] for each in ("state", "reason", "since")
+    }
+
+
+def test_a_pool_tells_of_its_states_its_queue_and_its_panic() -> None:
+    now = seen(health_of=sick("chat-0", EJECTED), waiting=lambda: [("chat", 5)], panics=lambda: [("chat", True)])
+    nothing = {"ready": 0, "starting": 0, "draining": 0, "asleep": 0, "ejected": 0, "queue": 0, "panic": False}
+    assert status_of(now)["pools"] == {
+        "chat": {"ready": 0, "starting": 1, "draining": 1, "asleep": 1, "ejected": 1, "queue": 5, "panic": True},
+        "llama": nothing,
+        "lora": nothing | {"ready": 1},
+    }
+
+
 def test_every_pool_counts_every_state() -> None:
     assert FLEET.pods_by_state() == {
-        "chat": {"ready": 1, "starting": 1, "draining": 1, "asleep": 1},
-        "llama": {"ready": 0, "starting": 0, "draining": 0, "asleep": 0},
-        "lora": {"ready": 1, "starting": 0, "draining": 0, "asleep": 0},
+        "chat": {"ready": 1, "starting": 1, "draining": 1, "asleep": 1, "ejected": 0},
+        "llama": {"ready": 0, "starting": 0, "draining": 0, "asleep": 0, "ejected": 0},
+        "lora": {"ready": 1, "starting": 0, "draining": 0, "asleep": 0, "ejected": 0},
     }
-    assert set(Fleet((pod("x"),)).pods_by_state()["chat"]) == {state.value for state in PodState}
+    assert set(Fleet((pod("x"),)).pods_by_state()["chat"]) == {*(state.value for state in PodState), "ejected"}
+
+
+def test_only_a_ready_pod_counts_as_ejected() -> None:
+    everyone = [each.uid for each in FLEET.pods]
+    assert FLEET.pods_by_state(everyone)["chat"] == (
+        {"ready": 0, "starting": 1, "draining": 1, "asleep": 1, "ejected": 1}
+    )
+    assert FLEET.pods_by_state(everyone)["lora"]["ejected"] == 1
 
 
 def test_models_without_pods_are_named() -> None:

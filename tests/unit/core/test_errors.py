@@ -40,15 +40,15 @@ WITH_ARGUMENTS = [
     (errors.MethodNotAllowed("m", allow=b"POST"), 405, "invalid_request_error", "method_not_allowed"),
     (errors.NoReadyPod("m", retry_after_seconds=5), 503, "overloaded_error", "no_ready_pod"),
     (errors.Draining("m", retry_after_seconds=1), 503, "overloaded_error", "draining"),
+    (errors.QueueFull("m", retry_after_seconds=1), 503, "overloaded_error", "queue_full"),
+    (errors.QueueTimeout("m", retry_after_seconds=1), 503, "overloaded_error", "queue_timeout"),
+    (errors.Quarantined("m"), 500, "server_error", "request_quarantined"),
     (errors.Busy("m", retry_after_seconds=1), 503, "overloaded_error", "overloaded"),
 ]
 # Codes of the contract's table that nothing can cause yet, and what brings them.
 TO_COME = {
     "rate_limit_exceeded": "limits",
     "quota_exceeded": "limits",
-    "queue_full": "waiting",
-    "queue_timeout": "waiting",
-    "request_quarantined": "health and quarantine",
 }
 CONTRACT = {
     "invalid_json",
@@ -125,6 +125,7 @@ def test_retry_hints_are_exact_in_milliseconds_and_rounded_up_in_seconds() -> No
     assert errors.Busy("m", retry_after_seconds=1.2).headers() == ((b"retry-after", b"2"), (b"retry-after-ms", b"1200"))
     assert errors.Busy("m", retry_after_seconds=0).headers() == ((b"retry-after", b"1"), (b"retry-after-ms", b"1"))
     assert errors.UpstreamTtftTimeout("m").headers() == ((b"x-should-retry", b"false"),)
+    assert errors.Quarantined("m").headers() == ((b"x-should-retry", b"false"),)
 
 
 def test_a_message_that_utf8_cannot_say_is_still_an_answer() -> None:

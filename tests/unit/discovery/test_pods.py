@@ -169,6 +169,19 @@ def test_an_annotation_limits_the_models_by_name_or_glob() -> None:
     assert one(ready(annotations={"poolgate.dev/models": ""})).allowed == ()
 
 
+@pytest.mark.parametrize(
+    ("written", "limit"),
+    [("8", 8), (" 100000 ", 100_000), ("0", None), ("100001", None), ("9" * 5000, None), ("-1", None), ("1.5", None)]
+    + [("", None), ("many", None), ("8 ", 8), ("٣", None), (8, None)],
+)
+def test_an_annotation_limits_the_requests_in_flight_and_a_slip_of_the_pen_leaves_the_pool_s_limit(
+    written: object, limit: int | None
+) -> None:
+    pod = one(ready(annotations={"poolgate.dev/max-in-flight": written}))
+    assert (pod.max_in_flight, pod.state) == (limit, PodState.READY)
+    assert one(ready()).max_in_flight is None
+
+
 def test_names_bear_their_namespace_where_there_are_several() -> None:
     rules = replace(RULES, prefixed=True)
     assert one(ready(), rules).name == "vllm/chat-0"

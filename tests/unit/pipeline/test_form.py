@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from gateway.core.caller import ANONYMOUS
 from gateway.core.errors import InvalidRequest, UnsupportedMediaType
-from gateway.pipeline.form import boundary_of, read_form
+from gateway.pipeline.form import boundary_of, form_asking_for_model, read_form
+from gateway.pipeline.intake import call_of_form, renamed
 
 WANTED = ("model", "stream")
 
@@ -123,6 +125,42 @@ def test_whatever_is_read_is_what_starlette_reads(body: bytes) -> None:
     for name in WANTED:
         there = [value for each, value in theirs if each == name]
         assert there == ([found[name]] if name in found else [])
+
+
+@settings(max_examples=1000, deadline=None)
+@given(bodies(), st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=20))
+def test_another_model_in_a_form_changes_its_name_and_no_other_byte(body: bytes, other: str) -> None:
+    try:
+        found = read_form(body, b"b", WANTED)
+    except InvalidRequest:
+        return
+    if not found.get("model"):
+        return
+    parts = form_asking_for_model(body, b"b", other)
+    before, name, after = (bytes(each) for each in parts)
+    assert name == other.encode()
+    for old in (found["model"].encode("utf-8"), found["model"].encode("latin-1", "replace")):
+        if before + old + after == body:
+            break
+    else:
+        raise AssertionError(parts)
+    assert read_form(b"".join(parts), b"b", WANTED) == found | {"model": other}
+    try:
+        theirs = starlette_reads(body)
+    except (MultiPartException, KeyError):
+        return
+    assert starlette_reads(b"".join(parts)) == [(key, other if key == "model" else value) for key, value in theirs]
+
+
+def test_a_recording_before_or_after_the_model_is_not_copied() -> None:
+    file = field("file", "x" * 9999, '; filename="a.wav"')
+    body = file + field("model", "alias") + file + END
+    call = call_of_form({"model": "alias"}, body, b"multipart/form-data; boundary=b", ANONYMOUS)
+    sent = renamed(call, "acme/whisper")
+    assert b"".join(sent.body) == file + field("model", "acme/whisper") + file + END
+    assert (sent.model, sent.body_length) == ("acme/whisper", len(body) + len("acme/whisper") - len("alias"))
+    assert [isinstance(part, memoryview) and part.obj is body for part in sent.body] == [True, False, True]
+    assert call.body == []
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.pipeline.retries import MAX_CONNECT_RETRIES, Again, Retries
+from gateway.balancing.balancer import Blame
+from gateway.pipeline.retries import BLAME, MAX_CONNECT_RETRIES, Again, Retries
 from gateway.upstream.failure import Failure
 
-ONCE_ELSEWHERE = [Failure.RESET, Failure.BUSY, Failure.DYING, Failure.SIDECAR, Failure.MODEL_GONE]
+ONCE_ELSEWHERE = [
+    Failure.RESET,
+    Failure.BUSY,
+    Failure.DYING,
+    Failure.ENGINE_DEAD,
+    Failure.SIDECAR,
+    Failure.SILENT,
+    Failure.MODEL_GONE,
+]
 NEVER = [Failure.SERVER_ERROR, Failure.JUNK, Failure.TIMEOUT, Failure.REFUSED, Failure.ABANDONED]
 
 
@@ -101,3 +110,22 @@ def test_however_attempts_fail_there_are_few_of_them_and_none_at_a_pod_that_was_
     assert replayed <= 1
     assert connects <= MAX_CONNECT_RETRIES
     assert retries.on_budget == (replayed == 1)
+
+
+def test_each_failure_weighs_on_its_pod_as_the_table_says() -> None:
+    """What is missing says nothing of the pod: it answered as it should, or was not to blame for the end."""
+    assert BLAME == {
+        Failure.CONNECT: Blame.POD,
+        Failure.STALE: Blame.NONE,
+        Failure.RESET: Blame.POD,
+        Failure.BUSY: Blame.BUSY,
+        Failure.DYING: Blame.POD,
+        Failure.ENGINE_DEAD: Blame.POD,
+        Failure.SILENT: Blame.NONE,
+        Failure.SIDECAR: Blame.POD,
+        Failure.SERVER_ERROR: Blame.IN_DOUBT,
+        Failure.JUNK: Blame.POD,
+        Failure.TIMEOUT: Blame.POD,
+        Failure.MODEL_GONE: Blame.NONE,
+    }
+    assert set(Failure) - set(BLAME) == {Failure.REFUSED, Failure.ABANDONED}

@@ -121,6 +121,10 @@ def test_the_time_between_several_attempts_is_not_called_ours() -> None:
     assert line(trail(attempts=2))["overhead_ms"] is None
 
 
+def test_the_wait_for_a_pod_is_told_in_milliseconds() -> None:
+    assert line(trail(queue_seconds=0.1234567))["queue_ms"] == 123.457
+
+
 def test_an_answer_that_is_not_a_stream_has_no_first_token() -> None:
     assert line(trail(stream=False))["ttft_ms"] is None
 
@@ -146,6 +150,7 @@ def test_requests_that_differ_in_one_thing_do_not_share_it() -> None:
         {"finish": "length"},
         {"ended_at": 1001.0},
         {"first_content_at": None},
+        {"queue_seconds": 0.05},
     ]
     trails = [trail(**more) for more in variants]
     together = [json.loads(raw) for raw in written(trail(), *trails, trail())]
@@ -253,6 +258,9 @@ def test_a_terminal_gets_a_line_for_eyes() -> None:
     ):
         assert word in told
     assert not told.startswith("{")
+    assert "waited" not in told
+    (raw,) = written(trail(queue_seconds=0.12), out=Terminal())
+    assert "waited 120.0 ms" in raw.decode()
     (raw,) = written(refused(), out=Terminal())
     assert "invalid_api_key" in raw.decode()
 

@@ -1,5 +1,7 @@
 """The contract's series: their names and labels, what each counts, and that no caller can make one."""
 
+from typing import Any
+
 import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,6 +30,12 @@ NOW = {
     "poolgate_discovery_relists": {"reason"},
     "poolgate_discovery_rejected": {"reason"},
     "poolgate_access_lines_dropped": set(),
+    "poolgate_queue_depth": {"pool"},
+    "poolgate_queue_wait_seconds": {"pool"},
+    "poolgate_ejections": {"pool", "reason"},
+    "poolgate_panic": {"pool"},
+    "poolgate_quarantined": set(),
+    "poolgate_config_reloads": {"result"},
 }
 PODS = (
     Pod("u0", "chat-0", "chat", "127.0.0.1", 1, PodState.READY),
@@ -40,16 +48,35 @@ def watched() -> Metrics:
     """Metrics with gauges to read."""
     metrics = Metrics()
     metrics.watch(
-        Live(
+        live(
             fleet=lambda: Fleet(PODS),
             pod_in_flight=lambda uid: {"u0": 3}.get(uid, 0),
             in_flight=lambda: [("org/m", 3)],
+            waiting=lambda: [("chat", 4), ("empty", 2)],
+            ejected=lambda: ["u2", "u1", "gone"],
+            panics=lambda: [("chat", False), ("other", True)],
             loop_lag=lambda: 0.125,
             dropped_lines=lambda: 2,
             discovery_stale=lambda: 1.5,
         )
     )
     return metrics
+
+
+def live(**more: Any) -> Live:
+    """Owners of gauges who have nothing to tell, but for these."""
+    nothing: dict[str, Any] = {
+        "fleet": Fleet,
+        "pod_in_flight": lambda uid: 0,
+        "in_flight": list,
+        "waiting": list,
+        "ejected": list,
+        "panics": list,
+        "loop_lag": float,
+        "dropped_lines": int,
+        "discovery_stale": float,
+    }
+    return Live(**nothing | more)
 
 
 def families(metrics: Metrics) -> dict[str, Metric]:
@@ -70,7 +97,9 @@ def observed(*trails: Trail) -> Metrics:
 
 def test_the_contracts_series_are_there_with_their_labels_and_no_others() -> None:
     metrics = watched()
-    metrics.observe(trail(retries=(("chat", "busy"),)))
+    metrics.observe(trail(retries=(("chat", "busy"),), queue_seconds=0.2))
+    metrics.ejected("chat", "consecutive")
+    metrics.reloaded("applied")
     metrics.relisted("start")
     metrics.rejected("address", 2)
     found = families(metrics)
@@ -229,8 +258,10 @@ def test_gauges_are_read_when_they_are_scraped() -> None:
         ("chat", "ready", 1),
         ("chat", "starting", 1),
         ("chat", "draining", 0),
-        ("other", "ready", 1),
+        ("chat", "ejected", 0),
+        ("other", "ready", 0),
         ("other", "starting", 0),
+        ("other", "ejected", 1),
     ):
         assert value(metrics, "poolgate_pods", pool=pool, state=state) == count
     assert value(metrics, "poolgate_pod_in_flight", pool="chat", pod="chat-0") == 3
@@ -240,19 +271,70 @@ def test_gauges_are_read_when_they_are_scraped() -> None:
     assert value(metrics, "poolgate_discovery_stale_seconds") == 1.5
 
 
+def test_a_queue_is_as_deep_as_its_pool_says_and_0_where_nobody_waits() -> None:
+    metrics = watched()
+    assert value(metrics, "poolgate_queue_depth", pool="chat") == 4
+    assert value(metrics, "poolgate_queue_depth", pool="other") == 0
+
+
+def test_the_queue_of_a_pool_without_pods_can_be_seen_by_who_starts_some() -> None:
+    metrics = Metrics()
+    waits = {"chat": 7}
+    fleet = Fleet((), {"m": Route("m", Pool("chat"), ())})
+    metrics.watch(live(fleet=lambda: fleet, waiting=waits.items))
+    assert value(metrics, "poolgate_queue_depth", pool="chat") == 7
+    waits.clear()
+    assert value(metrics, "poolgate_queue_depth", pool="chat") == 0
+
+
+def test_panic_is_told_of_each_pool() -> None:
+    metrics = watched()
+    assert [value(metrics, "poolgate_panic", pool=pool) for pool in ("chat", "other")] == [0, 1]
+
+
+def test_ejections_and_reloads_are_counted_by_why_and_how_and_quarantines_from_zero() -> None:
+    metrics = Metrics()
+    assert value(metrics, "poolgate_quarantined_total") == 0
+    for pool, reason in (("chat", "share"), ("chat", "share"), ("chat", "wedged"), ("other", "share")):
+        metrics.ejected(pool, reason)
+    metrics.reloaded("refused")
+    metrics.quarantined()
+    assert value(metrics, "poolgate_ejections_total", pool="chat", reason="share") == 2
+    assert value(metrics, "poolgate_ejections_total", pool="chat", reason="wedged") == 1
+    assert value(metrics, "poolgate_ejections_total", pool="other", reason="share") == 1
+    assert value(metrics, "poolgate_config_reloads_total", result="refused") == 1
+    assert value(metrics, "poolgate_quarantined_total") == 1
+
+
+def test_only_who_had_to_wait_is_in_the_times_of_waiting() -> None:
+    metrics = observed(trail(), trail(queue_seconds=0.2), trail(queue_seconds=0.3), trail(pool="b", queue_seconds=9.0))
+    assert value(metrics, "poolgate_queue_wait_seconds_count", pool="chat") == 2
+    assert value(metrics, "poolgate_queue_wait_seconds_sum", pool="chat") == pytest.approx(0.5)
+    assert value(metrics, "poolgate_queue_wait_seconds_bucket", pool="chat", le="0.25") == 1
+    assert value(metrics, "poolgate_queue_wait_seconds_count", pool="b") == 1
+
+
+def test_who_waited_in_vain_is_in_the_times_of_waiting_too() -> None:
+    metrics = observed(refused(pool="chat", status=503, code="queue_timeout", queue_seconds=10.0))
+    assert value(metrics, "poolgate_queue_wait_seconds_sum", pool="chat") == 10
+
+
+def test_the_wait_for_a_pod_is_not_called_ours() -> None:
+    waited = trail(received_at=999.0, queue_seconds=1.0)
+    assert waited.overhead_seconds == pytest.approx(trail().overhead_seconds)
+
+
+def test_what_is_measured_in_seconds_says_so() -> None:
+    metrics = watched()
+    for name, family in families(metrics).items():
+        if name.endswith("_seconds"):
+            assert "econds" in family.documentation, name
+
+
 def test_gauges_follow_their_owners() -> None:
     fleets = [Fleet(PODS), Fleet(PODS[:1])]
     metrics = Metrics()
-    metrics.watch(
-        Live(
-            fleet=lambda: fleets[0],
-            pod_in_flight=lambda uid: 0,
-            in_flight=list,
-            loop_lag=float,
-            dropped_lines=int,
-            discovery_stale=float,
-        )
-    )
+    metrics.watch(live(fleet=lambda: fleets[0]))
     assert value(metrics, "poolgate_pods", pool="other", state="ready") == 1
     fleets.pop(0)
     assert value(metrics, "poolgate_pods", pool="other", state="ready") is None
@@ -268,14 +350,5 @@ def test_two_gateways_in_one_process_count_apart() -> None:
 def test_a_pool_whose_pods_are_all_gone_has_none_rather_than_no_series() -> None:
     metrics = Metrics()
     fleet = Fleet((), {"m": Route("m", Pool("chat"), ())})
-    metrics.watch(
-        Live(
-            fleet=lambda: fleet,
-            pod_in_flight=lambda uid: 0,
-            in_flight=list,
-            loop_lag=float,
-            dropped_lines=int,
-            discovery_stale=float,
-        )
-    )
+    metrics.watch(live(fleet=lambda: fleet))
     assert value(metrics, "poolgate_pods", pool="chat", state="ready") == 0

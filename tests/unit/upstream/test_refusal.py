@@ -54,12 +54,12 @@ ANTHROPIC = b'{"type":"error","error":{"type":"invalid_request_error","message":
         (502, b"<html>bad gateway", Failure.SIDECAR, 502, "upstream_bad_response"),
         (504, nested("x", 504), Failure.SIDECAR, 502, "upstream_bad_response"),
         # The pod's own trouble.
-        (500, DEAD_ENGINE, Failure.DYING, 500, "upstream_failed"),
+        (500, DEAD_ENGINE, Failure.ENGINE_DEAD, 500, "upstream_failed"),
         (500, DRAINING, Failure.DYING, 500, "upstream_failed"),
-        (500, nested("EngineDeadError: oh", 500), Failure.DYING, 500, "upstream_failed"),
+        (500, nested("EngineDeadError: oh", 500), Failure.ENGINE_DEAD, 500, "upstream_failed"),
         (500, b'{"detail":"Cannot schedule new futures after shutdown"}', Failure.DYING, 500, "upstream_failed"),
-        (500, b'{"error":"engine dead"}', Failure.DYING, 500, "upstream_failed"),
-        (500, body_of("m02-messages-engine-dead.http"), Failure.DYING, 500, "upstream_failed"),
+        (500, b'{"error":"engine dead"}', Failure.ENGINE_DEAD, 500, "upstream_failed"),
+        (500, body_of("m02-messages-engine-dead.http"), Failure.ENGINE_DEAD, 500, "upstream_failed"),
         (500, nested("bad luck", 500), Failure.SERVER_ERROR, 500, "upstream_failed"),
         (500, b"Internal Server Error", Failure.SERVER_ERROR, 500, "upstream_failed"),
         (500, b"", Failure.SERVER_ERROR, 500, "upstream_failed"),
@@ -155,7 +155,7 @@ def test_an_error_as_first_event_is_judged_by_the_status_it_names(
 
 def test_a_dead_engine_is_known_in_a_stream_too() -> None:
     seen, error = server_error(PodError(message="EngineCore encountered an issue. See stack trace (above)."))
-    assert (seen, error.code) == (Failure.DYING, "upstream_failed")
+    assert (seen, error.code) == (Failure.ENGINE_DEAD, "upstream_failed")
 
 
 def test_a_dead_engine_is_known_by_what_messages_leave_of_its_words() -> None:
@@ -163,7 +163,7 @@ def test_a_dead_engine_is_known_by_what_messages_leave_of_its_words() -> None:
     reader.read_event(MESSAGE_CUT_BY_A_DEAD_ENGINE)
     assert reader.error is not None
     seen, error = server_error(reader.error)
-    assert seen is Failure.DYING
+    assert seen is Failure.ENGINE_DEAD
     assert "https://" not in error.message
 
 

@@ -1,0 +1,198 @@
+"""Which requests belong together, and what each pod is believed to have cached. Pure.
+
+vLLM keeps the KV cache of prompts it has seen, in blocks: a pod that has a prompt's beginning skips that part of the
+work. We do not know the pods' tokenizers, so we cut the raw bytes instead. A prompt is named by chained hashes, one per
+block: a block's hash stands for all the bytes up to its end, so two prompts begin alike for as long as their hashes are
+the same.
+
+Two kinds of hashes, for two purposes. Blocks are compared in this process alone, so they use Python's own `hash`: it is
+the fastest there is, and salted at the start of the process, so no caller can make two prompts collide. Keys place a
+session or a pod among others, and every replica has to place it alike: those are BLAKE2b.
+"""
+
+from collections.abc import Collection, Sequence
+from hashlib import blake2b
+from itertools import islice
+
+BLOCK_BYTES = 512
+"""About 128 tokens of English. What is believed of a prompt is wrong by half a block on average, some milliseconds of a
+GPU's time; smaller blocks would cost more to hash, and larger ones would miss short system prompts."""
+
+MAX_BLOCKS = 512
+"""Of one prompt. What comes after 256 KiB is not looked at."""
+
+KEY_BYTES = 512
+"""How much of a session's name, or of a prompt, a key is made of."""
+
+Seed = tuple[str | bytes, ...]
+"""What keeps prompts apart that read alike but share no cache: the model, the adapter, the tools, a tenant's salt."""
+
+
+def blocks_of(prompt: bytes, seed: Seed) -> tuple[int, ...]:
+    """Chained hashes of the prompt's whole blocks, at most `MAX_BLOCKS`. They mean nothing outside this process."""
+    previous = hash(seed)
+    blocks = []
+    end = min(len(prompt), MAX_BLOCKS * BLOCK_BYTES) - BLOCK_BYTES + 1
+    for start in range(0, end, BLOCK_BYTES):
+        previous = hash((previous, prompt[start : start + BLOCK_BYTES]))
+        blocks.append(previous)
+    return tuple(blocks)
+
+
+def session_key(tenant: str, session: str) -> int:
+    """64 bits of a session's name, for `Wish.key`; 0 without a name. One tenant's sessions are never another's."""
+    return _key(b"session", tenant, session) if session else 0
+
+
+def beginning_key(prompt: bytes, seed: Seed) -> int:
+    """64 bits of the prompt's beginning, for `Wish.key` where there is no session; 0 without a prompt."""
+    return _key(b"beginning", prompt, *seed) if prompt else 0
+
+
+def uid_key(uid: str) -> int:
+    """64 bits of a pod's uid, for `Standing.key`."""
+    return _key(b"pod", uid)
+
+
+def _key(purpose: bytes, *parts: str | bytes) -> int:
+    digest = blake2b(digest_size=8, person=purpose)
+    for part in parts:
+        # A name out of JSON may hold half of a surrogate pair.
+        raw = part[:KEY_BYTES].encode("utf-8", "surrogatepass") if isinstance(part, str) else part[:KEY_BYTES]
+        digest.update(b"%d:" % len(raw))
+        digest.update(raw)
+    # Odd, and so never 0, and the product of two keys (see `policy.session`) loses no bit of either.
+    return int.from_bytes(digest.digest(), "big") | 1
+
+
+class _Believed:
+    """One pod's cache."""
+
+    __slots__ = ("blocks", "capacity", "gone", "uid")
+
+    def __init__(self, uid: str, capacity: int) -> None:
+        self.uid = uid
+        self.capacity = capacity
+        self.blocks: dict[int, None] = {}
+        """The least recently used first."""
+        self.gone = False
+
+    def shrink(self, most: int) -> None:
+        """Forget the oldest, down to `most` blocks or some fewer."""
+        excess = len(self.blocks) - most
+        if excess > 0:
+            # Many at once: the first entry of a dict is found by walking over the gaps that earlier ones left.
+            for block in list(islice(self.blocks, excess + most // 8)):
+                del self.blocks[block]
+
+
+class PrefixIndex:
+    """What each pod is believed to have cached, from what was sent there.
+
+    A pod's blocks are a list by last use, as vLLM's are, and forgotten in the same order. A prompt's blocks are touched
+    from the last to the first. So a block is always older than the one it follows, and is forgotten before it: whoever
+    has a block has all before it, and the longest known beginning is found by halving.
+
+    Bounded twice: a pod has at most its `capacity`, and the pods together at most `in_all`; where that is too little
+    for all, each gets the same share. No pod gets more than a sixteenth, since a larger dict would hold up the event
+    loop for a millisecond whenever Python rebuilds it.
+
+    `holder` has a memory of its own, for pools too large to ask about each pod. To remember many prompts rather than
+    every block of a few, it notes a prompt's end and the beginnings of 1, 2, 4, 8 … blocks. It is two dicts, of an
+    eighth of `in_all` each: when the young one is full it becomes the old one, and the old one is dropped.
+    """
+
+    def __init__(self, capacity: int = 4096, in_all: int = 1 << 18) -> None:
+        self._capacity = capacity
+        self._in_all = in_all
+        self._pods: dict[str, _Believed] = {}
+        self._share = in_all // 16
+        self._generation = in_all // 8
+        self._young: dict[int, _Believed] = {}
+        self._old: dict[int, _Believed] = {}
+
+    def sent(self, uid: str, blocks: Sequence[int]) -> None:
+        """A prompt of these blocks went to the pod."""
+        if not blocks:
+            return
+        pod = self._pod(uid)
+        most = min(pod.capacity, self._share)
+        if len(blocks) > most:
+            blocks = blocks[:most]
+        known = pod.blocks
+        forget = known.pop
+        for block in reversed(blocks):
+            forget(block, None)
+            known[block] = None
+        if len(known) > most:
+            pod.shrink(most)
+        if blocks:
+            self._note(pod, blocks)
+
+    def cached(self, uid: str, blocks: Sequence[int]) -> int:
+        """How many of the leading blocks the pod is believed to have."""
+        pod = self._pods.get(uid)
+        if pod is None or not blocks:
+            return 0
+        known = pod.blocks
+        if blocks[0] not in known:
+            return 0
+        low, high = 1, len(blocks)
+        while low < high:
+            middle = (low + high) >> 1
+            if blocks[middle] in known:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def holder(self, blocks: Sequence[int]) -> str | None:
+        """The pod that last got the longest beginning of these blocks that was noted, if it is still there."""
+        young, old = self._young, self._old
+        # A prompt's first block is noted whenever a later one is.
+        if not blocks or (blocks[0] not in young and blocks[0] not in old):
+            return None
+        for block in reversed(blocks):
+            pod = young.get(block) or old.get(block)
+            if pod is not None and not pod.gone:
+                return pod.uid
+        return None
+
+    def resize(self, uid: str, blocks: int) -> None:
+        """The pod told how much its KV cache holds: so many blocks of `BLOCK_BYTES`."""
+        pod = self._pod(uid)
+        pod.capacity = blocks
+        pod.shrink(min(blocks, self._share))
+
+    def keep(self, uids: Collection[str]) -> None:
+        """These are the pods there are. What is known of any other is forgotten: should it return, it starts anew."""
+        left = self._pods.keys() - set(uids)
+        for uid in left:
+            pod = self._pods.pop(uid)
+            pod.gone = True
+            pod.blocks.clear()
+        if left:
+            self._share_out()
+
+    def _pod(self, uid: str) -> _Believed:
+        pod = self._pods.get(uid)
+        if pod is None:
+            pod = self._pods[uid] = _Believed(uid, self._capacity)
+            self._share_out()
+        return pod
+
+    def _share_out(self) -> None:
+        self._share = self._in_all // max(16, len(self._pods))
+        for pod in self._pods.values():
+            pod.shrink(min(pod.capacity, self._share))
+
+    def _note(self, pod: _Believed, blocks: Sequence[int]) -> None:
+        if len(self._young) >= self._generation:
+            self._old, self._young = self._young, {}
+        young = self._young
+        count = len(blocks)
+        length = 1
+        while length < count:
+            young[blocks[length - 1]] = pod
+            length *= 2
+        young[blocks[-1]] = pod

@@ -1,0 +1,497 @@
+"""A request's way to a pod and back: wait → lease → send → relay, and once more elsewhere where the table allows it.
+
+One task per request runs `forward`; it decides, and callbacks carry the bytes (see `relay`). A client that leaves
+cancels the task, wherever it waits: the `finally` below closes the pod's connection, which is how vLLM is told to
+stop.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from gateway.balancing.balancer import Balancer, Blame, Lease, Seat
+from gateway.balancing.policy import Wish
+from gateway.balancing.probes import Condition, Probes
+from gateway.core.call import Attempt, Call, Outcome, Trail, Usage
+from gateway.core.cell import Cell
+from gateway.core.errors import (
+    Busy,
+    Draining,
+    NoReadyPod,
+    PoolgateError,
+    Quarantined,
+    QueueFull,
+    QueueTimeout,
+    StreamDraining,
+    StreamStalled,
+    UpstreamDisconnected,
+)
+from gateway.core.fleet import Deadlines, Fleet, Pod, Route
+from gateway.pipeline.exchange import Exchange
+from gateway.pipeline.intake import renamed
+from gateway.pipeline.operations import Operation
+from gateway.pipeline.quarantine import Mark, Quarantine, mark_of
+from gateway.pipeline.reception import Visit
+from gateway.pipeline.relay import Content, Failed, Large, Relay, StreamRelay, TailBudget, Whole
+from gateway.pipeline.retries import BLAME, Again, Retries
+from gateway.pipeline.silence import Running, Suspicion, suspicion
+from gateway.upstream.connection import PodConnection
+from gateway.upstream.failure import Failure
+from gateway.upstream.headers import request_head
+from gateway.upstream.pool import ConnectFailed, PodPool, Pools
+from gateway.upstream.usage import AnswerReader, EventReader
+
+TAIL_BUDGET_BYTES = 128 << 20
+NO_POD_RETRY_SECONDS = 5.0
+DRAINING_RETRY_SECONDS = 1.0
+
+OFF_LOOP_BYTES = 262_144
+"""A body larger than this is not walked on the loop's thread."""
+SUSPECT_SECONDS = 2.0
+"""Requests that nothing came for in so long are looked at."""
+
+_DEATHS = (Failure.RESET, Failure.ENGINE_DEAD)
+"""What a pod that dies of a request does, among others."""
+_EVENTS = b"text/event-stream; charset=utf-8"
+_STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+
+
+class Request(NamedTuple):
+    """What every attempt needs: who asked, what, where the answer goes, and what a pod for it is chosen by."""
+
+    visit: Visit
+    call: Call
+    exchange: Exchange
+    wish: Wish
+
+
+class Forwarder:
+    """Sends requests to pods. `refresh(pod)` has a pod asked again for its models; `quarantined()` counts."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Cell[Fleet],
+        balancer: Balancer,
+        pools: Pools,
+        probes: Probes,
+        refresh: Callable[[Pod], None],
+        quarantined: Callable[[], None],
+        clock: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> None:
+        self._fleet = fleet
+        self._balancer = balancer
+        self._pools = pools
+        self._probes = probes
+        self._refresh = refresh
+        self._quarantined = quarantined
+        self._clock = clock
+        self._chance = chance
+        self._quarantine = Quarantine()
+        self._budget = TailBudget(TAIL_BUDGET_BYTES)
+        self._running: dict[Relay, Lease] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.draining = False
+        """New work is refused: this replica goes away now."""
+
+    async def forward(self, request: Request, models: tuple[str, ...]) -> None:
+        """Answer the client from one of the models, to be tried in this order: the one asked for, or what its alias
+        leads to.
+
+        Raises what the client is to be told, if nothing of an answer was sent yet.
+        """
+        refused: PoolgateError | None = None
+        for model in models:
+            request = await _asking_for(model, request)
+            try:
+                await self._to_model(request)
+            except (NoReadyPod, QueueFull, QueueTimeout) as error:
+                refused = error
+            else:
+                return
+        raise refused or self._no_ready_pod(request)
+
+    def sweep(self, now: float) -> None:
+        """Judge every running answer's deadlines, and the pods' silence; about four times a second."""
+        for relay, lease in list(self._running.items()):
+            if relay.sweep(now):
+                lease.seat.heard_at = now
+        suspects: dict[Seat, list[tuple[Relay, Lease]]] = {}
+        for relay, lease in self._running.items():
+            if not relay.paused and now - max(lease.seat.heard_at, relay.sent_at) >= SUSPECT_SECONDS:
+                suspects.setdefault(lease.seat, []).append((relay, lease))
+        for seat, held in suspects.items():
+            self._suspect(seat, held, now)
+
+    def end_all(self) -> None:
+        """The drain's limit is reached: refuse new work, and end what still runs with the truth."""
+        self.draining = True
+        self._balancer.turn_all_away()
+        for relay in list(self._running):
+            if relay.first.done():
+                relay.fail(Failure.ABANDONED, StreamDraining("this replica of the gateway is shutting down"))
+            else:
+                relay.fail(Failure.ABANDONED, draining())
+
+    async def _to_model(self, request: Request) -> None:
+        """Try a model's pods until one has answered or the retry table says stop."""
+        visit, model = request.visit, request.call.model
+        trail = visit.trail
+        route = self._fleet.value.routes.get(model)
+        if route is None:
+            raise self._no_ready_pod(request)
+        trail.pool = route.pool.name
+        if self._quarantine and self._quarantine.holds(_mark(request), self._clock()):
+            raise self._put_in_quarantine()
+        retries: Retries | None = None
+        failed: Failed | None = None
+        while True:
+            lease = await self._lease(request, route, retries, failed)
+            with lease as pod:
+                if failed is not None:
+                    trail.retries += ((pod.pool, failed.failure),)
+                pool = self._pools.of(pod)
+                failed = await self._attempt(lease, pool, pool.take(), request, route.pool.deadlines)
+                if failed is None:
+                    return
+                retries = retries or Retries()
+                again = retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry)
+                if again is Again.SAME_POD and self._is_routed(model, pod):
+                    trail.retries += ((pod.pool, failed.failure),)
+                    failed = await self._attempt(lease, pool, None, request, route.pool.deadlines)
+                    if failed is None:
+                        return
+                    again = retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry)
+            if failed.failure in _DEATHS and self._quarantine.holds(_mark(request), self._clock()):
+                raise self._put_in_quarantine()
+            if again is None:
+                raise failed.error
+            # Time has passed: whoever became unready or went away meanwhile gets no second attempts either.
+            route = self._fleet.value.routes.get(model) or route
+
+    async def _lease(self, request: Request, route: Route, retries: Retries | None, failed: Failed | None) -> Lease:
+        """A pod for the next attempt; waits for one with room if it must.
+
+        Raises the error of the attempt before where there is no further pod, `NoReadyPod`, `QueueFull` and
+        `QueueTimeout`.
+        """
+        # Nearly every request has one attempt: what counts them is made when the first one failed.
+        excluded, on_budget = ((), False) if retries is None else (retries.excluded, retries.on_budget)
+        lease = self._balancer.lease_nowait(route, request.wish, excluded, retry=on_budget)
+        if lease is not None:
+            return lease
+        trail = request.visit.trail
+        pool = route.pool
+        others = [pod for pod in route.pods if pod.uid not in excluded]
+        if failed is not None and (not others or failed.failure is Failure.BUSY):
+            raise failed.error
+        patience = pool.queue_wait_seconds if others else pool.hold_empty_seconds
+        since = self._clock()
+        deadlines = pool.deadlines
+        limit = deadlines.ttft_seconds if request.call.stream else deadlines.response_seconds
+        deadline = min(since + patience - trail.queue_seconds, trail.received_at + limit)
+        if not others and deadline <= since:
+            raise self._no_ready_pod(request)
+        try:
+            return await self._balancer.wait_for_room(
+                route, request.wish, excluded, retry=on_budget, caller=request.visit.tenant, deadline=deadline
+            )
+        except QueueTimeout:
+            if self.draining:
+                raise draining() from None
+            if not others:
+                raise self._no_ready_pod(request) from None
+            raise
+        finally:
+            trail.queue_seconds += self._clock() - since
+
+    def _is_routed(self, model: str, pod: Pod) -> bool:
+        """Whether the pod gets new work for the model now."""
+        route = self._fleet.value.routes.get(model)
+        return route is not None and any(each.uid == pod.uid for each in route.pods)
+
+    async def _attempt(
+        self,
+        lease: Lease,
+        pool: PodPool,
+        connection: PodConnection | None,
+        request: Request,
+        deadlines: Deadlines,
+    ) -> Failed | None:
+        """One pod, on a connection that is open already or a fresh one. None when the client has its answer."""
+        visit = request.visit
+        trail = visit.trail
+        trail.attempts += 1
+        trail.pod, trail.decision = pool.pod.name, lease.choice.reason
+        outcome: str = Failure.ABANDONED
+        try:
+            if connection is None:
+                try:
+                    connection = await pool.connect()
+                except ConnectFailed:
+                    outcome = Failure.CONNECT
+                    return self._blamed(Failed(outcome, self._no_ready_pod(request)), lease, visit)
+            if self.draining:
+                # The drain ended while this request was on its way to a pod: nobody would tell it so later.
+                connection.abort()
+                raise draining()
+            failed = await self._send(lease, pool, connection, request, deadlines)
+            if failed is None:
+                outcome = trail.outcome
+                return None
+            failed = await self._diagnosed(failed, lease, request)
+            outcome = failed.failure
+            return self._blamed(failed, lease, visit)
+        finally:
+            trail.attempt_outcomes += ((pool.pod.pool, outcome),)
+            choice = lease.choice
+            trail.tried += (
+                Attempt(
+                    trail.pod,
+                    trail.decision,
+                    tuple([each.name for each in choice.weighed]),
+                    choice.costs,
+                    choice.cached_tokens,
+                    outcome,
+                ),
+            )
+
+    async def _send(
+        self, lease: Lease, pool: PodPool, connection: PodConnection, request: Request, deadlines: Deadlines
+    ) -> Failed | None:
+        """Send the request and see its answer to the end. None when the client has it."""
+        visit, call, exchange, _ = request
+        trail = visit.trail
+        relay = self._relay(request, deadlines)
+        relay.connection = connection
+        head = request_head(
+            visit.operation.path,
+            pool.host,
+            self._pools.authorization,
+            visit.head.fields,
+            call.content_type,
+            f"{trail.pod_request_id}-{trail.attempts}",
+            call.body_length,
+        )
+        self._running[relay] = lease
+        try:
+            trail.sent_at = relay.sent_at = lease.sent_at = self._clock()
+            connection.send(head, call.body, relay)
+            first = await relay.first
+            if isinstance(first, Failed):
+                return first
+            now = self._clock()
+            trail.first_content_at = relay.first_content_at or now
+            lease.began(now)
+            if self._quarantine:
+                self._quarantine.answered(_mark(request))
+            mark = 0
+            if isinstance(first, Content):
+                lease.streams(visit.tenant, now)
+                mark = _mark(request)
+            call.body.clear()
+            if isinstance(first, Whole):
+                begin(self._clock, trail, exchange, first.content_type, len(first.body), first.headers)
+                exchange.finish(first.body)
+                trail.outcome = Outcome.COMPLETED
+                lease.answered(visit.tenant)
+            else:
+                await self._relay_to_its_end(first, relay, lease, pool, request, mark)
+            return None
+        finally:
+            connection.drop(relay)
+            del self._running[relay]
+            relay.discard()
+            _note_usage(relay.reader, visit.operation, call, trail)
+
+    def _relay(self, request: Request, deadlines: Deadlines) -> Relay:
+        visit, call, _, _ = request
+        operation = visit.operation
+        received_at = visit.trail.received_at
+        reader = operation.reader(call.choices)
+        loop = self._loop
+        if loop is None:
+            # Once: Python 3.11 asks the kernel for the process id each time.
+            loop = self._loop = asyncio.get_running_loop()
+        if not call.stream:
+            deadline = received_at + deadlines.response_seconds
+            return Relay(reader, deadline, self._clock, loop, operation.answers)
+        assert isinstance(reader, EventReader)  # noqa: S101  # only what can be read as a stream is asked for as one
+        return StreamRelay(
+            reader,
+            deadlines,
+            received_at,
+            self._clock,
+            loop,
+            wants_usage=call.wants_usage,
+            end_mark=operation.dialect.end_mark,
+            budget=self._budget,
+        )
+
+    async def _relay_to_its_end(
+        self, first: Large | Content, relay: Relay, lease: Lease, pool: PodPool, request: Request, mark: Mark
+    ) -> None:
+        """Commit the 200 of an answer that is not complete yet, and see it to its end."""
+        visit, exchange = request.visit, request.exchange
+        trail = visit.trail
+        if isinstance(first, Large):
+            begin(self._clock, trail, exchange, first.content_type, first.length, first.headers)
+        else:
+            begin(self._clock, trail, exchange, _EVENTS, None, _STREAM_HEADERS)
+        relay.commit(exchange)
+        ended = await relay.ended
+        if ended.error is None and relay.connection is not None:
+            pool.release(relay.connection, relay)
+        # The truth about the ending comes before anything else.
+        error = ended.error
+        if error is None:
+            exchange.finish(ended.held)
+            trail.outcome = Outcome.COMPLETED
+            lease.answered(visit.tenant)
+            return
+        if isinstance(relay, StreamRelay):
+            exchange.finish(ended.held if ended.said else visit.operation.dialect.event(error, relay.events))
+        else:
+            exchange.abort()
+        trail.outcome = Outcome(error.outcome)
+        trail.code = error.code
+        if not isinstance(error, StreamDraining):
+            lease.failed(Blame.POD, visit.tenant)
+            if mark and trail.outcome is Outcome.TRUNCATED and lease.seat.leaving_since is None:
+                self._probes.ask(pool.pod).add_done_callback(partial(self._note_death, pool.pod, mark))
+
+    # What a failure means.
+
+    async def _diagnosed(self, failed: Failed, lease: Lease, request: Request) -> Failed:
+        """The failure, with what its pod's state makes of it; a death is noted."""
+        failure, pod = failed.failure, lease.seat.pod
+        leaving = lease.seat.leaving_since is not None
+        if failure is Failure.MODEL_GONE:
+            self._refresh(pod)
+        elif failure is Failure.SERVER_ERROR:
+            if leaving or await self._condition(pod) is not Condition.ALIVE:
+                return failed._replace(failure=Failure.DYING)
+        elif (
+            failure in _DEATHS
+            # What a pod that terminates takes with it is not the request's fault.
+            and not leaving
+            and (failure is Failure.ENGINE_DEAD or await self._condition(pod) is not Condition.ALIVE)
+        ):
+            self._quarantine.died(_mark(request), pod.uid, self._clock())
+        return failed
+
+    def _blamed(self, failed: Failed, lease: Lease, visit: Visit) -> Failed:
+        """Count a failure against its pod, as the table says."""
+        failure = failed.failure
+        blame = BLAME.get(failure)
+        if blame is not None:
+            seconds = failed.error.retry_after_seconds if isinstance(failed.error, Busy) else 0.0
+            lease.failed(blame, visit.tenant, seconds)
+        elif failure is Failure.REFUSED:
+            lease.answered(visit.tenant)
+        return failed
+
+    async def _condition(self, pod: Pod) -> Condition:
+        # Shielded: others may wait for the same answer.
+        return await asyncio.shield(self._probes.ask(pod))
+
+    def _note_death(self, pod: Pod, mark: Mark, asked: "asyncio.Task[Condition]") -> None:
+        if not asked.cancelled() and asked.result() is not Condition.ALIVE:
+            self._quarantine.died(mark, pod.uid, self._clock())
+
+    def _put_in_quarantine(self) -> Quarantined:
+        self._quarantined()
+        return Quarantined("two pods died while they worked on this request: it is not sent to a third one")
+
+    def _no_ready_pod(self, request: Request) -> NoReadyPod:
+        route = self._fleet.value.routes.get(request.call.model)
+        return NoReadyPod(
+            f"no pod of this model can be reached ({len(route.pods) if route is not None else 0} listed as ready)",
+            retry_after_seconds=NO_POD_RETRY_SECONDS * (0.8 + 0.4 * self._chance()),
+            param="model",
+        )
+
+    # Silence.
+
+    def _suspect(self, seat: Seat, held: list[tuple[Relay, Lease]], now: float) -> None:
+        running = [
+            Running(isinstance(relay, StreamRelay), relay.first.done(), relay.sent_at, lease.tokens)
+            for relay, lease in held
+        ]
+        found = suspicion(seat, running, now)
+        if found is Suspicion.ASK or found is Suspicion.LOST:
+            self._probes.ask(seat.pod).add_done_callback(partial(self._note_silence, seat))
+        if found is Suspicion.LOST or (found is Suspicion.WEDGED and self._balancer.wedged(seat)):
+            for relay, _ in held:
+                if isinstance(relay, StreamRelay):
+                    _give_up(relay)
+
+    def _note_silence(self, seat: Seat, asked: "asyncio.Task[Condition]") -> None:
+        """A terminating pod that does not answer its `/health` any more will not end its answers either."""
+        if asked.cancelled() or asked.result() is Condition.ALIVE or self._clock() - seat.heard_at < SUSPECT_SECONDS:
+            return
+        for relay, lease in list(self._running.items()):
+            if lease.seat is seat and not relay.paused:
+                _give_up(relay)
+
+
+async def _asking_for(model: str, request: Request) -> Request:
+    """The request with the model's name in its body."""
+    call = request.call
+    if model == call.model:
+        return request
+    if call.body_length <= OFF_LOOP_BYTES:
+        return request._replace(call=renamed(call, model))
+    return request._replace(call=await asyncio.to_thread(renamed, call, model))
+
+
+def _mark(request: Request) -> Mark:
+    return mark_of(request.visit.tenant.key_id, request.call.body)
+
+
+def _give_up(relay: Relay) -> None:
+    """Nothing will come any more."""
+    if relay.first.done():
+        relay.fail(Failure.SILENT, StreamStalled("the pod is going away and fell silent"))
+    else:
+        relay.fail(Failure.SILENT, UpstreamDisconnected("the pod is going away and did not answer"))
+
+
+def begin(
+    clock: Callable[[], float],
+    trail: Trail,
+    exchange: Exchange,
+    content_type: bytes,
+    length: int | None,
+    headers: tuple[tuple[bytes, bytes], ...],
+) -> None:
+    """Send an answer's head."""
+    if trail.tenant is not None and trail.tenant.debug:
+        headers += debug_headers(trail)
+    exchange.start(200, content_type, length, headers)
+    trail.status = 200
+    trail.committed_at = clock()
+
+
+def _note_usage(reader: AnswerReader, operation: Operation, call: Call, trail: Trail) -> None:
+    """What the last attempt that said anything spent: the pod's own count, or what was seen of it."""
+    if reader.answered:
+        trail.finish = reader.finish
+        trail.content_events = reader.content_events
+        if operation.takes_tokens:
+            trail.usage = reader.usage() or Usage(call.prompt_tokens_estimate, reader.content_events, estimated=True)
+
+
+def debug_headers(trail: Trail) -> tuple[tuple[bytes, bytes], ...]:
+    """Where the request went, for keys that may know."""
+    return (
+        (b"x-poolgate-pod", trail.pod.encode() or b"none"),
+        (b"x-poolgate-attempts", b"%d" % trail.attempts),
+        (b"x-poolgate-decision", trail.decision.encode() or b"none"),
+    )
+
+
+def draining() -> Draining:
+    return Draining("this replica is shutting down", retry_after_seconds=DRAINING_RETRY_SECONDS)

@@ -1,0 +1,43 @@
+"""What the choice of a pod is made by, read off a request.
+
+Two requests share what a pod has cached as far as their prompts begin alike, so a prompt is taken in the order in which
+a chat template writes it: tools and system prompt first, then the messages. Raw bytes are compared; no tokenizer.
+"""
+
+from gateway.balancing.affinity import KEY_BYTES, Seed, beginning_key, blocks_of, session_key
+from gateway.balancing.policy import Wish
+from gateway.core.call import Call
+from gateway.core.fleet import Policy, Route
+from gateway.pipeline.intake import Look
+from gateway.pipeline.reception import Visit
+
+_SESSION_HEADERS = (b"x-openwebui-chat-id", b"x-session-id")
+"""The last one that is there counts."""
+_BY_KEY = frozenset(("session", "prefix"))
+
+
+def wish_of(route: Route | None, call: Call, seen: Look | None, visit: Visit) -> Wish:
+    """What a pod for this call is chosen by. `seen` None: a form, which shares nothing with another."""
+    tokens = call.prompt_tokens_estimate
+    if route is None or seen is None or len(route.pods) < 2:
+        return Wish(tokens)
+    policy: Policy = route.pool.policy
+    if policy == "auto":
+        seed, prompt = _prompt(call.model, seen)
+        return Wish(tokens, blocks_of(prompt, seed))
+    if policy not in _BY_KEY:
+        return Wish(tokens)
+    if policy == "session":
+        fields, session = visit.head.fields, seen.session
+        for name in _SESSION_HEADERS:
+            if name in fields:
+                session = fields[name].decode("latin-1")
+        if session:
+            return Wish(tokens, key=session_key(visit.tenant.key_id, session))
+    seed, prompt = _prompt(call.model, seen)
+    return Wish(tokens, key=beginning_key(prompt[:KEY_BYTES], seed))
+
+
+def _prompt(model: str, seen: Look) -> tuple[Seed, bytes]:
+    parts = seen.prompt_parts
+    return (model, seen.cache_salt), parts[0] if len(parts) == 1 else b"".join(parts)

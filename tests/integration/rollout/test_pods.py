@@ -1,0 +1,184 @@
+"""A rolling restart of every pod under load, and the sudden death of one: what callers see of it."""
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.apiserver.server import ApiServer
+from tests.discovering import NAMESPACE, kubeconfig
+from tests.integration.rollout.callers import (
+    BEFORE_THE_FIRST_BYTE,
+    How,
+    Load,
+    Wanted,
+    ask,
+    calling,
+    wanted_chats,
+)
+from tests.integration.rollout.deployment import Deployment, Member, deployment
+from tests.integration.rollout.lines import Line
+from tests.integration.rollout.processes import Gateways, simulated
+from tests.integration.test_process import SECONDS, Served
+
+PODS = 3
+ROUNDS = int(os.environ.get("ROLLOUT_ROUNDS", "1"))
+CUT_IS_SAID_SECONDS = 4.0
+"""A terminating pod that says nothing for 2 s is asked for its health, and given up if it does not answer: twice that,
+since the look-out is four times a second and this machine may be busy."""
+SEEN_SECONDS = 0.5
+"""Within so long a gateway sees what the API server has said."""
+STREAMS = 600
+GAUGES = ("poolgate_in_flight", "poolgate_pod_in_flight", "poolgate_queue_depth")
+
+
+@asynccontextmanager
+async def before(server: ApiServer, folder: Path) -> AsyncIterator[Served]:
+    """A gateway that finds its pods at this API server, ready."""
+    with kubeconfig(server) as file:
+        discovery = {"mode": "kubernetes", "namespaces": [NAMESPACE], "pod_networks": ["127.0.0.0/8"]}
+        gateways = Gateways(folder, {"discovery": discovery}, {"KUBECONFIG": str(file)})
+        async with gateways.serving() as gateway:
+            await gateway.until_ready()
+            yield gateway
+
+
+async def all_begun(lines: list[Line]) -> None:
+    """Wait until each has the first byte of an answer's body."""
+    async with asyncio.timeout(SECONDS):
+        while not all(line.begun for line in lines):
+            await asyncio.sleep(0.01)
+
+
+async def at_rest(gateway: Served) -> None:
+    """Every gauge of what runs is back to zero."""
+    async with asyncio.timeout(SECONDS):
+        while any((await running(gateway)).values()):
+            await asyncio.sleep(0.05)
+
+
+async def running(gateway: Served) -> dict[str, float]:
+    """What the gauges of running and waiting requests say."""
+    scraped = (await gateway.ops("/metrics")).body.decode()
+    return {
+        f"{family.name}{sample.labels}": sample.value
+        for family in text_string_to_metric_families(scraped)
+        if family.name in GAUGES
+        for sample in family.samples
+    }
+
+
+async def roll(pods: Deployment) -> None:
+    """Replace every pod, one after the other."""
+    for _ in range(ROUNDS):
+        for member in list(pods.members):
+            await pods.replace(member)
+    await pods.settled()
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How pods end."""
+
+    flags: tuple[str, ...]
+    pre_stop_seconds: float
+    grace_seconds: float
+
+
+FINISHING = Manner(("--shutdown=drain", "--shutdown-timeout=15"), pre_stop_seconds=1.0, grace_seconds=18.0)
+"""With a preStop hook, and time for what runs."""
+HANGING = Manner(("--shutdown=silent",), pre_stop_seconds=0.0, grace_seconds=6.0)
+"""As vLLM does by itself: the port refuses, open streams hear nothing more."""
+
+
+async def restarted(folder: Path, chats: list[list[Wanted]], manner: Manner) -> tuple[Load, list[Member]]:
+    """What callers heard while every pod was replaced, and the pods that went."""
+    pre_stop_seconds, grace_seconds = manner.pre_stop_seconds, manner.grace_seconds
+    async with (
+        ApiServer() as server,
+        deployment(
+            server, PODS, *manner.flags, pre_stop_seconds=pre_stop_seconds, grace_seconds=grace_seconds
+        ) as fleet,
+        before(server, folder) as gateway,
+        calling(lambda: Line.connect(gateway.port), gateway.key, chats) as load,
+    ):
+        await roll(fleet)
+        assert len(fleet.gone) == PODS * ROUNDS
+    return load, fleet.gone
+
+
+def assert_nobody_is_sent_to(member: Member, load: Load) -> None:
+    """No new request goes to a pod that the API server has called terminating."""
+    until = member.marked_at + SEEN_SECONDS
+    assert not [heard for heard in load.heard if heard.pod == member.name and heard.sent_at > until]
+
+
+async def test_a_rolling_restart_of_pods_that_finish_their_streams_goes_unnoticed(tmp_path: Path) -> None:
+    chats = [*await wanted_chats(14, (10, 30, 60)), *await wanted_chats(4, (20,), stream=False)]
+    load, gone = await restarted(tmp_path, chats, FINISHING)
+    assert load.counts == {How.WHOLE: len(load.heard)}
+    for member in gone:
+        assert member.exit_code == 0
+        assert_nobody_is_sent_to(member, load)
+        assert any(heard.pod == member.name and heard.spans(member.marked_at) for heard in load.heard)
+
+
+async def test_a_rolling_restart_of_pods_that_hang_cuts_only_what_had_begun_and_says_so_soon(tmp_path: Path) -> None:
+    chats = [*await wanted_chats(16, (30, 60)), *await wanted_chats(1, (20,), stream=False)]
+    load, gone = await restarted(tmp_path, chats, HANGING)
+    assert not load.ended(*BEFORE_THE_FIRST_BYTE), load.counts
+    assert {heard.how for heard in load.heard} == {How.WHOLE, How.TOLD}, load.counts
+    went = {member.name: member for member in gone}
+    for heard in load.ended(How.TOLD):
+        terminated_at = went[heard.pod].terminated_at
+        assert heard.begun_at
+        assert heard.sent_at < terminated_at
+        assert heard.ended_at - terminated_at < CUT_IS_SAID_SECONDS
+    # Each had streams that it could not finish.
+    assert {heard.pod for heard in load.ended(How.TOLD)} == set(went)
+    for member in gone:
+        assert_nobody_is_sent_to(member, load)
+
+
+async def test_a_killed_pod_costs_exactly_its_own_streams_and_they_are_told_within_a_second(tmp_path: Path) -> None:
+    (chat,) = await wanted_chats(1, (24,))
+    async with (
+        simulated(token_ms=150.0) as a,
+        simulated(token_ms=150.0) as b,
+        simulated(token_ms=150.0) as c,
+    ):
+        where = [
+            {"name": name, "url": f"http://127.0.0.1:{pod.port}", "pool": "chat"}
+            for name, pod in (("a", a), ("b", b), ("c", c))
+        ]
+        pool = {"chat": {"max_in_flight_per_pod": STREAMS // PODS}}
+        gateways = Gateways(tmp_path, {"discovery": {"mode": "static", "pods": where}, "pools": pool})
+        async with gateways.serving() as gateway:
+            await gateway.until_ready()
+            lines = [await Line.connect(gateway.port) for _ in range(STREAMS)]
+            asking = [
+                asyncio.create_task(ask(line, lambda: Line.connect(gateway.port), gateway.key, chat[0]))
+                for line in lines
+            ]
+            await all_begun(lines)
+            assert sum((await running(gateway)).values()) == 2 * STREAMS
+            killed_at = asyncio.get_running_loop().time()
+            a.signal(signal.SIGKILL)
+            heard = [each for _, each in await asyncio.gather(*asking)]
+            assert Counter(each.pod for each in heard) == dict.fromkeys("abc", STREAMS // PODS)
+            assert Counter((each.pod, each.how) for each in heard) == {
+                ("a", How.TOLD): STREAMS // PODS,
+                ("b", How.WHOLE): STREAMS // PODS,
+                ("c", How.WHOLE): STREAMS // PODS,
+            }
+            assert max(each.ended_at for each in heard if each.pod == "a") - killed_at < 1.0
+            assert {each.told for each in heard if each.pod == "a"} <= {"upstream_reset", "upstream_truncated"}
+            await at_rest(gateway)
+            for line in lines:
+                line.leave()

@@ -1,0 +1,235 @@
+"""The configuration changes while requests run: what is new holds for what comes, and what runs goes on."""
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import yaml
+
+from gateway.core.fleet import Fleet, PodState
+from tests.discovering import fleet_until, ready_names
+from tests.fakes import STREAM_HEAD, Hang, ScriptedPod, Step, answer, chunk
+from tests.integration.test_process import started
+from tests.raw import RawClient, ask, chat, request
+from tests.running import HasUrl, Running, running
+
+GOOD = answer(b'{"choices":[{"index":0,"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}')
+TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+FINAL = b'data: {"choices":[{"index":0,"delta":{"content":"b"},"finish_reason":"stop"}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def text_of(pods: Sequence[HasUrl], **sections: Any) -> str:
+    """A configuration with these pods, one after the other called chat-0 and so on."""
+    listed = [{"url": pod.url, "pool": "chat"} for pod in pods]
+    return yaml.safe_dump({"discovery": {"pods": listed}, "pools": {"chat": {"policy": "round_robin"}}, **sections})
+
+
+async def reloaded(gateway: Running, change: Callable[[], object]) -> None:
+    """Make a change, and wait until it is in force or refused."""
+    state = gateway.gateway.config_state
+    before = state.value
+    change()
+    async with asyncio.timeout(5):
+        while state.value is before:
+            await state.wait_changed()
+
+
+async def asked(gateway: Running, **more: Any) -> int:
+    """The status of one answer that is not streamed."""
+    return (await ask(gateway.port, request(chat(**more), key=gateway.key))).status
+
+
+async def test_a_new_deadline_holds_for_new_requests_and_not_for_one_that_runs(tmp_path: Path) -> None:
+    file = tmp_path / "poolgate.yaml"
+    async with ScriptedPod([[Hang]]) as pod:
+        file.write_text(text_of([pod]))
+        async with running([], file=file) as gateway:
+            runs = asyncio.create_task(ask(gateway.port, request(chat(stream=True), key=gateway.key)))
+            while not pod.requests:
+                await asyncio.sleep(0.001)
+            await reloaded(gateway, lambda: file.write_text(text_of([pod], pools={"chat": {"ttft_seconds": 0.01}})))
+            await fleet_until(gateway, lambda fleet: fleet.routes["m"].pool.deadlines.ttft_seconds == 0.01)
+            came = await ask(gateway.port, request(chat(stream=True), key=gateway.key))
+            assert (came.status, came.error["code"]) == (504, "upstream_ttft_timeout")
+            assert not runs.done()
+            runs.cancel()
+            await asyncio.gather(runs, return_exceptions=True)
+            await gateway.settled()
+
+
+async def test_an_invalid_file_is_refused_and_the_gateway_says_so_and_serves_on(tmp_path: Path) -> None:
+    file = tmp_path / "poolgate.yaml"
+    async with ScriptedPod([[GOOD]]) as pod:
+        file.write_text(good := text_of([pod]))
+        async with running([], file=file) as gateway, ops_of(gateway) as ops:
+            await reloaded(gateway, lambda: file.write_text("server: {prot: 1}\n"))
+            assert gateway.sample("poolgate_config_reloads_total", result="refused") == 1
+            told = (await ops.get("/status.json")).json()["config"]
+            assert "server.prot: this key does not exist" in told["error"]
+            assert told["for_seconds"] > 0
+            assert await asked(gateway) == 200
+            await reloaded(gateway, lambda: file.write_text(good))
+            assert (await ops.get("/status.json")).json()["config"]["error"] == ""
+            assert gateway.sample("poolgate_config_reloads_total", result="applied") == 0
+
+
+async def test_a_symlink_that_leads_elsewhere_is_seen_as_kubernetes_moves_it(tmp_path: Path) -> None:
+    def publish(name: str, text: str) -> None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "poolgate.yaml").write_text(text)
+        (tmp_path / "..data_tmp").symlink_to(name)
+        os.replace(tmp_path / "..data_tmp", tmp_path / "..data")
+
+    async with ScriptedPod([[GOOD]]) as pod:
+        publish("..2026_01", text_of([pod]))
+        file = tmp_path / "poolgate.yaml"
+        file.symlink_to("..data/poolgate.yaml")
+        async with running([], file=file) as gateway:
+            assert await asked(gateway, model="new-name") == 404
+            models = {"new-name": {"to": [{"model": "m"}]}}
+            await reloaded(gateway, lambda: publish("..2026_02", text_of([pod], models=models)))
+            assert await asked(gateway, model="new-name") == 200
+            assert gateway.sample("poolgate_config_reloads_total", result="applied") == 1
+
+
+async def test_a_pod_that_is_added_gets_requests(tmp_path: Path) -> None:
+    file = tmp_path / "poolgate.yaml"
+    async with ScriptedPod([[GOOD]]) as one, ScriptedPod([[GOOD]]) as other:
+        file.write_text(text_of([one]))
+        async with running([], file=file) as gateway:
+            assert await asked(gateway) == 200
+            await reloaded(gateway, lambda: file.write_text(text_of([one, other])))
+            await fleet_until(gateway, lambda fleet: ready_names(fleet) == {"chat-0", "chat-1"})
+            assert [await asked(gateway) for _ in range(4)] == [200] * 4
+            assert other.requests
+
+
+async def test_a_pod_that_is_removed_gets_no_request_and_its_stream_ends_well(tmp_path: Path) -> None:
+    file = tmp_path / "poolgate.yaml"
+    go_on = asyncio.Event()
+    script: list[Step] = [STREAM_HEAD, chunk(TOKEN), go_on, chunk(FINAL), chunk(DONE), b"0\r\n\r\n"]
+    async with ScriptedPod([script]) as leaving, ScriptedPod([[GOOD]]) as staying:
+        file.write_text(text_of([leaving]))
+        async with running([], file=file) as gateway:
+            (old,) = gateway.gateway.fleet.value.pods
+            client = await RawClient.connect(gateway.port)
+            client.send(request(chat(stream=True), key=gateway.key))
+            begun = await client.reader.readuntil(TOKEN)
+            await reloaded(gateway, lambda: file.write_text(text_of([staying])))
+            await fleet_until(gateway, lambda fleet: len(fleet.routes["m"].pods) == 1 and old not in fleet.pods)
+            assert [await asked(gateway) for _ in range(4)] == [200] * 4
+            assert (len(leaving.requests), len(staying.requests)) == (1, 4)
+            go_on.set()
+            came = await client.answer(begun=begun)
+            assert (came.clean, came.body.endswith(FINAL + DONE)) == (True, True)
+            client.leave()
+            await gateway.settled()
+            assert gateway.gateway.balancer.in_flight(old.uid) == 0
+
+
+async def test_pods_that_stay_are_the_same_wherever_they_stand_and_whatever_their_names(tmp_path: Path) -> None:
+    file = tmp_path / "poolgate.yaml"
+    async with ScriptedPod([[GOOD]]) as first, ScriptedPod([[GOOD]]) as second, ScriptedPod([[GOOD]]) as third:
+        file.write_text(text_of([first, second]))
+        async with running([], file=file, tenant={"debug": True}) as gateway:
+            before = {pod.uid: gateway.gateway.pools.of(pod) for pod in gateway.gateway.fleet.value.pods}
+            fleets: list[Fleet] = []
+            watching = asyncio.create_task(_collect(gateway, fleets))
+            await reloaded(gateway, lambda: file.write_text(text_of([third, second, first])))
+            await fleet_until(gateway, lambda fleet: len(ready_names(fleet)) == 3)
+            watching.cancel()
+            after = {pod.uid: pod for pod in gateway.gateway.fleet.value.pods}
+            for uid, pool in before.items():
+                assert gateway.gateway.pools.of(after[uid]) is pool
+                # Not for a moment were they asked anew, or out of work.
+                states = {pod.state for fleet in fleets for pod in fleet.pods if pod.uid == uid}
+                assert states == {PodState.READY}
+            names = [await ask(gateway.port, request(chat(), key=gateway.key)) for _ in range(3)]
+            assert {came.headers["x-poolgate-pod"] for came in names} == {"chat-0", "chat-1", "chat-2"}
+            assert {after[uid].name for uid in before} == {"chat-1", "chat-2"}
+
+
+async def _collect(gateway: Running, fleets: list[Fleet]) -> None:
+    while True:
+        fleets.append(await gateway.gateway.fleet.wait_changed())
+
+
+async def test_the_globs_of_a_pool_decide_anew_about_what_its_pods_have_listed(tmp_path: Path) -> None:
+    file = tmp_path / "poolgate.yaml"
+    async with ScriptedPod([[GOOD]]) as pod:
+        file.write_text(text_of([pod]))
+        async with running([], file=file) as gateway:
+            assert await asked(gateway) == 200
+            others = {"chat": {"models": ["other*"]}}
+            await reloaded(gateway, lambda: file.write_text(text_of([pod], pools=others)))
+            await fleet_until(gateway, lambda fleet: "m" not in fleet.routes)
+            assert await asked(gateway) == 404
+            await reloaded(gateway, lambda: file.write_text(text_of([pod])))
+            await fleet_until(gateway, lambda fleet: "m" in fleet.routes)
+            assert await asked(gateway) == 200
+
+
+async def test_bounds_tokens_and_what_pods_are_told_change_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "poolgate.yaml"
+    async with ScriptedPod([[GOOD]]) as pod:
+        file.write_text(text_of([pod], upstream={"api_key": "old-key"}))
+        async with running([], file=file) as gateway, ops_of(gateway) as ops:
+            assert await asked(gateway, user="x" * 2000) == 200
+            assert (await ops.get("/status.json")).status_code == 200
+            text = text_of(
+                [pod],
+                server={"max_body_bytes": 1024, "max_upload_bytes": 2048, "ops_token": "t0ken", "drain_seconds": 3},
+                upstream={"api_key": "new-key", "connect_seconds": 0.5},
+            )
+            await reloaded(gateway, lambda: file.write_text(text))
+            assert await asked(gateway, user="x" * 2000) == 413
+            assert await asked(gateway) == 200
+            keys = [re.findall(rb"authorization: Bearer ([a-z-]+)", sent) for sent in pod.requests]
+            assert keys == [[b"old-key"], [b"new-key"]]
+            assert (await ops.get("/status.json")).status_code == 401
+            assert gateway.gateway.drain_seconds == 3
+            (only,) = gateway.gateway.fleet.value.pods
+            assert gateway.gateway.pools.of(only).connect_seconds == 0.5
+
+
+def ops_of(gateway: Running) -> httpx2.AsyncClient:
+    """A client of the ops port."""
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(gateway.gateway.ops), base_url="http://ops")
+
+
+async def test_discovery_by_another_mode_and_other_ports_wait_for_a_restart(tmp_path: Path) -> None:
+    file = tmp_path / "poolgate.yaml"
+    async with ScriptedPod([[GOOD]]) as pod:
+        file.write_text(text_of([pod]))
+        async with running([], file=file) as gateway, ops_of(gateway) as ops:
+            await reloaded(gateway, lambda: file.write_text("server: {port: 1}\ndiscovery: {mode: kubernetes}\n"))
+            told = (await ops.get("/status.json")).json()
+            assert told["config"]["waits_for_restart"] == ["server.port", "discovery.mode", "discovery.pods"]
+            assert (told["discovery"]["mode"], len(told["pods"])) == ("static", 1)
+            assert await asked(gateway) == 200
+
+
+@pytest.mark.parametrize("flags", [("--insecure-no-auth", "--port", "0", "--ops-port", "0")])
+async def test_the_process_follows_its_file_and_keeps_its_flags(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    file = tmp_path / "poolgate.yaml"
+    async with ScriptedPod([[GOOD]]) as pod:
+        file.write_text(text_of([pod]))
+        async with started("serve", "--config", str(file), *flags) as process:
+            port = int((await process.said(r"serves on http://[\d.]+:(\d+)"))[1])
+            file.write_text("pools: {chat: {polic: x}}\n")
+            await process.said(r"ERROR poolgate\.config: .*:1: pools\.chat\.polic: this key does not exist")
+            file.write_text(text_of([pod], server={"port": 1}, models={"new-name": {"to": [{"model": "m"}]}}))
+            # The port stands in the flags too, which win: nothing waits for a restart.
+            await process.said(r"in force; it differs in models\.new-name\n")
+            came = await ask(port, request(chat(model="new-name")))
+            assert came.status == 200
+            process.signal(signal.SIGINT)
+            await process.ended_well()
+            assert "until a restart" not in "".join(process.err)
