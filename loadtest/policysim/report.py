@@ -1,0 +1,76 @@
+"""Results as Markdown and as JSON."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from loadtest.policysim.figures import Figures, as_dict
+from loadtest.policysim.judge import MOSTLY, Miss, Result
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """A table for each measure, a row for each cell; the best of a row is bold."""
+    policies = list(dict.fromkeys(name for result in results for name in result.policies))
+    parts = [
+        "Mean time to first token, ms (`!`: unstable in most runs)",
+        _table(results, policies, "mean", 1e3, ",.0f"),
+        "p99 of the time to first token, ms",
+        _table(results, policies, "p99", 1e3, ",.0f"),
+        "Prompt tokens found in a cache, %",
+        _table(results, policies, "hits", 1e2, ".0f", lowest=False),
+        "Requests in the fullest pod, divided by the mean of the pods",
+        _table(results, policies, "imbalance", 1, ".2f"),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def verdict(misses: Sequence[Miss], *, judged: bool) -> str:
+    if not judged:
+        return "auto: not among the policies, so not judged"
+    if not misses:
+        return "auto: every bar met"
+    return "\n".join(["auto misses:", *(f"- {miss.cell.name}: {miss.what}" for miss in misses)])
+
+
+def as_json(results: Sequence[Result], misses: Sequence[Miss], seeds: Sequence[int]) -> dict[str, Any]:
+    return {
+        "seeds": list(seeds),
+        "cells": [
+            {
+                "workload": result.cell.workload,
+                "profile": result.cell.profile.name,
+                "pods": result.cell.pods,
+                "replicas": result.cell.replicas,
+                "load": result.cell.load,
+                "condition": result.cell.condition.value,
+                "policies": {name: as_dict(figures) for name, figures in result.policies.items()},
+            }
+            for result in results
+        ],
+        "misses": [{"cell": miss.cell.name, "what": miss.what} for miss in misses],
+    }
+
+
+def _table(
+    results: Sequence[Result], policies: Sequence[str], measure: str, scale: float, form: str, *, lowest: bool = True
+) -> str:
+    lines = [
+        "| workload | pod | pods | gateways | load | condition | " + " | ".join(policies) + " |",
+        "|---|---|--:|--:|--:|---|" + "--:|" * len(policies),
+    ]
+    for result in results:
+        cell = result.cell
+        values = {name: float(getattr(figures, measure)) for name, figures in result.policies.items()}
+        best = (min if lowest else max)(values.values())
+        row = [_written(result.policies.get(name), values.get(name), best, scale, form) for name in policies]
+        where = [cell.workload, cell.profile.name, cell.pods, cell.replicas, f"{cell.load:g}", cell.condition.value]
+        lines.append("| " + " | ".join(map(str, [*where, *row])) + " |")
+    return "\n".join(lines)
+
+
+def _written(figures: Figures | None, value: float | None, best: float, scale: float, form: str) -> str:
+    if figures is None or value is None:
+        return ""
+    text = format(value * scale, form)
+    if value == best:
+        text = f"**{text}**"
+    return text + " !" * (figures.unstable > MOSTLY)
