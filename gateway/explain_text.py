@@ -34,7 +34,7 @@ def page(request: Request) -> RenderableType:
     for number, attempt in enumerate(attempts, start=1):
         parts += [Text(), decision(number, attempt, more=len(attempts) > 1)]
         if attempt["candidates"]:
-            parts.append(Padding(candidates(attempt), (0, 0, 0, 2)))
+            parts.append(Padding(candidates(attempt), (0, 0, 0, 2), expand=False))
     if not attempts:
         parts += [Text(), plain("It was sent to no pod.")]
     return Group(*parts)
@@ -77,7 +77,7 @@ def decision(number: int, attempt: Request, *, more: bool) -> Text:
     why = f"{attempt['why']} ({attempt['decision']})" if attempt["why"] else attempt["decision"]
     told.append(": ").append_text(plain(why))
     if attempt["cached_tokens"]:
-        told.append(f"; some {attempt['cached_tokens']} tokens of the prompt were believed cached there")
+        told.append(f"; some {attempt['cached_tokens']} tokens of the prompt are believed cached there")
     if attempt["ended"] != "completed":
         told.append("; ").append_text(plain(f"ended as {attempt['ended']}", "red"))
     return told

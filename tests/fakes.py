@@ -2,7 +2,8 @@
 
 import asyncio
 import struct
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from socket import SO_LINGER, SOL_SOCKET
 from types import TracebackType
@@ -47,31 +48,46 @@ class Hang:
     """Script step: nothing more, until the peer leaves."""
 
 
-Step = bytes | type[Close] | type[Reset] | type[Hang] | asyncio.Event
+class Die:
+    """Script step: the whole pod dies (`ScriptedPod.die`)."""
+
+
+Step = bytes | float | type[Close] | type[Reset] | type[Hang] | type[Die] | asyncio.Event
+"""Bytes are sent, an event is waited for, a number is so many seconds of work."""
 
 
 @dataclass
 class ScriptedPod:
-    """Plays `script` for each POST, as long as the list lasts, then its last one. `/v1/models` lists `m`, `/health` says
-    what `health` is, and there is nothing else to GET.
+    """Plays `script` for each POST, as long as the list lasts, then its last one; or what `script_of` says for its
+    bytes. `/v1/models` lists `m`, `/health` says what `health` is (nothing, ever, if that is empty), and there is
+    nothing else to GET.
 
     After a script without an ending step the connection stays open for the next request.
     """
 
-    scripts: Sequence[Sequence[Step]]
+    scripts: Sequence[Sequence[Step]] = ()
     models: bytes = MODELS
     health: bytes = b"200 OK"
+    script_of: Callable[[bytes], Sequence[Step]] | None = None
+    asked: list[bytes] = field(default_factory=list)
+    """The paths of the GETs."""
     requests: list[bytes] = field(default_factory=list)
     peer_left: asyncio.Event = field(default_factory=asyncio.Event)
     """The gateway closed a connection while a script ran, or hung."""
     port: int = 0
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _open: dict[asyncio.StreamWriter, bool] = field(default_factory=dict)
+    """The connections, and whether a script runs there."""
 
     async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def start(self) -> None:
+        """Listen; again, after `die` or `refuse`."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -86,6 +102,26 @@ class ScriptedPod:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def connections(self) -> int:
+        """Open now."""
+        return len(self._open)
+
+    def refuse(self) -> None:
+        """Take no connection any more, and end the idle ones; scripts go on."""
+        assert self._server is not None
+        self._server.close()
+        for writer, plays in self._open.items():
+            if not plays:
+                writer.transport.abort()
+
+    def die(self) -> None:
+        """Take no connection any more, and break every one there is."""
+        assert self._server is not None
+        self._server.close()
+        for writer in self._open:
+            _break(writer)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -93,34 +129,43 @@ class ScriptedPod:
         plays = False
         try:
             while True:
-                plays = False
+                plays = self._open[writer] = False
                 head = await reader.readuntil(b"\r\n\r\n")
+                if head.startswith(b"GET "):
+                    self.asked.append(head.split(b" ")[1])
                 if head.startswith(b"GET /v1/models "):
                     writer.write(answer(self.models))
                     continue
                 if head.startswith(b"GET /health "):
+                    if not self.health:
+                        await reader.read(1)
+                        return
                     writer.write(answer(b"", self.health))
                     continue
                 if head.startswith(b"GET "):
                     writer.write(answer(b'{"detail":"Not Found"}', b"404 Not Found"))
                     continue
                 length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or b"0")
-                plays = True
-                self.requests.append(head + await reader.readexactly(length))
-                script = self.scripts[min(len(self.requests), len(self.scripts)) - 1]
-                for step in script:
+                plays = self._open[writer] = True
+                request = head + await reader.readexactly(length)
+                self.requests.append(request)
+                for step in self._script(request):
                     if isinstance(step, bytes):
                         writer.write(step)
                         await writer.drain()
                     elif isinstance(step, asyncio.Event):
                         await step.wait()
+                    elif isinstance(step, float):
+                        await asyncio.sleep(step)
                     elif step is Hang:
                         await reader.read(1)
                         self.peer_left.set()
                         return
                     else:
                         if step is Reset:
-                            writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+                            _break(writer)
+                        elif step is Die:
+                            self.die()
                         return
         except (asyncio.IncompleteReadError, ConnectionError):
             if plays:
@@ -130,7 +175,20 @@ class ScriptedPod:
             return
         finally:
             self._tasks.discard(task)
+            self._open.pop(writer, None)
             writer.close()
+
+    def _script(self, request: bytes) -> Sequence[Step]:
+        if self.script_of is not None:
+            return self.script_of(request)
+        return self.scripts[min(len(self.requests), len(self.scripts)) - 1]
+
+
+def _break(writer: asyncio.StreamWriter) -> None:
+    """Close with RST."""
+    if not writer.transport.is_closing():
+        writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
 
 
 class FakeExchange:
@@ -168,6 +226,16 @@ class FakeExchange:
 
     def abort(self) -> None:
         self.aborted = True
+
+
+class Leaps:
+    """The machine's monotonic clock, and what a test adds to it."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
 
 
 class Hands:

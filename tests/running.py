@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, Literal, Protocol
 
 import uvicorn
@@ -15,6 +16,7 @@ import uvicorn
 from gateway.app import Gateway
 from gateway.config import ConfigFile, load_config
 from gateway.core.caller import Tenant
+from gateway.core.clock import Clock
 from gateway.core.fleet import PodState
 from gateway.edge.protocol import Bounds
 from gateway.limits.keys import KeyEntry, digest, new_key
@@ -38,6 +40,8 @@ class Running:
     key: str
     out: io.BytesIO
     side: Side
+    other_key: str = ""
+    """Another caller's."""
 
     @property
     def base_url(self) -> str:
@@ -81,15 +85,19 @@ async def running(
     models: Mapping[str, Any] | None = None,
     file: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    clock: Clock | None = None,
+    rng: Random | None = None,
     wait: bool = True,
 ) -> AsyncIterator[Running]:
-    """A gateway before these pods, all of one pool; with a key of its own.
+    """A gateway before these pods, all of one pool; with a key of its own, and one of another caller's.
 
     With `discovery` settings it finds its pods by them (`tests.discovering`), and `pools` are the settings of each.
     With a `file` all settings are those that stand there, now and whenever it changes.
     """
     key_id, key = new_key()
     entry = KeyEntry(digest(key.encode()), Tenant(**({"key_id": key_id, "team": "tests"} | dict(tenant or {}))))
+    other_id, other_key = new_key()
+    other = KeyEntry(digest(other_key.encode()), Tenant(other_id, "others"))
     settings: dict[str, Any] = {
         "discovery": dict(discovery or {"pods": [{"url": pod.url, "pool": "chat"} for pod in pods]}),
         "pools": {"chat": dict(pool or {}), **(pools or {})},
@@ -99,7 +107,9 @@ async def running(
     followed = None if file is None else ConfigFile(file, {})
     config = load_config(None, {}, settings) if followed is None else followed.load()
     out = io.BytesIO()
-    gateway = Gateway(config, (entry,), file=followed, access_out=out, environment=environment)
+    gateway = Gateway(
+        config, (entry, other), file=followed, access_out=out, environment=environment, clock=clock, rng=rng
+    )
     if gateway.reload is not None:
         gateway.reload.look_seconds = 0.01
     if bounds is not None:
@@ -118,7 +128,7 @@ async def running(
             stack.callback(server_.close)
         else:
             await stack.enter_async_context(_asgi(gateway, listener))
-        yield Running(gateway, listener.getsockname()[1], key, out, side)
+        yield Running(gateway, listener.getsockname()[1], key, out, side, other_key)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

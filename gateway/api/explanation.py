@@ -15,14 +15,13 @@ WHY: Mapping[str, str] = {
     "only": "it was the only pod with room",
     "least": "it had the fewest requests in flight",
     "cheapest": "it had the least work to do before the first token, this prompt's own included",
-    "prefix": "prompts that begin alike go there, as long as it has no more than its share of the requests",
-    "session": "this session's requests go there, as long as it has no more than its share of all",
-    "spill": "the pod that these requests go to had more than its share: this one is next in line for them",
+    "prefix": "prompts that begin like this one go there",
+    "session": "this session's requests go there",
+    "spill": "the pod that these requests go to has more than its share: this one is next in rank for them",
     "p2c": "it was the less busy one of two pods taken by chance",
     "round_robin": "it was its turn",
-    "queue": "the request had waited until a pod had room, and there it came free",
-    "panic": "it is ejected, but so are most of the others: all are used while that lasts",
-    "probe": "it comes back from an ejection: one request at a time tries it",
+    "panic": "it was ejected, but too few others were left: all are used while that lasts",
+    "probe": "it came back from an ejection: one request at a time tries it",
 }
 """For each word that a decision may be, the sentence that goes with it."""
 

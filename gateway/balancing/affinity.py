@@ -18,6 +18,9 @@ BLOCK_BYTES = 512
 """About 128 tokens of English. What is believed of a prompt is wrong by half a block on average, some milliseconds of a
 GPU's time; smaller blocks would cost more to hash, and larger ones would miss short system prompts."""
 
+TOKENS_PER_BLOCK = 128
+"""As we count them: nobody here knows the pods' tokenizers."""
+
 MAX_BLOCKS = 512
 """Of one prompt. What comes after 256 KiB is not looked at."""
 

@@ -62,7 +62,7 @@ class Seat(Standing):
         "limit",
         "others_until",
         "pod",
-        "probes",
+        "probe",
         "probing",
         "resting_until",
         "slowest",
@@ -77,7 +77,8 @@ class Seat(Standing):
         self.others_until = -inf
         self.probing = False
         """It came back from an ejection: one request at a time, until one has succeeded."""
-        self.probes = 0
+        self.probe: Lease | None = None
+        """That one request, until its first token."""
         self.ejected_for = ""
         """Why it was last ejected, in one word."""
         self.leaving_since: float | None = None
@@ -141,7 +142,7 @@ class Balancer:
         return 0 if seat is None else seat.in_flight
 
     def in_flight_by_model(self) -> dict[str, int]:
-        """Attempts running now by model; a model that once had one stays, with 0."""
+        """Attempts running now by model; a model that once had one stays, with 0, while there is a route to it."""
         return self._by_model
 
     @property
@@ -220,6 +221,8 @@ class Balancer:
         waiter: Waiter[Lease] = Waiter(caller, route.model, wish, frozenset(excluded), retry, deadline, came)
         if not state.line.join(waiter, route.pool.queue_limit):
             raise self._full(state)
+        # Or else a pod's death would put all its requests in the line, whatever the budget.
+        self._retrying += retry
         try:
             given = await came
         except BaseException:
@@ -227,6 +230,8 @@ class Balancer:
             if came.done() and not came.cancelled() and isinstance(lease := came.result(), Lease):
                 lease.close()
             raise
+        finally:
+            self._retrying -= retry
         if given is Turned.FULL:
             raise self._full(state)
         if isinstance(given, Turned):
@@ -265,6 +270,8 @@ class Balancer:
             if seat.leaving_since is not None and not seat.in_flight:
                 del self._seats[uid]
         self._cache.keep(alive)
+        for model in [model for model, count in self._by_model.items() if not count and model not in fleet.routes]:
+            del self._by_model[model]
         settings = {route.pool.name: route.pool for route in fleet.routes.values()}
         for name in ready.keys() | settings.keys():
             state = self._state(settings.get(name) or Pool(name))
@@ -283,6 +290,9 @@ class Balancer:
             return
         seat.others = max(0, load.in_flight - load.in_flight_own)
         seat.others_until = load.in_flight_read_at + COUNT_FRESH_SECONDS
+        state = self._pools.get(seat.pod.pool)
+        if state is not None:
+            self._hand_out(state, self._clock(), len(state.line))
 
     def sweep(self, now: float) -> None:
         """About four times a second: who waited too long, what was believed too long, what time has healed."""
@@ -351,10 +361,6 @@ class Balancer:
         seat = choice.standing
         assert isinstance(seat, Seat)  # noqa: S101  # one of those above
         seat.in_flight += 1
-        probe = seat.probing
-        if probe:
-            seat.probes += 1
-            seat.room = 0
         self._by_model[model] = self._by_model.get(model, 0) + 1
         self._active += 1
         self._retrying += retry
@@ -362,13 +368,20 @@ class Balancer:
         seat.pending_tokens += tokens
         if wish.blocks:
             self._cache.sent(seat.uid, wish.blocks)
-        return Lease(self, seat, model, choice, tokens, retry, probe)
+        lease = Lease(self, seat, model, choice, tokens, retry)
+        if seat.probing:
+            seat.probe = lease
+            seat.room = 0
+        return lease
 
     def _choose(self, state: _PoolState, room: Sequence[Seat], wish: Wish, retry: bool) -> Choice:
-        if state.unsettled and not retry:
-            for seat in room:
-                if seat.probing:
-                    return Choice(seat, "probe")
+        if state.unsettled:
+            on_trial = [seat for seat in room if seat.probing]
+            if on_trial and not retry:
+                return Choice(on_trial[0], "probe")
+            if on_trial:
+                # This attempt is the last one.
+                room = [seat for seat in room if not seat.probing] or on_trial
         if len(room) == 1:
             choice = Choice(room[0], "only")
         else:
@@ -405,10 +418,12 @@ class Balancer:
             seat.limit = seat.pod.max_in_flight or pool.max_in_flight_per_pod
             seat.weight = health.weight(seat.uid, now)
             seat.probing = standing is State.PROBING and not health.panic
+            if standing is not State.PROBING:
+                seat.probe = None
             if now < seat.resting_until or (standing is State.EJECTED and not health.panic):
                 seat.room = 0
             elif seat.probing:
-                seat.room = 0 if seat.probes else _ONE_MORE
+                seat.room = _ONE_MORE if seat.probe is None else 0
             else:
                 seat.room = max(1, int(seat.limit * seat.weight))
             if standing is not State.HEALTHY or now < seat.resting_until or seat.weight < 1:
@@ -416,13 +431,15 @@ class Balancer:
         self._hand_out(state, now, len(state.line))
 
     def _hand_out(self, state: _PoolState, now: float, most: int) -> None:
-        if not len(state.line):
+        if not len(state.line) or self._fleet.value is not self._seen:
+            # A fleet that was not looked at yet: a pod of the old one may be leaving. `update` comes, and hands out.
             return
         given = state.line.hand_out(
             lambda waiter: self._lease(waiter.model, waiter.wish, waiter.excluded, waiter.retry), most
         )
         if given:
-            state.seconds_per_slot += ((now - state.handed_at) / given - state.seconds_per_slot) / 8
+            each, before = (now - state.handed_at) / given, state.seconds_per_slot
+            state.seconds_per_slot = before + (each - before) / 8 if before else each
             state.handed_at = now
 
     def _note_ejection(self, state: _PoolState, seat: Seat, reason: str | None, now: float) -> None:
@@ -464,14 +481,18 @@ class Balancer:
         self._note_ejection(state, seat, reason, now)
 
     def _began(self, lease: "Lease") -> None:
-        lease.seat.pending_tokens -= lease.tokens
+        seat = lease.seat
+        seat.pending_tokens -= lease.tokens
         lease.tokens = 0
+        if seat.probe is lease:
+            seat.probe = None
         self._retrying -= lease.retry
         lease.retry = False
 
     def _ended(self, lease: "Lease") -> None:
-        self._began(lease)
         seat = lease.seat
+        was_probe = seat.probe is lease
+        self._began(lease)
         seat.in_flight -= 1
         self._by_model[lease.model] -= 1
         self._active -= 1
@@ -482,8 +503,7 @@ class Balancer:
         state = self._pools.get(seat.pod.pool)
         if state is None:
             return
-        if lease.probe:
-            seat.probes -= 1
+        if was_probe:
             self._settle(state, self._clock())
         elif len(state.line):
             self._hand_out(state, self._clock(), 1)
@@ -499,9 +519,10 @@ class Balancer:
         )
 
     def _wait_estimate(self, state: _PoolState) -> float:
-        """How long the line will take, as fast as it went of late; a tenth more or less, so that not all come again
-        at once."""
+        """How long the line will take, as fast as it went of late, and at least as long as it has stood still now; a
+        tenth more or less, so that not all come again at once."""
         seconds = state.seconds_per_slot * (len(state.line) + 1) or WAIT_GUESS_SECONDS
+        seconds = max(seconds, self._clock() - state.handed_at)
         return min(max(1.0, seconds), MAX_RETRY_AFTER_SECONDS) * (0.9 + 0.2 * self._chance())
 
 
@@ -512,7 +533,7 @@ class Lease:
     neither if the attempt says nothing of the pod.
     """
 
-    __slots__ = ("_balancer", "_open", "choice", "model", "probe", "retry", "seat", "sent_at", "tokens")
+    __slots__ = ("_balancer", "_open", "choice", "model", "retry", "seat", "sent_at", "tokens")
 
     def __init__(
         self,
@@ -522,7 +543,6 @@ class Lease:
         choice: Choice,
         tokens: int,
         retry: bool,
-        probe: bool,
     ) -> None:
         self._balancer = balancer
         self._open = True
@@ -533,7 +553,6 @@ class Lease:
         """Prompt tokens that the pod still has to work on."""
         self.retry = retry
         """It draws on the retry budget now."""
-        self.probe = probe
         self.sent_at = inf
         """When the request left for the pod, in monotonic seconds; infinite before."""
 

@@ -200,7 +200,7 @@ class PoolHealth:
         return State.HEALTHY if record is None else record.state
 
     def seconds_left(self, uid: str, now: float) -> float:
-        """Until an ejected pod is asked how it is; 0 for any other."""
+        """Until an ejected pod is asked how it is, or asked again; 0 for any other."""
         record = self._out.get(uid)
         return max(0.0, record.until - now) if record is not None and record.state is State.EJECTED else 0.0
 

@@ -5,7 +5,10 @@ broken by chance: replicas of the gateway that break them alike would all choose
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import NamedTuple, Protocol
+
+from gateway.balancing.affinity import TOKENS_PER_BLOCK
 
 
 class Standing:
@@ -64,6 +67,8 @@ class Choice(NamedTuple):
     """One word of a closed set, for the access line."""
     cached_tokens: int = 0
     """How many of the prompt's tokens are believed cached there."""
+    known_tokens: int = 0
+    """The same of the pod that has most of them."""
     weighed: Sequence[Standing] = ()
     """The pods that were weighed against each other, for who asks why; empty where nothing was."""
     costs: Sequence[float] = ()
@@ -85,7 +90,7 @@ class Cached(Protocol):
 class View:
     """What a policy may look at beside the pods."""
 
-    __slots__ = ("cache", "chance", "turn")
+    __slots__ = ("cache", "chance", "familiar", "turn")
 
     def __init__(self, cache: Cached, chance: Callable[[], float], turn: int = 0) -> None:
         self.cache = cache
@@ -93,9 +98,79 @@ class View:
         """Uniform in [0, 1)."""
         self.turn = turn
         """Counts the choices in this pool."""
+        self.familiar = 0.0
+        """Which part of a prompt was believed cached at some pod, of late; 0 to 1. See `learn`."""
 
 
 Policy = Callable[[Sequence[Standing], Wish, View], Choice]
+
+
+BUSY_TOKENS = 64
+"""What a request that runs costs the next one, in prompt tokens."""
+SHARE_FACTOR = 1.5
+SHARE_SLACK = 2.0
+
+
+def auto(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
+    """The pod that has the least to do before this request's first token."""
+    cache, blocks, tokens, key = view.cache, wish.blocks, wish.tokens, wish.key
+    own = pending = busy = 0
+    home, highest = pods[0], -1
+    for pod in pods:
+        own += pod.in_flight
+        pending += pod.pending_tokens
+        busy += pod.in_flight + pod.failed + pod.others
+        rank = pod.key * key & _64_BITS
+        if rank > highest:
+            home, highest = pod, rank
+    assumed = min(1.0, HOPE * view.familiar) * tokens if key else 0.0
+    each = pending / own if own else 0.0
+    bound = SHARE_FACTOR * busy / len(pods) + SHARE_SLACK
+    best = pods[0]
+    lowest = inf
+    equals = 1
+    costs = []
+    mostk = max(cache.cached(pod.uid, blocks) * TOKENS_PER_BLOCK for pod in pods) if blocks else 0
+    most = best_cached = 0
+    for pod in pods:
+        cached = cache.cached(pod.uid, blocks) * TOKENS_PER_BLOCK if blocks else 0
+        if cached > most:
+            most = cached
+        running = pod.in_flight + pod.failed + pod.others
+        hoped = max(cached, assumed, KNOWN * mostk) if pod is home else cached * TRUST
+        work = pod.pending_tokens + pod.others * each + max(0.0, tokens - hoped)
+        if WMODE:
+            cost = work + BUSY_TOKENS * (running + 1) / pod.weight
+        else:
+            cost = (work + BUSY_TOKENS * (running + 1)) / pod.weight
+        if running > bound * (pod.weight if WMODE else 1):
+            cost += _OVER
+        costs.append(cost)
+        if cost < lowest:
+            best, lowest, equals, best_cached = pod, cost, 1, cached
+        elif cost == lowest:
+            equals += 1
+            if view.chance() * equals < 1:
+                best, best_cached = pod, cached
+    return Choice(best, "prefix" if best_cached else "cheapest", best_cached, most, pods, costs)
+
+
+LEARN = 1 / 64
+TRUST = 1.0
+KNOWN = 0.0
+HOPE = 1.0
+WMODE = 0.0
+
+
+def learn(view: View, wish: Wish, choice: Choice) -> None:
+    """What the next choices may know of this one."""
+    view.turn += 1
+    if wish.tokens and choice.weighed:
+        view.familiar += LEARN * (min(1.0, choice.known_tokens / wish.tokens) - view.familiar)
+
+
+_OVER = 1e9
+"""More than any work: a pod with more than its share is taken only where all have more."""
 
 
 def least(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
@@ -181,7 +256,7 @@ def _first_in_rank(pods: Sequence[Standing], wish: Wish, view: View, reason: str
 
 
 POLICIES: Mapping[str, Policy] = {
-    "auto": least,
+    "auto": auto,
     "least": least,
     "p2c": p2c,
     "round_robin": round_robin,

@@ -1,8 +1,8 @@
 """Asks a pod's `/health`, at the moments that call for it: before an ejected pod may come back, after an answer that
 leaves open whether the pod or the request is ill, and where a pod on its way down has fallen silent.
 
-Whoever asks while a question is under way gets its answer, and for half a second after: two hundred requests that
-one pod's death cuts ask once.
+Whoever asks while a question is under way gets its answer, and so does who asks within half a second of it: two
+hundred requests that one pod's death cuts ask once.
 """
 
 import asyncio

@@ -90,11 +90,12 @@ class WaitingLine(Generic[G]):
     def hand_out(self, offer: Callable[[Waiter[G]], G | None], most: int) -> int:
         """Give to as many waiters as there is something for, at most `most`; how many that were.
 
-        Callers take turns. `offer` returns what a waiter gets, counted for it, or None when there is nothing for it;
-        a model that there was nothing for is not asked for again in the same round.
+        Callers take turns. `offer` returns what a waiter gets, counted for it, or None when there is nothing for it:
+        then whoever wants the same is passed over, since there is ever less to give.
         """
         given = 0
-        while given < most and self._hand_one(offer):
+        nothing_for: set[tuple[str, frozenset[str]]] = set()
+        while given < most and self._hand_one(offer, nothing_for):
             given += 1
         return given
 
@@ -104,16 +105,15 @@ class WaitingLine(Generic[G]):
             for waiter in [each for each in own if now >= each.deadline]:
                 self._turn_away(waiter, Turned.TIMEOUT)
 
-    def _hand_one(self, offer: Callable[[Waiter[G]], G | None]) -> bool:
-        barred: set[str] = set()
+    def _hand_one(self, offer: Callable[[Waiter[G]], G | None], nothing_for: set[tuple[str, frozenset[str]]]) -> bool:
         for caller, own in self._callers.items():
             for waiter in own:
-                if waiter.model in barred or waiter.came.done():
+                wants = (waiter.model, waiter.excluded)
+                if wants in nothing_for or waiter.came.done():
                     continue
                 gift = offer(waiter)
                 if gift is None:
-                    if not waiter.excluded:
-                        barred.add(waiter.model)
+                    nothing_for.add(wants)
                     continue
                 self.leave(waiter)
                 waiter.came.set_result(gift)

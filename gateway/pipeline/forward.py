@@ -51,8 +51,10 @@ OFF_LOOP_BYTES = 262_144
 SUSPECT_SECONDS = 2.0
 """Requests that nothing came for in so long are looked at."""
 
-_DEATHS = (Failure.RESET, Failure.ENGINE_DEAD)
+_DEATHS = (Failure.STALE, Failure.RESET, Failure.ENGINE_DEAD)
 """What a pod that dies of a request does, among others."""
+_CUT = (Outcome.TRUNCATED, Outcome.UPSTREAM_FAILED)
+"""How an answer may end whose pod died: without its end, or with vLLM's words for a dead engine."""
 _EVENTS = b"text/event-stream; charset=utf-8"
 _STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
@@ -164,7 +166,7 @@ class Forwarder:
                     if failed is None:
                         return
                     again = retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry)
-            if failed.failure in _DEATHS and self._quarantine.holds(_mark(request), self._clock()):
+            if self._quarantine and self._quarantine.holds(_mark(request), self._clock()):
                 raise self._put_in_quarantine()
             if again is None:
                 raise failed.error
@@ -182,6 +184,8 @@ class Forwarder:
         lease = self._balancer.lease_nowait(route, request.wish, excluded, retry=on_budget)
         if lease is not None:
             return lease
+        if self.draining:
+            raise draining()
         trail = request.visit.trail
         pool = route.pool
         others = [pod for pod in route.pods if pod.uid not in excluded]
@@ -285,14 +289,15 @@ class Forwarder:
             now = self._clock()
             trail.first_content_at = relay.first_content_at or now
             lease.began(now)
-            if self._quarantine:
-                self._quarantine.answered(_mark(request))
             mark = 0
             if isinstance(first, Content):
                 lease.streams(visit.tenant, now)
                 mark = _mark(request)
+            elif self._quarantine:
+                mark = _mark(request)
             call.body.clear()
             if isinstance(first, Whole):
+                self._quarantine.answered(mark)
                 begin(self._clock, trail, exchange, first.content_type, len(first.body), first.headers)
                 exchange.finish(first.body)
                 trail.outcome = Outcome.COMPLETED
@@ -350,6 +355,8 @@ class Forwarder:
             exchange.finish(ended.held)
             trail.outcome = Outcome.COMPLETED
             lease.answered(visit.tenant)
+            # Not at its first token: a pod may die of what comes after.
+            self._quarantine.answered(mark)
             return
         if isinstance(relay, StreamRelay):
             exchange.finish(ended.held if ended.said else visit.operation.dialect.event(error, relay.events))
@@ -359,8 +366,8 @@ class Forwarder:
         trail.code = error.code
         if not isinstance(error, StreamDraining):
             lease.failed(Blame.POD, visit.tenant)
-            if mark and trail.outcome is Outcome.TRUNCATED and lease.seat.leaving_since is None:
-                self._probes.ask(pool.pod).add_done_callback(partial(self._note_death, pool.pod, mark))
+            if mark and trail.outcome in _CUT and lease.seat.leaving_since is None:
+                self._probes.ask(pool.pod).add_done_callback(partial(self._note_death, lease.seat, mark))
 
     # What a failure means.
 
@@ -378,6 +385,8 @@ class Forwarder:
             # What a pod that terminates takes with it is not the request's fault.
             and not leaving
             and (failure is Failure.ENGINE_DEAD or await self._condition(pod) is not Condition.ALIVE)
+            # That it terminates may have been heard only now.
+            and lease.seat.leaving_since is None
         ):
             self._quarantine.died(_mark(request), pod.uid, self._clock())
         return failed
@@ -397,9 +406,9 @@ class Forwarder:
         # Shielded: others may wait for the same answer.
         return await asyncio.shield(self._probes.ask(pod))
 
-    def _note_death(self, pod: Pod, mark: Mark, asked: "asyncio.Task[Condition]") -> None:
-        if not asked.cancelled() and asked.result() is not Condition.ALIVE:
-            self._quarantine.died(mark, pod.uid, self._clock())
+    def _note_death(self, seat: Seat, mark: Mark, asked: "asyncio.Task[Condition]") -> None:
+        if not asked.cancelled() and asked.result() is not Condition.ALIVE and seat.leaving_since is None:
+            self._quarantine.died(mark, seat.uid, self._clock())
 
     def _put_in_quarantine(self) -> Quarantined:
         self._quarantined()

@@ -12,7 +12,7 @@ from gateway.pipeline.intake import Look
 from gateway.pipeline.reception import Visit
 
 _SESSION_HEADERS = (b"x-openwebui-chat-id", b"x-session-id")
-"""The last one that is there counts."""
+"""The last one that says something counts."""
 _BY_KEY = frozenset(("session", "prefix"))
 
 
@@ -23,18 +23,18 @@ def wish_of(route: Route | None, call: Call, seen: Look | None, visit: Visit) ->
         return Wish(tokens)
     policy: Policy = route.pool.policy
     if policy == "auto":
-        seed, prompt = _prompt(call.model, seen)
+        seed, prompt = _prompt(route.model, seen)
         return Wish(tokens, blocks_of(prompt, seed))
     if policy not in _BY_KEY:
         return Wish(tokens)
     if policy == "session":
         fields, session = visit.head.fields, seen.session
         for name in _SESSION_HEADERS:
-            if name in fields:
-                session = fields[name].decode("latin-1")
+            if said := fields.get(name):
+                session = said.decode("latin-1")
         if session:
             return Wish(tokens, key=session_key(visit.tenant.key_id, session))
-    seed, prompt = _prompt(call.model, seen)
+    seed, prompt = _prompt(route.model, seen)
     return Wish(tokens, key=beginning_key(prompt[:KEY_BYTES], seed))
 
 

@@ -42,7 +42,7 @@ class Recent:
     def find(self, request_id: str) -> Trail | None:
         """The trail of a request, or None. Callers choose ids: of several with the same one it is the last."""
         found = (self._smooth.trails.get(request_id), self._rough.trails.get(request_id))
-        return max(filter(None, found), key=lambda trail: -trail.ended_at, default=None)
+        return max(filter(None, found), key=lambda trail: trail.ended_at, default=None)
 
 
 class _Kept:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from gateway.balancing.affinity import PrefixIndex, uid_key
-from gateway.balancing.policy import Policy, Standing, View, Wish
+from gateway.balancing.policy import Policy, Standing, View, Wish, learn
 from loadtest.policysim.engine import TOKENS_PER_BLOCK
 
 ROOM = 128
@@ -37,9 +37,8 @@ class Replica:
         self.standings: dict[str, Standing] = {}
         self._new: dict[str, float] = {}
         self._policy = policy
-        self._chance = chance
         self._cache = PrefixIndex()
-        self._turn = 0
+        self._view = View(self._cache, chance)
         self._line: deque[tuple[int, Wish]] = deque()
 
     @property
@@ -95,8 +94,8 @@ class Replica:
         ]
         if not room:
             return None
-        self._turn += 1
-        choice = self._policy(room, wish, View(self._cache, self._chance, self._turn))
+        choice = self._policy(room, wish, self._view)
+        learn(self._view, wish, choice)
         standing = choice.standing
         tokens = max(0, wish.tokens - choice.cached_tokens)
         standing.in_flight += 1

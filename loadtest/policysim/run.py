@@ -101,7 +101,8 @@ class _World:
         for number, request in enumerate(self._history):
             pod = number % len(self._engines)
             self._engines[pod].cache.remember(request.chain)
-            self._replicas[number % cell.replicas].remember(f"pod-{pod}", request.wish)
+            # Not `number % replicas` too: each replica would have sent to a few of the pods only.
+            self._replicas[number // len(self._engines) % cell.replicas].remember(f"pod-{pod}", request.wish)
         if late:
             self._push(self._requests[-1].at * JOINS_AT, _Kind.JOIN)
         for number, request in enumerate(self._requests):

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from gateway.balancing.health import PoolHealth, Reason, State
+from gateway.balancing.health import ASK_AGAIN_SECONDS, PoolHealth, Reason, State
 
 UIDS = "abcdef"
 OUT = (State.EJECTED, State.PROBING)
@@ -105,17 +105,17 @@ class APool(RuleBasedStateMachine):
     @precondition(lambda self: self.out_since)
     @rule()
     def all_come_back(self) -> None:
-        """Within 302 seconds every ejected pod is due; with a yes, an answer and thirty seconds it is healthy."""
+        """Within 302 seconds every ejected pod is due, and within thirty again if it was asked in vain; with a yes, an
+        answer and thirty seconds more it is healthy."""
         out = {uid for uid in self.out_since if uid in self.ready}
         due = set(self.health.due(self.now))
-        self.now = max([self.now, *(self.out_since[uid] + LONGEST for uid in out)])
+        self.now = max([self.now + ASK_AGAIN_SECONDS, *(self.out_since[uid] + LONGEST for uid in out)])
         due.update(self.health.due(self.now))
         assert due == out
-        for uid in UIDS:
-            if self.health.state(uid) in OUT:
-                self.health.recovered(uid, self.now)
-                self.health.answered(uid, "one", self.now)
-                self.out_since.pop(uid, None) if uid in out else None
+        for uid in self.out():
+            self.health.recovered(uid, self.now)
+            self.health.answered(uid, "one", self.now)
+            self.out_since.pop(uid, None)
         self.now += 30
         self.health.due(self.now)
         assert all(self.health.state(uid) is State.HEALTHY for uid in self.ready)

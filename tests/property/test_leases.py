@@ -4,9 +4,11 @@ there; no waiter is lost or served twice.
 """
 
 import asyncio
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from random import Random
+from typing import NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,86 +18,128 @@ from gateway.balancing.balancer import Balancer, Blame, Lease
 from gateway.balancing.policy import Wish
 from gateway.core.cell import Cell
 from gateway.core.errors import QueueFull, QueueTimeout
-from gateway.core.fleet import Fleet, Pod, PodState, Pool, Route
+from gateway.core.fleet import Fleet, Pod, PodLoad, PodState, Pool, Route
 from tests.fakes import Hands
 
-NAMES = "abcd"
+NAMES = "abcde"
+SERVED = {"m": "abcd", "adapter": "ab", "n": "e"}
+"""The pods of each model; those of the last one are another pool."""
+POOL_OF = {name: "q" if name == "e" else "p" for name in NAMES}
 LIMIT = 2
 QUEUE = 5
-POOL = Pool("p", max_in_flight_per_pod=LIMIT, queue_limit=QUEUE, queue_wait_seconds=10.0)
-PODS = {name: Pod(uid=name, name=name, pool="p", host="h", port=1, state=PodState.READY) for name in NAMES}
+POOLS = {
+    name: Pool(name, max_in_flight_per_pod=LIMIT, queue_limit=QUEUE, queue_wait_seconds=10.0) for name in ("p", "q")
+}
+PODS = {name: Pod(uid=name, name=name, pool=POOL_OF[name], host="h", port=1, state=PodState.READY) for name in NAMES}
 
 
-def fleet_of(states: dict[str, PodState], pool: Pool = POOL) -> Fleet:
-    pods = tuple(replace(PODS[name], state=state) for name, state in states.items())
-    ready = tuple(pod for pod in pods if pod.state is PodState.READY)
-    return Fleet(pods, {"m": Route("m", pool, ready)}, listed=True, asked=True)
+class Waiting(NamedTuple):
+    model: str
+    excluded: set[str]
+    retry: bool
 
 
 class Requests(RuleBasedStateMachine):
-    """Requests against one pool, on a loop of their own that turns between two steps."""
+    """Requests against two pools, on a loop of their own that turns between two steps."""
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.clock = Hands()
         self.states = dict.fromkeys(NAMES, PodState.READY)
-        self.fleet = Cell(fleet_of(self.states))
-        self.ejections: list[tuple[str, str]] = []
+        self.known = set(SERVED)
+        self.pools = POOLS
+        self.fleet = Cell(self.published())
         self.balancer = Balancer(
-            self.fleet,
-            clock=self.clock,
-            chance=Random(7).random,
-            ejected=lambda pool, reason: self.ejections.append((pool, reason)),
+            self.fleet, clock=self.clock, chance=Random(7).random, ejected=lambda pool, reason: None
         )
         self.held: list[Lease] = []
-        self.waiters: list[asyncio.Task[Lease]] = []
+        self.waiters: dict[asyncio.Task[Lease], Waiting] = {}
+
+    def published(self) -> Fleet:
+        pods = tuple(replace(PODS[name], state=state) for name, state in self.states.items())
+        routes = {
+            model: Route(
+                model,
+                self.pools[POOL_OF[SERVED[model][0]]],
+                tuple(pod for pod in pods if pod.uid in SERVED[model] and pod.state is PodState.READY),
+            )
+            for model in self.known
+        }
+        return Fleet(pods, routes, listed=True, asked=True)
 
     @initialize(policy=st.sampled_from(["auto", "least", "p2c", "session", "prefix", "round_robin"]))
     def choose_policy(self, policy: str) -> None:
-        self.pool = replace(POOL, policy=policy)  # type: ignore[arg-type]  # one of those
-        self.publish()
+        self.pools = {
+            name: replace(pool, policy=policy)  # type: ignore[arg-type]  # one of those
+            for name, pool in POOLS.items()
+        }
+        self.publish(told=True)
 
-    def publish(self) -> None:
-        self.fleet.set(fleet_of(self.states, self.pool))
-
-    @property
-    def route(self) -> Route:
-        return self.fleet.value.routes["m"]
+    def publish(self, *, told: bool) -> None:
+        """There is another fleet; not `told`, the balancer has to find out by itself."""
+        self.fleet.set(self.published())
+        if told:
+            self.balancer.update()
+        self.turn()
 
     def turn(self) -> None:
         """Let the loop run until nobody has anything to do, and take what waiters were given."""
         for _ in range(3):
             self.loop.run_until_complete(asyncio.sleep(0))
         for task in [task for task in self.waiters if task.done()]:
-            self.waiters.remove(task)
+            asked = self.waiters.pop(task)
             with suppress(asyncio.CancelledError, QueueFull, QueueTimeout):
-                self.held.append(task.result())
+                self.take_hold(task.result(), asked)
 
-    @rule(excluded=st.sets(st.sampled_from(NAMES), max_size=2), retry=st.booleans(), key=st.integers(0, 3))
-    def take(self, excluded: set[str], retry: bool, key: int) -> None:
-        lease = self.balancer.lease_nowait(self.route, Wish(100, (), key), excluded, retry=retry)
-        usable = [pod for pod in self.route.pods if pod.uid not in excluded]
-        if lease is None:
-            return
-        chosen = lease.seat.uid
-        assert chosen in {pod.uid for pod in usable}
-        assert self.states[chosen] is PodState.READY
-        if chosen in self.balancer.ejected:
-            assert dict(self.balancer.panics())["p"]
+    def take_hold(self, lease: Lease, asked: Waiting) -> None:
+        """What was given may be given."""
+        seat = lease.seat
+        assert self.states[seat.uid] is PodState.READY
+        assert seat.uid in SERVED[asked.model]
+        assert seat.uid not in asked.excluded
+        assert seat.probing or seat.in_flight + seat.others <= max(1, seat.limit * seat.weight)
+        if seat.uid in self.balancer.ejected:
+            assert dict(self.balancer.panics())[POOL_OF[seat.uid]]
+        assert lease not in self.held
         self.held.append(lease)
 
-    @rule(excluded=st.sets(st.sampled_from(NAMES), max_size=1), caller=st.integers(0, 2))
-    def wait(self, excluded: set[str], caller: int) -> None:
-        lease = self.balancer.lease_nowait(self.route, Wish(10), excluded)
-        if lease is not None:
-            self.held.append(lease)
+    @rule(
+        model=st.sampled_from([*SERVED]),
+        excluded=st.sets(st.sampled_from(NAMES), max_size=2),
+        retry=st.booleans(),
+        key=st.integers(0, 3),
+    )
+    def take(self, model: str, excluded: set[str], retry: bool, key: int) -> None:
+        route = self.fleet.value.routes.get(model)
+        if route is None:
             return
-        waiting = self.balancer.wait_for_room(
-            self.route, Wish(10), excluded, retry=False, caller=caller, deadline=self.clock() + 5
-        )
-        self.waiters.append(self.loop.create_task(waiting))
+        lease = self.balancer.lease_nowait(route, Wish(100, (), key), excluded, retry=retry)
+        # Whoever waited longer has been given what there was.
         self.turn()
+        if lease is not None:
+            self.take_hold(lease, Waiting(model, excluded, retry))
+
+    @rule(
+        model=st.sampled_from([*SERVED]),
+        excluded=st.sets(st.sampled_from(NAMES), max_size=1),
+        retry=st.booleans(),
+        caller=st.integers(0, 2),
+    )
+    def wait(self, model: str, excluded: set[str], retry: bool, caller: int) -> None:
+        route = self.fleet.value.routes.get(model)
+        if route is None:
+            return
+        asked = Waiting(model, excluded, retry)
+        lease = self.balancer.lease_nowait(route, Wish(10), excluded, retry=retry)
+        if lease is None:
+            waiting = self.balancer.wait_for_room(
+                route, Wish(10), excluded, retry=retry, caller=caller, deadline=self.clock() + 5
+            )
+            self.waiters[self.loop.create_task(waiting)] = asked
+        self.turn()
+        if lease is not None:
+            self.take_hold(lease, asked)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), how=st.sampled_from(["answered", "streams", "left", *Blame]))
@@ -113,24 +157,56 @@ class Requests(RuleBasedStateMachine):
         lease.close()
         self.turn()
 
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        """A first token; the stream goes on."""
+        lease = self.held[data.draw(st.integers(0, len(self.held) - 1))]
+        lease.began(self.clock())
+        lease.streams("caller", self.clock())
+        self.turn()
+
     @precondition(lambda self: self.waiters)
     @rule(data=st.data(), handed=st.booleans())
     def leave(self, data: st.DataObject, handed: bool) -> None:
         """A waiter's client leaves; with `handed`, in the very turn in which it is given a slot."""
-        task = self.waiters[data.draw(st.integers(0, len(self.waiters) - 1))]
+        task = [*self.waiters][data.draw(st.integers(0, len(self.waiters) - 1))]
         if handed and self.held:
             self.held.pop().close()
         task.cancel()
         self.turn()
 
-    @rule(name=st.sampled_from(NAMES), state=st.sampled_from([*PodState, None]))
-    def change(self, name: str, state: PodState | None) -> None:
+    @rule(name=st.sampled_from(NAMES), state=st.sampled_from([*PodState, None]), told=st.booleans())
+    def change(self, name: str, state: PodState | None, told: bool) -> None:
         if state is None:
             self.states.pop(name, None)
         else:
             self.states[name] = state
-        self.publish()
-        self.balancer.update()
+        self.publish(told=told)
+
+    @rule(model=st.sampled_from([*SERVED]), told=st.booleans())
+    def list_or_unlist(self, model: str, told: bool) -> None:
+        """A model is not known any more, or is again."""
+        self.known ^= {model}
+        self.publish(told=told)
+
+    @rule(limit=st.integers(1, 3), told=st.booleans())
+    def configure(self, limit: int, told: bool) -> None:
+        self.pools = {name: replace(pool, max_in_flight_per_pod=limit) for name, pool in self.pools.items()}
+        self.publish(told=told)
+
+    @rule(name=st.sampled_from(NAMES), count=st.one_of(st.none(), st.integers(0, 4)), own=st.integers(0, 2))
+    def read_load(self, name: str, count: int | None, own: int) -> None:
+        self.balancer.load_read(
+            name, PodLoad(in_flight=count, in_flight_own=own, in_flight_read_at=self.clock())
+        )
+        self.turn()
+
+    @rule(name=st.sampled_from(NAMES))
+    def find_wedged(self, name: str) -> None:
+        seat = self.balancer.seat_of(name)
+        if seat is not None:
+            self.balancer.wedged(seat)
         self.turn()
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 6.0, 15.0, 40.0]), alive=st.booleans())
@@ -143,25 +219,46 @@ class Requests(RuleBasedStateMachine):
 
     @invariant()
     def counts_are_exact(self) -> None:
-        for name in NAMES:
-            assert self.balancer.in_flight(name) == sum(lease.seat.uid == name for lease in self.held)
+        at_pods = Counter(lease.seat.uid for lease in self.held)
+        assert {name: self.balancer.in_flight(name) for name in NAMES} == {name: at_pods[name] for name in NAMES}
         for lease in self.held:
-            assert lease.seat.pending_tokens >= 0
+            assert lease.seat.pending_tokens >= lease.tokens >= 0
             assert lease.seat.failed >= 0
         assert self.balancer.active == len(self.held)
-        assert sum(self.balancer.in_flight_by_model().values()) == len(self.held)
+        by_model = self.balancer.in_flight_by_model()
+        assert {model: count for model, count in by_model.items() if count} == Counter(
+            lease.model for lease in self.held
+        )
+
+    @invariant()
+    def the_retry_budget_is_exact(self) -> None:
+        waiting = sum(asked.retry for asked in self.waiters.values())
+        assert self.balancer._retrying == waiting + sum(lease.retry for lease in self.held)
 
     @invariant()
     def everybody_who_waits_is_in_the_line(self) -> None:
-        assert dict(self.balancer.waiting()).get("p", 0) == len(self.waiters) <= QUEUE
+        lines = Counter(POOL_OF[SERVED[asked.model][0]] for asked in self.waiters.values())
+        assert {pool: count for pool, count in self.balancer.waiting() if count} == lines
+        assert max(lines.values(), default=0) <= QUEUE
 
     @invariant()
     def nobody_waits_for_a_pod_with_room(self) -> None:
-        if not self.waiters:
+        if self.balancer._seen is not self.fleet.value:
             return
-        # Whoever waits excludes one pod at most, so with room at two of them nobody may wait.
-        free = [pod for pod in self.route.pods if self._has_room(pod)]
-        assert len(free) < 2
+        for asked in self.waiters.values():
+            route = self.fleet.value.routes.get(asked.model)
+            for pod in () if route is None else route.pods:
+                assert pod.uid in asked.excluded or not self._has_room(pod)
+
+    @invariant()
+    def a_pod_on_trial_has_one_request_or_may_get_one(self) -> None:
+        for name in NAMES:
+            seat = self.balancer.seat_of(name)
+            if seat is None or self.balancer._seen is not self.fleet.value:
+                continue
+            assert seat.probe is None or seat.probe in self.held
+            if seat.probing and seat.pod.state is PodState.READY and self.clock() >= seat.resting_until:
+                assert (seat.probe is None) == self._has_room(seat.pod)
 
     def _has_room(self, pod: Pod) -> bool:
         seat = self.balancer.seat_of(pod.uid)
@@ -178,13 +275,22 @@ class Requests(RuleBasedStateMachine):
         for lease in self.held:
             lease.close()
         self.clock.now += 2
+        self.publish(told=True)
         self.balancer.sweep(self.clock())
         assert self.balancer.active == 0
         assert self.balancer.may_retry
         assert self.balancer._retrying == 0
-        assert set(self.balancer.in_flight_by_model().values()) <= {0}
+        by_model = self.balancer.in_flight_by_model()
+        assert set(by_model.values()) <= {0}
+        assert by_model.keys() <= self.known
         for seat in self.balancer._seats.values():
-            assert (seat.in_flight, seat.pending_tokens, seat.failed, seat.probes) == (0, 0, 0, 0)
+            assert (seat.in_flight, seat.pending_tokens, seat.failed, seat.others) == (0, 0, 0, 0)
+            assert seat.probe is None
+        there = {name for name, state in self.states.items() if state is not PodState.DRAINING}
+        assert self.balancer._seats.keys() <= there
+        assert {name for name, _ in self.balancer.waiting()} <= {POOL_OF[SERVED[model][0]] for model in self.known} | {
+            POOL_OF[name] for name in there
+        }
         self.loop.close()
 
 

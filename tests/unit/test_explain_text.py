@@ -85,13 +85,17 @@ def test_each_attempt_tells_its_pod_why_and_how_it_ended() -> None:
     (second,) = [line for line in lines if line.startswith("2. ")]
     assert second.startswith("2. chat-0: it had the least work")
     assert "(cheapest)" in second
-    assert second.endswith("some 512 tokens of the prompt were believed cached there")
+    assert second.endswith("some 512 tokens of the prompt are believed cached there")
 
 
 def test_the_candidates_stand_cheapest_first_and_the_chosen_one_is_marked() -> None:
     lines = [line.split() for line in shown(told()).splitlines()]
     at = lines.index(["pod", "cost"])
     assert lines[at + 2 : at + 5] == [["→", "chat-0", "33.1"], ["chat-2", "812"], ["chat-3", "2000"]]
+
+
+def test_a_table_is_no_wider_than_what_stands_in_it() -> None:
+    assert max(map(len, shown(told()).splitlines()[4:])) < 40
 
 
 def test_where_nothing_was_weighed_there_is_no_table() -> None:

@@ -378,6 +378,16 @@ def test_a_due_pod_is_due_once_until_it_is_told_of_or_half_a_minute_has_passed()
     assert list(health.due(40.0)) == ["a"], "whoever asked has not said a word"
 
 
+def test_how_long_an_ejection_still_lasts_is_told() -> None:
+    health = pool_of("ab")
+    assert health.seconds_left("a", 0.0) == 0
+    fail(health, "a", 0.0)
+    assert [health.seconds_left("a", now) for now in (0.0, 4.0, 10.0, 11.0)] == [10, 6, 0, 0]
+    health.recovered("a", 5.0)
+    assert health.seconds_left("a", 5.0) == 0
+    assert health.seconds_left("nobody", 5.0) == 0
+
+
 def test_a_pod_whose_health_says_no_stays_out_and_longer() -> None:
     health = pool_of("ab")
     fail(health, "a", 0.0)

@@ -129,12 +129,24 @@ def test_what_went_before_is_in_the_caches() -> None:
     assert warm.first_token_seconds[0] < cold.first_token_seconds[0]
 
 
-def test_a_slow_pod_gets_as_much_of_round_robin_and_is_slow() -> None:
-    drawn = asked(count=1000)
-    even = figures_of(run.run(SMALL, POLICIES["round_robin"], drawn, 1))
-    slow = figures_of(run.run(replace(SMALL, condition=Condition.SLOW), POLICIES["round_robin"], drawn, 1))
-    assert slow.mean > 2 * even.mean
-    assert slow.imbalance > 1.5 * even.imbalance
+def test_what_went_before_is_known_to_every_replica_for_every_pod() -> None:
+    seen: dict[tuple[int, str], int] = {}
+
+    def watching(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
+        for pod in pods:
+            seen.setdefault((id(view.cache), pod.uid), view.cache.cached(pod.uid, wish.blocks))
+        return POLICIES["least"](pods, wish, view)
+
+    drawn = asked("system", count=40)
+    run.run(replace(SMALL, replicas=4), watching, drawn, 1)
+    assert len(seen) == 4 * SMALL.pods
+    assert min(seen.values()) >= 23  # the system prompt's
+
+
+def test_round_robin_fills_a_slow_pod() -> None:
+    slow = run.run(replace(SMALL, condition=Condition.SLOW), POLICIES["round_robin"], asked(count=1000), 1)
+    filled, *others = slow.pod_seconds
+    assert filled > 1.5 * max(others)
 
 
 def test_a_pod_that_joins_is_given_little_at_first() -> None:
