@@ -8,7 +8,7 @@ NODE_PACKAGES := $(NODE)/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test test-vllm bench bench-discovery lint format lock clean
+.PHONY: help demo demo-check test test-vllm rollout bench bench-discovery lint format lock clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 17
@@ -25,6 +25,10 @@ test: $(VENV)/.dev $(NODE_PACKAGES) lint ## Lint, types, import contracts, and e
 test-vllm: $(VENV)/.dev $(NODE_PACKAGES) ## End to end against a real vLLM on CPU (downloads about 1 GB once)
 	@$(BIN)/python tests/e2e/vllm/install.py
 	@$(BIN)/python -m pytest -m vllm tests/e2e/vllm $(ARGS)
+
+ROUNDS ?= 5
+rollout: $(VENV)/.dev ## Rolling restarts of gateways and pods under load, for some minutes
+	@ROLLOUT_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/integration/rollout $(ARGS)
 
 bench: $(VENV)/.dev ## CPU time and memory, side by side with nginx, in one run
 	@$(BIN)/python -m loadtest.bench $(ARGS)

@@ -205,7 +205,7 @@ class Gateway:
             self.source.give(pods_of(config.static_pods()))
 
     async def _follow_fleet(self) -> None:
-        """Whoever waits may have a pod now; connections to a pod that is gone close when their last answer has ended."""
+        """Whoever waits may have a pod now; connections to one that is gone close when their last answer has ended."""
         while True:
             self.balancer.update()
             self.pools.keep_only({pod.uid for pod in self.fleet.value.pods})

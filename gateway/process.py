@@ -157,7 +157,7 @@ class _Port:
             )
         )
         # It would take the signals for as long as it serves, and at its end give itself those that came.
-        self._server.capture_signals = nullcontext  # type: ignore[method-assign]
+        self._server.capture_signals = nullcontext  # type: ignore[method-assign,assignment]  # nothing, as a context
         self.serving = asyncio.create_task(self._server.serve(sockets=[listener]))
 
     @property

@@ -15,6 +15,7 @@ WHY: Mapping[str, str] = {
     "only": "it was the only pod with room",
     "least": "it had the fewest requests in flight",
     "cheapest": "it had the least work to do before the first token, this prompt's own included",
+    "home": "all replicas send requests of this kind there, as long as others have not much less to do",
     "prefix": "prompts that begin like this one go there",
     "session": "this session's requests go there",
     "spill": "the pod that these requests go to has more than its share: this one is next in rank for them",

@@ -17,7 +17,7 @@ from types import TracebackType
 
 from gateway.balancing.affinity import PrefixIndex, uid_key
 from gateway.balancing.health import PoolHealth, State
-from gateway.balancing.policy import POLICIES, Choice, Standing, View, Wish
+from gateway.balancing.policy import POLICIES, Choice, Standing, View, Wish, learn
 from gateway.balancing.waiting import Turned, Waiter, WaitingLine
 from gateway.core.cell import Cell
 from gateway.core.errors import QueueFull, QueueTimeout
@@ -160,7 +160,7 @@ class Balancer:
         """The uids of the pods that are ejected now."""
         return [
             seat.uid
-            for state in self._pools.values()
+            for state in list(self._pools.values())
             for seat in state.seats
             if state.health.state(seat.uid) is State.EJECTED
         ]
@@ -178,11 +178,11 @@ class Balancer:
 
     def waiting(self) -> Iterable[tuple[str, int]]:
         """(pool, requests that wait for room in it now)."""
-        return [(name, len(state.line)) for name, state in self._pools.items()]
+        return [(name, len(state.line)) for name, state in list(self._pools.items())]
 
     def panics(self) -> Iterable[tuple[str, bool]]:
         """(pool, whether its ejected pods are used all the same, since too few others are left)."""
-        return [(name, state.health.panic) for name, state in self._pools.items()]
+        return [(name, state.health.panic) for name, state in list(self._pools.items())]
 
     # A request's way to a pod.
 
@@ -258,10 +258,11 @@ class Balancer:
                     seat = self._seats[pod.uid] = Seat(pod, now)
                 ready.setdefault(pod.pool, []).append(seat)
             if pod.state is not PodState.DRAINING:
-                standing[pod.pool] = standing.get(pod.pool, 0) + 1
                 alive.add(pod.uid)
+                if pod.state is not PodState.ASLEEP:
+                    standing[pod.pool] = standing.get(pod.pool, 0) + 1
             if seat is not None:
-                seat.pod = pod
+                seat.pod, seat.name = pod, pod.name
         for uid, seat in list(self._seats.items()):
             if uid in alive:
                 seat.leaving_since = None
@@ -385,9 +386,8 @@ class Balancer:
         if len(room) == 1:
             choice = Choice(room[0], "only")
         else:
-            view = state.view
-            view.turn += 1
-            choice = POLICIES[state.pool.policy](room, wish, view)
+            choice = POLICIES[state.pool.policy](room, wish, state.view)
+            learn(state.view, wish, choice)
         if state.health.panic and state.health.state(choice.standing.uid) in (State.EJECTED, State.PROBING):
             return choice._replace(reason="panic")
         return choice

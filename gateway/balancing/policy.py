@@ -5,7 +5,7 @@ broken by chance: replicas of the gateway that break them alike would all choose
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from math import inf
+from math import inf, sqrt
 from typing import NamedTuple, Protocol
 
 from gateway.balancing.affinity import TOKENS_PER_BLOCK
@@ -20,7 +20,6 @@ class Standing:
         "key",
         "name",
         "others",
-        "pace",
         "pending_tokens",
         "room",
         "uid",
@@ -44,8 +43,6 @@ class Standing:
         """It gets no request more while `in_flight + others` is not below this."""
         self.weight = 1.0
         """0.1 to 1: less while it is new, or back from an ejection, and its caches are cold."""
-        self.pace = 1.0
-        """How long it took to first tokens of late, as a multiple of what its pool takes for the same work."""
 
 
 class Wish(NamedTuple):
@@ -106,71 +103,100 @@ Policy = Callable[[Sequence[Standing], Wish, View], Choice]
 
 
 BUSY_TOKENS = 64
-"""What a request that runs costs the next one, in prompt tokens."""
-SHARE_FACTOR = 1.5
-SHARE_SLACK = 2.0
+"""What each request that runs costs the next one, in prompt tokens: their steps are shared."""
+TRUST = 0.5
+"""How far we believe in what we sent somewhere ourselves: other replicas' requests have used that cache since."""
+HOPE = 1.5
+"""How much more of a prompt its home has than we know of: other replicas sent it there too."""
+SHARE_FACTOR = 2.0
+SHARE_SLACK = 8.0
+"""No pod gets a request because of what it has cached while it has more than so many times the mean, and so many."""
+MOST_WEIGHED = 32
+TAKEN_BY_CHANCE = 3
+"""Of a larger pool so many are weighed by chance, beside the prompt's home and the pod that last got its like."""
+MOST_HOPED = 0.9
+"""Of a prompt, that its home has it: its end is new to every pod."""
+CHANCE_DEVIATIONS = 2.0
+"""A pod's count of others' requests means something when it is so many standard deviations above the mean."""
+LEARNING = 1 / 64
 
 
 def auto(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
-    """The pod that has the least to do before this request's first token."""
-    cache, blocks, tokens, key = view.cache, wish.blocks, wish.tokens, wish.key
-    own = pending = busy = 0
-    home, highest = pods[0], -1
+    """The pod that has the least to do before this request's first token, in prompt tokens.
+
+    That is what we sent there and still waits for a first token, and of this prompt what is not cached. Requests of
+    others count as ours do, as far as there are more of them than chance explains: a pod's count of them is half a
+    second old, and the replicas that all believed the least of such counts would go to the same pod.
+
+    What is cached where, a replica knows of its own requests only. But all replicas know
+    which pod is a prompt's *home* (its session's, or that of all prompts that begin so): the first in rank of
+    `session`. It is hoped to have as much of a prompt as prompts were known to share of late: nothing, where they
+    share nothing. So replicas gather what belongs together without a word, and where a home is too busy its work goes
+    elsewhere.
+
+    A warm pod works off all of this alike; one with a small weight gets less, since each request in it counts more.
+    """
+    tokens = wish.tokens
+    home = _first(pods, wish.key) if wish.key and view.familiar else None
+    if len(pods) > MOST_WEIGHED:
+        pods = _some(pods, wish, view, home)
+    own = pending = failed = others = 0
     for pod in pods:
         own += pod.in_flight
         pending += pod.pending_tokens
-        busy += pod.in_flight + pod.failed + pod.others
-        rank = pod.key * key & _64_BITS
-        if rank > highest:
-            home, highest = pod, rank
-    assumed = min(1.0, HOPE * view.familiar) * tokens if key else 0.0
+        failed += pod.failed
+        others += pod.others
     each = pending / own if own else 0.0
-    bound = SHARE_FACTOR * busy / len(pods) + SHARE_SLACK
-    best = pods[0]
-    lowest = inf
-    equals = 1
+    bound = SHARE_FACTOR * (own + failed + others) / len(pods) + SHARE_SLACK
+    usual = others / len(pods)
+    usual += CHANCE_DEVIATIONS * sqrt(usual)
+    blocks, cached_at = wish.blocks, view.cache.cached
+    known = [cached_at(pod.uid, blocks) * TOKENS_PER_BLOCK for pod in pods] if blocks else [0] * len(pods)
+    most = max(known)
+    # What many pods have is asked for so often that none of them forgets it.
+    trust = max(TRUST, sum([2 * cached > most for cached in known]) / len(pods))
+    best: Standing | None = None
+    best_cached = 0
+    lowest, equals = inf, 1
     costs = []
-    mostk = max(cache.cached(pod.uid, blocks) * TOKENS_PER_BLOCK for pod in pods) if blocks else 0
-    most = best_cached = 0
-    for pod in pods:
-        cached = cache.cached(pod.uid, blocks) * TOKENS_PER_BLOCK if blocks else 0
-        if cached > most:
-            most = cached
-        running = pod.in_flight + pod.failed + pod.others
-        hoped = max(cached, assumed, KNOWN * mostk) if pod is home else cached * TRUST
-        work = pod.pending_tokens + pod.others * each + max(0.0, tokens - hoped)
-        if WMODE:
-            cost = work + BUSY_TOKENS * (running + 1) / pod.weight
-        else:
-            cost = (work + BUSY_TOKENS * (running + 1)) / pod.weight
-        if running > bound * (pod.weight if WMODE else 1):
-            cost += _OVER
+    for pod, cached in zip(pods, known, strict=True):
+        believed = cached * trust
+        if pod is home:
+            believed = max(cached, min(MOST_HOPED, HOPE * view.familiar) * tokens)
+        foreign = max(0.0, pod.others - usual)
+        running = pod.in_flight + pod.failed
+        cost = pod.pending_tokens + foreign * each + max(0.0, tokens - believed)
+        cost += BUSY_TOKENS * (running + foreign + 1) / pod.weight
+        if running + pod.others > bound * pod.weight:
+            cost = inf
         costs.append(cost)
         if cost < lowest:
-            best, lowest, equals, best_cached = pod, cost, 1, cached
-        elif cost == lowest:
+            best, best_cached, lowest, equals = pod, cached, cost, 1
+        elif cost == lowest and best is not None:
             equals += 1
             if view.chance() * equals < 1:
                 best, best_cached = pod, cached
-    return Choice(best, "prefix" if best_cached else "cheapest", best_cached, most, pods, costs)
+    if best is None:
+        # Some are new, and all have more than their share: a matter of moments.
+        return least(pods, wish, view)
+    reason = "prefix" if best_cached else "home" if best is home else "cheapest"
+    return Choice(best, reason, best_cached, most, pods, costs)
 
 
-LEARN = 1 / 64
-TRUST = 1.0
-KNOWN = 0.0
-HOPE = 1.0
-WMODE = 0.0
+def _some(pods: Sequence[Standing], wish: Wish, view: View, home: Standing | None) -> Sequence[Standing]:
+    """A few of many pods: those that may have the prompt cached, and some by chance."""
+    some = [] if home is None else [home]
+    if wish.blocks and (holder := view.cache.holder(wish.blocks)) is not None:
+        some += [pod for pod in pods if pod.uid == holder]
+    some += [pods[int(view.chance() * len(pods))] for _ in range(TAKEN_BY_CHANCE)]
+    return list(dict.fromkeys(some))
 
 
 def learn(view: View, wish: Wish, choice: Choice) -> None:
-    """What the next choices may know of this one."""
+    """Note what the next choices are to know of this one. Called by who owns the view, after each choice."""
     view.turn += 1
     if wish.tokens and choice.weighed:
-        view.familiar += LEARN * (min(1.0, choice.known_tokens / wish.tokens) - view.familiar)
-
-
-_OVER = 1e9
-"""More than any work: a pod with more than its share is taken only where all have more."""
+        view.familiar += LEARNING * (min(1.0, choice.known_tokens / wish.tokens) - view.familiar)
 
 
 def least(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
@@ -225,17 +251,25 @@ SPREAD = 1.25
 _64_BITS = (1 << 64) - 1
 
 
-def _first_in_rank(pods: Sequence[Standing], wish: Wish, view: View, reason: str) -> Choice:
-    key = wish.key
-    if not key:
-        return least(pods, wish, view)
-    # A pod's rank is the product of two keys that are hashes already. That spreads sessions as evenly as a full mixing
-    # function does, at a third of its cost. `hash((key, pod.key))` does not: one pod of eight gets twice its share.
+def _first(pods: Sequence[Standing], key: int) -> Standing:
+    """The first of the pods in rank for a key, on every replica.
+
+    A pod's rank is the product of two keys that are hashes already. That spreads sessions as evenly as a full mixing
+    function does, at a third of its cost. `hash((key, pod.key))` does not: one pod of eight gets twice its share.
+    """
     best, highest = pods[0], -1
     for pod in pods:
         rank = pod.key * key & _64_BITS
         if rank > highest:
             best, highest = pod, rank
+    return best
+
+
+def _first_in_rank(pods: Sequence[Standing], wish: Wish, view: View, reason: str) -> Choice:
+    key = wish.key
+    if not key:
+        return least(pods, wish, view)
+    best = _first(pods, key)
     if best.in_flight + best.failed <= 1:
         # No bound is lower: the others need not be looked at.
         return Choice(best, reason)

@@ -432,9 +432,15 @@ class Forwarder:
         found = suspicion(seat, running, now)
         if found is Suspicion.ASK or found is Suspicion.LOST:
             self._probes.ask(seat.pod).add_done_callback(partial(self._note_silence, seat))
-        if found is Suspicion.LOST or (found is Suspicion.WEDGED and self._balancer.wedged(seat)):
+        if found is Suspicion.LOST:
             for relay, _ in held:
                 if isinstance(relay, StreamRelay):
+                    _give_up(relay)
+        elif found is Suspicion.WEDGED and self._balancer.wedged(seat):
+            # All at once, however late they came: the few that a later look would find prove nothing by themselves.
+            for relay, lease in list(self._running.items()):
+                waits = isinstance(relay, StreamRelay) or not relay.first.done()
+                if lease.seat is seat and waits and not relay.paused:
                     _give_up(relay)
 
     def _note_silence(self, seat: Seat, asked: "asyncio.Task[Condition]") -> None:

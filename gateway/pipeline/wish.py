@@ -2,9 +2,12 @@
 
 Two requests share what a pod has cached as far as their prompts begin alike, so a prompt is taken in the order in which
 a chat template writes it: tools and system prompt first, then the messages. Raw bytes are compared; no tokenizer.
+
+The key names what a request belongs to: its session, if it says so. Else its conversation, which each further turn
+repeats: the bytes before the first answer in it. Else all prompts that begin alike.
 """
 
-from gateway.balancing.affinity import KEY_BYTES, Seed, beginning_key, blocks_of, session_key
+from gateway.balancing.affinity import BLOCK_BYTES, KEY_BYTES, Seed, beginning_key, blocks_of, session_key
 from gateway.balancing.policy import Wish
 from gateway.core.call import Call
 from gateway.core.fleet import Policy, Route
@@ -13,7 +16,9 @@ from gateway.pipeline.reception import Visit
 
 _SESSION_HEADERS = (b"x-openwebui-chat-id", b"x-session-id")
 """The last one that says something counts."""
-_BY_KEY = frozenset(("session", "prefix"))
+_LOOKING = frozenset(("auto", "session", "prefix"))
+_ANSWER = b'"assistant"'
+"""The role of an earlier answer. Inside a message the quotes would be escaped."""
 
 
 def wish_of(route: Route | None, call: Call, seen: Look | None, visit: Visit) -> Wish:
@@ -22,20 +27,31 @@ def wish_of(route: Route | None, call: Call, seen: Look | None, visit: Visit) ->
     if route is None or seen is None or len(route.pods) < 2:
         return Wish(tokens)
     policy: Policy = route.pool.policy
-    if policy == "auto":
-        seed, prompt = _prompt(route.model, seen)
-        return Wish(tokens, blocks_of(prompt, seed))
-    if policy not in _BY_KEY:
+    if policy not in _LOOKING:
         return Wish(tokens)
-    if policy == "session":
-        fields, session = visit.head.fields, seen.session
-        for name in _SESSION_HEADERS:
-            if said := fields.get(name):
-                session = said.decode("latin-1")
-        if session:
-            return Wish(tokens, key=session_key(visit.tenant.key_id, session))
     seed, prompt = _prompt(route.model, seen)
+    if policy == "auto":
+        # What does not generate has no cache, and what is shorter than a block shares nothing.
+        if len(prompt) < BLOCK_BYTES or not visit.operation.streams:
+            return Wish(tokens)
+        key = _session(seen, visit) or _conversation(prompt, seed)
+        return Wish(tokens, blocks_of(prompt, seed), key)
+    if policy == "session":
+        return Wish(tokens, key=_session(seen, visit) or _conversation(prompt, seed))
     return Wish(tokens, key=beginning_key(prompt[:KEY_BYTES], seed))
+
+
+def _session(seen: Look, visit: Visit) -> int:
+    fields, session = visit.head.fields, seen.session
+    for name in _SESSION_HEADERS:
+        if said := fields.get(name):
+            session = said.decode("latin-1")
+    return session_key(visit.tenant.key_id, session)
+
+
+def _conversation(prompt: bytes, seed: Seed) -> int:
+    begun = prompt.find(_ANSWER)
+    return beginning_key(prompt[:KEY_BYTES] if begun < 0 else prompt[max(0, begun - KEY_BYTES) : begun], seed)
 
 
 def _prompt(model: str, seen: Look) -> tuple[Seed, bytes]:

@@ -12,7 +12,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -292,29 +293,47 @@ async def test_a_gateway_is_ready_when_every_pod_was_asked_for_its_models(
             assert json.loads((await gateway.ops("/readyz?verbose")).body)["pools"]["chat"]["ready"] == 1
 
 
+@dataclass
+class Inside:
+    """A gateway served as its process does it, but on the test's own loop, which lets a test see between its steps."""
+
+    gateway: Gateway
+    port: int
+    ops_port: int
+    stop: Stop
+    serving: "asyncio.Task[None]"
+
+
+@asynccontextmanager
+async def inside(pods: Sequence[HasUrl]) -> AsyncIterator[Inside]:
+    """Begins when it is up, ends with its end; the collector is left as it was."""
+    up, stop, usual = asyncio.Event(), Stop(), gc.get_threshold()
+    settings = load_config(None, {}, {"discovery.pods": [{"url": pod.url, "pool": "chat"} for pod in pods]})
+    gateway = Gateway(settings, None, access_out=io.BytesIO())
+    public, ops = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
+    port, ops_port = public.getsockname()[1], ops.getsockname()[1]
+    serving = asyncio.create_task(process.run(gateway, public, ops, stop, up.set))
+    try:
+        await asyncio.wait_for(up.wait(), SECONDS)
+        yield Inside(gateway, port, ops_port, stop, serving)
+    finally:
+        stop.ask()
+        await serving
+        gc.unfreeze()
+        gc.set_threshold(*usual)
+
+
 async def test_what_is_kept_of_the_pods_is_never_looked_at_again_by_the_collector() -> None:
-    pod, up, stop = SlowToTell(), asyncio.Event(), Stop()
-    usual = gc.get_threshold()
+    pod = SlowToTell()
     async with await asyncio.start_server(pod.serve, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        settings = load_config(None, {}, {"discovery.pods": [{"url": url, "pool": "chat"}]})
-        gateway = Gateway(settings, None, access_out=io.BytesIO())
-        public, ops = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
-        ops_port = ops.getsockname()[1]
-        serving = asyncio.create_task(process.run(gateway, public, ops, stop, up.set))
-        try:
-            await asyncio.wait_for(up.wait(), SECONDS)
+        pod.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with inside([pod]) as gateway:
             kept = [[number] for number in range(10_000)]
             frozen = gc.get_freeze_count()
             assert frozen
             pod.may_tell.set()
-            await until_ready(ops_port)
+            await until_ready(gateway.ops_port)
             assert gc.get_freeze_count() >= frozen + len(kept)
-        finally:
-            stop.ask()
-            await serving
-            gc.unfreeze()
-            gc.set_threshold(*usual)
 
 
 async def test_a_pod_that_refuses_has_been_asked_and_the_gateway_says_what_is_missing(
@@ -452,6 +471,52 @@ async def test_a_drain_finishes_what_runs_and_sends_everyone_elsewhere(tmp_path:
         running.leave()
         await gateway.ended_well()
         assert [line["outcome"] for line in gateway.lines] == ["completed"] * 4
+
+
+async def until_nobody_listens(port: int) -> None:
+    async with asyncio.timeout(SECONDS):
+        with suppress(ConnectionRefusedError):
+            while True:
+                (await RawClient.connect(port)).leave()
+                await asyncio.sleep(0)
+
+
+async def test_who_comes_on_an_old_connection_in_the_last_moment_is_answered() -> None:
+    may_answer = asyncio.Event()
+    async with ScriptedPod([[GOOD], [may_answer, GOOD]]) as pod, inside([pod]) as gateway:
+        await until_ready(gateway.ops_port)
+        kept = await RawClient.connect(gateway.port)
+        kept.send(request(chat()))
+        assert (await kept.answer()).status == 200
+        gateway.stop.ask()
+        await until_nobody_listens(gateway.port)
+        kept.send(request(chat()))
+        answer = asyncio.create_task(kept.answer())
+        await asyncio.wait((answer,), timeout=0.5)
+        assert not answer.done()
+        may_answer.set()
+        came = await answer
+        assert (came.status, came.headers["connection"]) == (200, "close")
+        kept.leave()
+
+
+async def test_who_comes_on_an_old_connection_even_later_reads_an_end_and_no_reset() -> None:
+    async with ScriptedPod([[GOOD]]) as pod, inside([pod]) as gateway:
+        await until_ready(gateway.ops_port)
+        kept = await RawClient.connect(gateway.port)
+        kept.send(request(chat()))
+        assert (await kept.answer()).status == 200
+        gateway.stop.ask()
+        assert await kept.reader.read() == b""
+        for _ in range(10):
+            # On its way when the end was said.
+            kept.send(request(chat()))
+            await asyncio.sleep(0)
+        assert kept.reader.exception() is None
+        assert not kept.writer.transport.is_closing()
+        kept.leave()
+        await gateway.serving
+        assert len(pod.requests) == 1
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["the-limit-passes", "a-second-signal"])

@@ -196,29 +196,28 @@ async def test_an_ejected_pod_comes_back_by_its_health_a_trial_and_a_growing_sha
         asked, sent = given[1].asked.count(b"/health"), len(given[1].requests)
         # Out: all go to the other one, and what finds no room there waits.
         for _ in range(14):
-            await found.begin(stream=True)
+            await found.begin()
         await found.until(lambda: found.waiting == 4)
-        first_token = asyncio.Event()
-        given[1].scripts = [[first_token, STREAM_HEAD, TOKEN, Hang]]
+        answers = asyncio.Event()
+        given[1].scripts = [*[[GOOD]] * sent, [answers, GOOD], [Hang]]
         found.leap(EJECTED)
         await found.until(lambda: given[1].asked.count(b"/health") == asked + 1)
         # On trial: one of them, and no more while that one runs.
         await found.until(lambda: found.waiting == 3)
         assert found.health(1).state == "probing"
-        await found.until(lambda: len(given[1].requests) == sent + 1)
         found.leap(2)
-        await found.until(lambda: found.seat(1).room == 0)
-        assert found.waiting == 3
-        # It answers: a tenth, then half of its ten places.
-        first_token.set()
-        await found.until(lambda: found.health(1).state == "returning")
-        assert (found.waiting, found.seat(1).room) == (3, 1)
+        await found.until(lambda: len(given[1].requests) == sent + 1)
+        assert (found.waiting, found.seat(1).room) == (3, 0)
+        # It answers: a tenth of its ten places, then four, then all.
+        answers.set()
+        await found.until(lambda: found.waiting == 2)
+        assert (found.health(1).state, found.seat(1).room) == ("returning", 1)
         found.leap(RAMP_SECONDS / 3)
         await found.until(lambda: found.waiting == 0)
-        assert (found.seat(1).in_flight, found.seat(1).room) == (4, 4)
+        assert (found.seat(1).in_flight, found.seat(1).room) == (3, 4)
         found.leap(RAMP_SECONDS)
-        await found.until(lambda: found.health(1).state == "healthy")
-        assert found.seat(1).room == 10
+        await found.until(lambda: found.seat(1).room == 10)
+        assert found.health(1).state == "healthy"
 
 
 async def test_a_pod_whose_health_is_bad_stays_out_and_one_that_fails_its_trial_goes_again() -> None:
@@ -316,7 +315,7 @@ async def test_a_slow_pod_gets_less_than_half_of_its_share_and_is_not_ejected(po
     async with given[0], given[1], given[2], scene(given, policy=policy) as found:
 
         async def caller() -> None:
-            for _ in range(20):
+            while found.sent < 120:
                 assert (await found.ask()).status == 200
 
         await asyncio.gather(*(caller() for _ in range(6)))
@@ -332,7 +331,7 @@ async def test_a_new_pod_is_not_given_all_that_waits() -> None:
         await found.exist(known[:2])
         found.leap(RAMP_SECONDS)
         for _ in range(32):
-            await found.begin(stream=True)
+            await found.begin()
         await found.until(lambda: found.waiting == 12)
         await found.exist(known)
         await found.until(lambda: found.waiting == 11)

@@ -21,31 +21,24 @@ TOKEN_MS = 20.0
 
 
 class PodProcess:
-    """Simulated pods in one process: what a signal does to it, it does to all of them."""
+    """A simulated pod that serves."""
 
-    def __init__(self, process: asyncio.subprocess.Process, ports: dict[str, int]) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         self._process = process
-        self.ports = ports
-        """By name."""
+        self.port = port
 
     @classmethod
-    async def start(cls, *flags: str, pods: int = 1, token_ms: float = TOKEN_MS) -> Self:
-        """Begins when they serve."""
+    async def start(cls, *flags: str, token_ms: float = TOKEN_MS) -> Self:
         pace = (f"--step-ms={token_ms}", "--step-us-per-sequence=0", "--prefill-us-per-token=0")
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "loadtest.simulator", "--port-base=0", f"--pool={MODEL}:{pods}", *pace, *flags),
+            *(sys.executable, "-m", "loadtest.simulator", "--port-base=0", f"--model={MODEL}", *pace, *flags),
             cwd=ROOT,
             env=environment(),
             stdout=subprocess.PIPE,
         )
         assert process.stdout is not None
-        told = json.loads(await asyncio.wait_for(process.stdout.readline(), SECONDS))
-        return cls(process, {pod["name"]: int(pod["url"].rpartition(":")[2]) for pod in told["ready"]})
-
-    @property
-    def port(self) -> int:
-        """Of the first."""
-        return next(iter(self.ports.values()))
+        (pod,) = json.loads(await asyncio.wait_for(process.stdout.readline(), SECONDS))["ready"]
+        return cls(process, int(pod["url"].rpartition(":")[2]))
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -65,13 +58,19 @@ class PodProcess:
 
 
 @asynccontextmanager
-async def simulated(*flags: str, pods: int = 1, token_ms: float = TOKEN_MS) -> AsyncIterator[PodProcess]:
-    """Simulated pods for the length of a block."""
-    process = await PodProcess.start(*flags, pods=pods, token_ms=token_ms)
+async def simulated(*flags: str, token_ms: float = TOKEN_MS) -> AsyncIterator[PodProcess]:
+    """A simulated pod for the length of a block."""
+    process = await PodProcess.start(*flags, token_ms=token_ms)
     try:
         yield process
     finally:
         await process.kill()
+
+
+def listed(**pods: PodProcess) -> dict[str, Any]:
+    """The settings of discovery for these, by name."""
+    where = [{"name": name, "url": f"http://127.0.0.1:{pod.port}", "pool": "chat"} for name, pod in pods.items()]
+    return {"mode": "static", "pods": where}
 
 
 class Gateways:

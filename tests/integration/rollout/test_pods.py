@@ -24,7 +24,7 @@ from tests.integration.rollout.callers import (
 )
 from tests.integration.rollout.deployment import Deployment, Member, deployment
 from tests.integration.rollout.lines import Line
-from tests.integration.rollout.processes import Gateways, simulated
+from tests.integration.rollout.processes import Gateways, listed, simulated
 from tests.integration.test_process import SECONDS, Served
 
 PODS = 3
@@ -147,38 +147,32 @@ async def test_a_rolling_restart_of_pods_that_hang_cuts_only_what_had_begun_and_
 
 
 async def test_a_killed_pod_costs_exactly_its_own_streams_and_they_are_told_within_a_second(tmp_path: Path) -> None:
-    (chat,) = await wanted_chats(1, (24,))
+    chats = await wanted_chats(60, (40,))
     async with (
         simulated(token_ms=150.0) as a,
         simulated(token_ms=150.0) as b,
         simulated(token_ms=150.0) as c,
     ):
-        where = [
-            {"name": name, "url": f"http://127.0.0.1:{pod.port}", "pool": "chat"}
-            for name, pod in (("a", a), ("b", b), ("c", c))
-        ]
-        pool = {"chat": {"max_in_flight_per_pod": STREAMS // PODS}}
-        gateways = Gateways(tmp_path, {"discovery": {"mode": "static", "pods": where}, "pools": pool})
+        each = STREAMS // PODS
+        pools = {"chat": {"max_in_flight_per_pod": each}}
+        gateways = Gateways(tmp_path, {"discovery": listed(a=a, b=b, c=c), "pools": pools})
         async with gateways.serving() as gateway:
             await gateway.until_ready()
             lines = [await Line.connect(gateway.port) for _ in range(STREAMS)]
             asking = [
-                asyncio.create_task(ask(line, lambda: Line.connect(gateway.port), gateway.key, chat[0]))
-                for line in lines
+                asyncio.create_task(ask(line, lambda: Line.connect(gateway.port), gateway.key, chats[number % 60][0]))
+                for number, line in enumerate(lines)
             ]
             await all_begun(lines)
             assert sum((await running(gateway)).values()) == 2 * STREAMS
             killed_at = asyncio.get_running_loop().time()
             a.signal(signal.SIGKILL)
-            heard = [each for _, each in await asyncio.gather(*asking)]
-            assert Counter(each.pod for each in heard) == dict.fromkeys("abc", STREAMS // PODS)
-            assert Counter((each.pod, each.how) for each in heard) == {
-                ("a", How.TOLD): STREAMS // PODS,
-                ("b", How.WHOLE): STREAMS // PODS,
-                ("c", How.WHOLE): STREAMS // PODS,
-            }
-            assert max(each.ended_at for each in heard if each.pod == "a") - killed_at < 1.0
-            assert {each.told for each in heard if each.pod == "a"} <= {"upstream_reset", "upstream_truncated"}
+            heard = [one for _, one in await asyncio.gather(*asking)]
+            ended = Counter((one.pod, one.how) for one in heard)
+            assert ended == {("a", How.TOLD): each, ("b", How.WHOLE): each, ("c", How.WHOLE): each}
+            cut = [one for one in heard if one.pod == "a"]
+            assert max(one.ended_at for one in cut) - killed_at < 1.0
+            assert {one.told for one in cut} <= {"upstream_reset", "upstream_truncated"}
             await at_rest(gateway)
             for line in lines:
                 line.leave()

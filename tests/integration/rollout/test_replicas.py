@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from tests.integration.rollout.callers import How, Load, calling, wanted_chats
-from tests.integration.rollout.processes import Gateways, simulated
+from tests.integration.rollout.processes import Gateways, listed, simulated
 from tests.integration.rollout.service import Service, service
 from tests.integration.test_process import Served
 
@@ -45,9 +45,8 @@ async def test_a_rolling_restart_of_every_replica_goes_unnoticed(
     tmp_path: Path, tokens: tuple[int, ...], pause_seconds: Callable[[Random], float]
 ) -> None:
     async with AsyncExitStack() as stack:
-        pods = await stack.enter_async_context(simulated(pods=3))
-        where = [{"name": name, "url": f"http://127.0.0.1:{port}", "pool": "chat"} for name, port in pods.ports.items()]
-        gateways = Gateways(tmp_path, {"discovery": {"mode": "static", "pods": where}})
+        a, b = [await stack.enter_async_context(simulated()) for _ in range(2)]
+        gateways = Gateways(tmp_path, {"discovery": listed(a=a, b=b)})
         rotation = await stack.enter_async_context(service())
         replicas = [await stack.enter_async_context(gateways.serving()) for _ in range(REPLICAS)]
         for replica in replicas:
