@@ -179,8 +179,9 @@ def auto(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
     if best is None:
         # Some are new, and all have more than their share: a matter of moments.
         return least(pods, wish, view)
-    reason = "prefix" if best_cached else "home" if best is home else "cheapest"
-    return Choice(best, reason, best_cached, most, pods, costs)
+    if best_cached:
+        return Choice(best, "prefix", best_cached, most, pods, costs)
+    return Choice(best, "home" if best is home else "cheapest", 0, most, pods, costs)
 
 
 def _some(pods: Sequence[Standing], wish: Wish, view: View, home: Standing | None) -> Sequence[Standing]:
