@@ -87,7 +87,7 @@ class Gateway:
             self.fleet,
             self.pools.fetch,
             in_flight=self.balancer.in_flight,
-            counted=self.balancer.load_read,
+            told=self.balancer.load_read,
             replicas=self.source.replicas,
             clock=self.clock.monotonic,
             chance=chance,

@@ -251,7 +251,7 @@ async def discovered(
             fleet,
             connections.fetch,
             in_flight=lambda uid: 0,
-            counted=lambda uid, load: None,
+            told=lambda uid, load, until: None,
             replicas=source.replicas,
             clock=clock.monotonic,
             chance=rng.random,

@@ -107,13 +107,17 @@ class ScriptedPod:
         """Open now."""
         return len(self._open)
 
+    def close_idle(self) -> None:
+        """End the connections on which no script runs."""
+        for writer, plays in self._open.items():
+            if not plays:
+                writer.transport.abort()
+
     def refuse(self) -> None:
         """Take no connection any more, and end the idle ones; scripts go on."""
         assert self._server is not None
         self._server.close()
-        for writer, plays in self._open.items():
-            if not plays:
-                writer.transport.abort()
+        self.close_idle()
 
     def die(self) -> None:
         """Take no connection any more, and break every one there is."""

@@ -15,7 +15,7 @@ from enum import Enum
 from math import inf
 from types import TracebackType
 
-from gateway.balancing.affinity import PrefixIndex, uid_key
+from gateway.balancing.affinity import TOKENS_PER_BLOCK, PrefixIndex, uid_key
 from gateway.balancing.health import PoolHealth, State
 from gateway.balancing.policy import POLICIES, Choice, Standing, View, Wish, learn
 from gateway.balancing.waiting import Turned, Waiter, WaitingLine
@@ -29,8 +29,6 @@ RETRY_FLOOR = 10
 FAILED_SECONDS = 1.0
 """A failed attempt counts as in flight for so much longer, in the choice only."""
 MAX_REST_SECONDS = 5.0
-COUNT_FRESH_SECONDS = 1.5
-"""How long a pod's own count of its requests is believed."""
 SLOWEST_FADES = 0.98
 """By so much with each first token."""
 WAIT_GUESS_SECONDS = 5.0
@@ -56,6 +54,7 @@ class Seat(Standing):
     """A pod's standing, and what only the balancer looks at."""
 
     __slots__ = (
+        "cache_tokens",
         "ejected_for",
         "heard_at",
         "leaving_since",
@@ -73,6 +72,8 @@ class Seat(Standing):
         self.pod = pod
         self.limit = 1
         """How many requests it may have at a time when it is in good health."""
+        self.cache_tokens = -1
+        """How many prompt tokens its cache holds, as it told; negative: it has not."""
         self.resting_until = -inf
         self.others_until = -inf
         self.probing = False
@@ -284,13 +285,17 @@ class Balancer:
             else:
                 self._settle(state, now)
 
-    def load_read(self, uid: str, load: PodLoad) -> None:
-        """A pod told how many requests it has."""
+    def load_read(self, uid: str, load: PodLoad, count_until: float) -> None:
+        """A pod told of its load. Its count of requests is believed until then (monotonic seconds)."""
         seat = self._seats.get(uid)
-        if seat is None or load.in_flight is None:
+        if seat is None:
             return
-        seat.others = max(0, load.in_flight - load.in_flight_own)
-        seat.others_until = load.in_flight_read_at + COUNT_FRESH_SECONDS
+        size = None if load.gauges is None else load.gauges.cache_tokens
+        if size is not None and size != seat.cache_tokens:
+            seat.cache_tokens = size
+            self._cache.resize(uid, size // TOKENS_PER_BLOCK)
+        seat.others = 0 if load.in_flight is None else max(0, load.in_flight - load.in_flight_own)
+        seat.others_until = count_until
         state = self._pools.get(seat.pod.pool)
         if state is not None:
             self._hand_out(state, self._clock(), len(state.line))

@@ -106,6 +106,8 @@ class Gauges:
     prefix_queries: float | None = None
     prefix_hits: float | None = None
     """Prompt tokens looked up in the prefix cache, and found there, since the pod's start."""
+    cache_tokens: int | None = None
+    """How many prompt tokens the prefix caches hold; 0 where prefix caching is off."""
     asleep: str = ""
     """vLLM's sleep state, if every engine sleeps: `weights_offloaded`, `discard_all` or `paused`."""
     adapters: tuple[str, ...] = ()

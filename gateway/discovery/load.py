@@ -18,6 +18,7 @@ from gateway.core.fleet import Gauges
 from gateway.discovery.models import is_name
 
 MAX_ADAPTERS: Final = 64
+MAX_DIGITS: Final = 10
 MAX_SHORTFALLS: Final = 3
 """So many readings in a row that show less than our own requests end the belief in a pod's `/load`."""
 
@@ -53,6 +54,7 @@ def gauges_of(body: bytes) -> Gauges:
         kv_usage=None if fullest is None else min(fullest, 1.0),
         prefix_queries=_sum(text, b"\nvllm:prefix_cache_queries_total{"),
         prefix_hits=_sum(text, b"\nvllm:prefix_cache_hits_total{"),
+        cache_tokens=_cache_tokens(text),
         asleep=_asleep(text),
         adapters=_adapters(text),
     )
@@ -121,6 +123,20 @@ def _sum(text: bytes, family: bytes) -> float | None:
     """Over all lines of a family; None without one."""
     values = [value for _, value in _samples(text, family)]
     return sum(values) if values else None
+
+
+def _cache_tokens(text: bytes) -> int | None:
+    """Over all engines; None where one does not tell."""
+    found = None
+    for labels, _ in _samples(text, b"\nvllm:cache_config_info{"):
+        named = _named(labels)
+        if named.get("enable_prefix_caching") == "False":
+            return 0
+        sizes = [named.get(name, "") for name in ("block_size", "num_gpu_blocks")]
+        if not all(size.isascii() and size.isdigit() and len(size) < MAX_DIGITS for size in sizes):
+            return None
+        found = (found or 0) + int(sizes[0]) * int(sizes[1])
+    return found
 
 
 def _asleep(text: bytes) -> str:

@@ -65,8 +65,8 @@ NOTHING_KNOWN = PodLoad()
 
 
 class Rounds:
-    """See the module's text. `in_flight(uid)` is how many requests of ours are at a pod now; `counted(uid, load)` is
-    told of each count that a pod gave."""
+    """See the module's text. `in_flight(uid)` is how many requests of ours are at a pod now; `told` is
+    told what each pod says, and until when its count is to be believed."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Rounds:
         fetch: Fetch,
         *,
         in_flight: Callable[[str], int],
-        counted: Callable[[str, PodLoad], None],
+        told: Callable[[str, PodLoad, float], None],
         replicas: Callable[[], int],
         clock: Callable[[], float],
         chance: Callable[[], float],
@@ -85,7 +85,7 @@ class Rounds:
         self._fleet = fleet
         self._fetch = fetch
         self._in_flight = in_flight
-        self._counted = counted
+        self._told = told
         self._replicas = replicas
         self._clock = clock
         self._chance = chance
@@ -191,12 +191,12 @@ class Rounds:
         if not tracking.judge(count, before, after):
             count = None
         self._note(pod.uid, in_flight=count, in_flight_own=min(before, after), in_flight_read_at=self._clock())
-        self._counted(pod.uid, self._loads.get(pod.uid, NOTHING_KNOWN))
 
     def _note(self, uid: str, **changes: Any) -> None:
         # An answer may come between the end of a pod and that of its visit.
         if uid in self._visits:
-            self._loads[uid] = replace(self._loads.get(uid, NOTHING_KNOWN), **changes)
+            load = self._loads[uid] = replace(self._loads.get(uid, NOTHING_KNOWN), **changes)
+            self._told(uid, load, load.in_flight_read_at + FRESH_INTERVALS * self._count_seconds())
 
     def _gauges_seconds(self) -> float:
         return self._pace.gauges_seconds(len(self._visits), self._replicas())

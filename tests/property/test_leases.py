@@ -197,7 +197,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), count=st.one_of(st.none(), st.integers(0, 4)), own=st.integers(0, 2))
     def read_load(self, name: str, count: int | None, own: int) -> None:
-        self.balancer.load_read(name, PodLoad(in_flight=count, in_flight_own=own, in_flight_read_at=self.clock()))
+        self.balancer.load_read(name, PodLoad(in_flight=count, in_flight_own=own), self.clock() + 1.2)
         self.turn()
 
     @rule(name=st.sampled_from(NAMES))

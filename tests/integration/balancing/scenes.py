@@ -60,9 +60,7 @@ class Scene:
     def gateway(self) -> Gateway:
         return self.running.gateway
 
-    async def begin(
-        self, *, key: str | None = None, headers: dict[str, str] | None = None, **body: Any
-    ) -> RawClient:
+    async def begin(self, *, key: str | None = None, headers: dict[str, str] | None = None, **body: Any) -> RawClient:
         """Send one chat."""
         return await self.send(request(chat(**body), key=key or self.running.key, headers=headers))
 

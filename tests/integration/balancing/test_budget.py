@@ -75,7 +75,7 @@ async def test_refused_connections_do_not_draw_on_the_budget(side: Side) -> None
         await found.becomes(1, PodState.STARTING)
         await found.becomes(2, PodState.READY)
         given[2].scripts = [[GOOD]]
-        tries = Counter()
+        tries: Counter[int] = Counter()
         while tries[2] < 2:
             assert (await found.ask()).status == 200
             tries[found.running.lines()[-1]["attempts"]] += 1

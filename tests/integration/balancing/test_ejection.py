@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 
@@ -92,6 +93,34 @@ async def test_half_a_status_line_and_then_nothing_ends_at_the_deadline(side: Si
         found.leap(121)
         assert (await asking).error["code"] == "upstream_ttft_timeout"
         assert len(given[0].requests) == 1
+
+
+async def test_a_redirect_is_not_followed_nor_a_second_pod_asked(side: Side) -> None:
+    given, elsewhere = pods(2), ScriptedPod([[GOOD]])
+    async with given[0], given[1], elsewhere, scene(given, side=side) as found:
+        location = f"location: {elsewhere.url}/v1/chat/completions\r\n".encode()
+        for pod in given:
+            pod.scripts = [[answer(b"", b"307 Temporary Redirect", more=location)]]
+        came = await found.ask()
+        assert (came.status, came.error["code"]) == (502, "upstream_redirect")
+        assert elsewhere.url.encode() not in came.body
+        assert (elsewhere.connections, elsewhere.requests) == (0, [])
+        assert sum(len(pod.requests) for pod in given) == 1
+
+
+async def test_whenever_a_pod_closes_an_idle_connection_the_next_request_is_answered(side: Side) -> None:
+    given = pods(1)
+    async with given[0], scene(given, side=side) as found:
+        for turns in range(60):
+            asking = found.asking()
+            # The request is somewhere between the client and the pod.
+            for _ in range(turns % 12):
+                await asyncio.sleep(0)
+            given[0].close_idle()
+            assert (await asking).status == 200
+        assert found.sample("poolgate_attempts_total", pool="chat", outcome="stale") > 0
+        assert found.health(0).state == "healthy"
+        assert found.quarantined() == 0
 
 
 async def test_clients_that_leave_say_nothing_of_the_pod() -> None:
@@ -250,7 +279,7 @@ async def test_a_pod_that_comes_and_goes_is_out_ever_longer_and_no_caller_notice
             await found.until(lambda: found.health(1).state == "probing")
             assert {(await found.ask()).status for _ in range(3)} == {200}
             assert found.health(1).state == "returning"
-        assert all(later > sooner + EJECTION_SECONDS / 2 for sooner, later in zip(out_for, out_for[1:], strict=False))
+        assert all(later > sooner + EJECTION_SECONDS / 2 for sooner, later in pairwise(out_for))
         assert found.ejections("consecutive") == 4
         # And after clean minutes as if nothing had been.
         found.leap(5 * CLEAN_SECONDS)
@@ -283,13 +312,13 @@ async def test_with_too_few_pods_left_an_ejected_one_is_used_and_that_ends_by_it
         await ejected(found, given[0], 0)
         assert found.sample("poolgate_panic", pool="chat") == 0
         await found.becomes(1, PodState.STARTING)
-        assert found.sample("poolgate_panic", pool="chat") == 1
+        await found.until(lambda: found.sample("poolgate_panic", pool="chat") == 1)
         came = [await found.ask() for _ in range(8)]
         assert {each.status for each in came} == {200}
         decisions = {(each.headers["x-poolgate-pod"], each.headers["x-poolgate-decision"]) for each in came}
         assert decisions == {("chat-0", "panic"), ("chat-2", "round_robin")}
         await found.becomes(1, PodState.READY)
-        assert found.sample("poolgate_panic", pool="chat") == 0
+        await found.until(lambda: found.sample("poolgate_panic", pool="chat") == 0)
         went = {(await found.ask()).headers["x-poolgate-pod"] for _ in range(6)}
         assert went == {"chat-1", "chat-2"}
 

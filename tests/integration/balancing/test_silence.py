@@ -1,4 +1,4 @@
-"""A pod that will never answer again is told from one that is slow, and its requests are not left to their deadlines."""
+"""A pod that will never answer again is told from one that is slow, and its requests do not wait out their deadlines."""
 
 import asyncio
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from gateway.core.fleet import PodState
 from gateway.pipeline.silence import LEAVING_ASK_SECONDS, LEAVING_SECONDS, WEDGED_SECONDS
-from tests.fakes import STREAM_HEAD, Hang, ScriptedPod
+from tests.fakes import STREAM_HEAD, Hang, ScriptedPod, Step
 from tests.integration.balancing.scenes import ENDING, FAILED, GOOD, STREAM, TOKEN, Scene, body_of, pods, scene
 from tests.raw import Answer, RawClient
 from tests.running import Side
@@ -81,7 +81,7 @@ async def test_what_hangs_at_a_pod_whose_port_is_closed_is_given_up_soon(side: S
         assert found.all_ejections() == 0
 
 
-async def test_streams_that_hang_at_a_pod_whose_health_is_good_are_given_up_within_the_short_deadline(
+async def test_streams_that_hang_at_a_terminating_pod_whose_health_is_good_are_given_up_as_well(
     side: Side,
 ) -> None:
     given = [ScriptedPod(), ScriptedPod(script_of=either)]
@@ -255,3 +255,21 @@ async def test_a_client_that_does_not_read_says_nothing_of_its_pod(side: Side) -
         assert found.all_ejections() == 0
         first_token.set()
         assert (await waiting).status == 200
+
+
+async def test_a_stream_that_drips_is_whole_in_the_end(side: Side) -> None:
+    words = [asyncio.Event() for _ in range(2)]
+    steps: list[Step] = [STREAM_HEAD, TOKEN, *(step for word in words for step in (word, TOKEN)), ENDING]
+    given = [ScriptedPod([steps])]
+    async with given[0], scene(given, side=side) as found:
+        stream = await begun(found)
+        await found.swept()
+        for word in words:
+            found.leap(50)
+            await found.swept()
+            word.set()
+            await stream.reader.readuntil(b"content")
+            await found.swept()
+        assert "error" not in await told(stream)
+        assert (await found.running.last_line())["outcome"] == "completed"
+        assert found.all_ejections() == 0

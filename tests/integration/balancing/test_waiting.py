@@ -1,4 +1,4 @@
-"""Who finds no room waits in a fair line, for as long as its pool says; a slot that comes free is given to exactly one."""
+"""Who finds no room waits in a fair line, as long as its pool says; a slot that comes free is given to one of them."""
 
 import asyncio
 from collections.abc import Sequence

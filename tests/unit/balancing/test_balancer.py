@@ -9,7 +9,6 @@ from math import inf
 import pytest
 
 from gateway.balancing.balancer import (
-    COUNT_FRESH_SECONDS,
     FAILED_SECONDS,
     MAX_REST_SECONDS,
     RETRY_FLOOR,
@@ -23,6 +22,9 @@ from gateway.core.cell import Cell
 from gateway.core.errors import QueueFull, QueueTimeout
 from gateway.core.fleet import Fleet, Pod, PodHealth, PodLoad, PodState, Pool, Route
 from tests.fakes import Hands
+
+COUNT_FRESH_SECONDS = 1.2
+"""As a pod is asked for its count now: three intervals."""
 
 READY, STARTING, DRAINING = PodState.READY, PodState.STARTING, PodState.DRAINING
 SMALL = Pool("p", policy="least", max_in_flight_per_pod=2, queue_limit=8)
@@ -146,7 +148,7 @@ class World:
 
     def read(self, uid: str, count: int | None, own: int = 0) -> None:
         load = PodLoad(in_flight=count, in_flight_own=own, in_flight_read_at=self.clock())
-        self.balancer.load_read(uid, load)
+        self.balancer.load_read(uid, load, self.clock() + COUNT_FRESH_SECONDS)
 
     def depth(self) -> int:
         return dict(self.balancer.waiting())[self.pool.name]
@@ -215,11 +217,11 @@ class TestRoom:
         assert world.room("a") == 2
         assert world.seat("a").others == 0
 
-    def test_a_pod_that_does_not_count_keeps_what_it_said_until_it_is_old(self) -> None:
+    def test_a_pod_whose_count_is_not_believed_any_more_has_none(self) -> None:
         world = World("ab")
         world.read("a", count=1)
         world.read("a", count=None)
-        assert world.room("a") == 1
+        assert world.room("a") == 2
         world.read("nobody", count=7)
 
     def test_a_new_pod_gets_a_growing_share_of_its_limit(self) -> None:

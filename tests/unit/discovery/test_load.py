@@ -39,6 +39,7 @@ def test_a_real_body_is_understood() -> None:
         kv_usage=0.0055248618784530246,
         prefix_queries=135.0,
         prefix_hits=0.0,
+        cache_tokens=23_296,
         asleep="",
         adapters=(),
     )
@@ -115,6 +116,27 @@ def test_several_engines_are_one_pod() -> None:
 )
 def test_a_pod_sleeps_only_if_every_engine_does_and_as_deep_as_the_deepest(lines: bytes, asleep: str) -> None:
     assert gauges_of(lines).asleep == asleep
+
+
+INFO = 'vllm:cache_config_info{{mamba_block_size="7",block_size="{0}",engine="{2}",num_gpu_blocks="{1}"{3}}} 1.0\n'
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        (INFO.format(16, 1000, 0, ""), 16_000),
+        (INFO.format(16, 1000, 0, "") + INFO.format(16, 500, 1, ""), 24_000),
+        (INFO.format(16, 1000, 0, ',enable_prefix_caching="True"'), 16_000),
+        (INFO.format(16, 1000, 0, ',enable_prefix_caching="False"'), 0),
+        (INFO.format(16, "None", 0, ""), None),
+        (INFO.format(16, 1000, 0, "") + INFO.format("", 500, 1, ""), None),
+        (INFO.format(16, "9" * 5000, 0, ""), None),
+        (INFO.format(16, "٣", 0, ""), None),
+        ("", None),
+    ],
+)
+def test_what_prefix_caches_hold_is_told_in_tokens_over_all_engines(body: str, tokens: int | None) -> None:
+    assert gauges_of(body.encode()).cache_tokens == tokens
 
 
 def test_kv_usage_stays_a_share() -> None:

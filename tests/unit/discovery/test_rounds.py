@@ -72,13 +72,13 @@ class Asking:
         self.cell: Cell[Fleet] = Cell(Fleet())
         self.ours: Counter[str] = Counter()
         self.roster = Roster(source, {}, self.cell, asyncio.get_running_loop().time, lambda reason, count: None)
-        self.counted: list[tuple[str, PodLoad]] = []
+        self.told: list[tuple[str, PodLoad]] = []
         self.rounds = Rounds(
             self.roster,
             self.cell,
             pods.fetch,
             in_flight=lambda uid: self.ours[uid],
-            counted=lambda uid, load: self.counted.append((uid, load)),
+            told=lambda uid, load, until: self.told.append((uid, load)),
             replicas=lambda: replicas,
             clock=asyncio.get_running_loop().time,
             chance=lambda: 0.5,
@@ -175,7 +175,7 @@ async def test_a_count_is_believed_once_it_has_shown_our_own_requests() -> None:
         at.pods.answers[A0, "/load"] = b'{"server_load": 5}'
         await at.until(lambda: at.rounds.load_of(A0).in_flight == 5)
         # Who chooses among the pods is told each time: 3 of the 5 are not ours.
-        uid, told = at.counted[-1]
+        uid, told = [each for each in at.told if each[1].in_flight == 5][-1]
         assert (uid, told.in_flight, told.in_flight_own) == (A0, 5, 2)
         before = at.pods.asked[A0, "/load"], at.pods.asked[A0, "/metrics"]
         await at.until(lambda: at.pods.asked[A0, "/load"] >= before[0] + 12)
