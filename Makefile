@@ -8,7 +8,7 @@ NODE_PACKAGES := $(NODE)/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test test-vllm rollout bench bench-discovery lint format lock clean
+.PHONY: help demo demo-check test test-vllm rollout bench bench-choice bench-discovery lint format lock clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 17
@@ -32,6 +32,9 @@ rollout: $(VENV)/.dev ## Rolling restarts of gateways and pods under load, for s
 
 bench: $(VENV)/.dev ## CPU time and memory, side by side with nginx, in one run
 	@$(BIN)/python -m loadtest.bench $(ARGS)
+
+bench-choice: $(VENV)/.dev ## What choosing a pod costs, over 8, 64 and 512
+	@$(BIN)/python -m loadtest.bench.choice $(ARGS)
 
 bench-discovery: $(VENV)/.dev ## What watching and asking 1,000 pods costs
 	@$(BIN)/python -m loadtest.bench.discovery $(ARGS)

@@ -176,15 +176,16 @@ class PoolSection(_Section):
     session's own pod, as long as that is not overloaded. `prefix`: the same for prompts that begin alike.
     `round_robin`: one after the other."""
     max_in_flight_per_pod: int = Field(default=128, ge=1, le=100_000)
-    """How many of this gateway's requests a pod takes at once. The others wait. A pod's annotation
-    `poolgate.dev/max-in-flight` says it for that pod."""
+    """How many requests a pod takes at once: those of this replica, and all others where the pod's `/load` is believed.
+    The rest wait. A pod's annotation `poolgate.dev/max-in-flight` says it for that pod."""
     queue_limit: int = Field(default=256, ge=0, le=100_000)
-    """How many requests may wait for a pod with room. Then 503 `queue_full`. 0: none waits."""
+    """How many requests may wait for a pod with room, at each replica. Then 503 `queue_full`. 0: none waits."""
     queue_wait_seconds: float = Field(default=10.0, ge=0, le=86_400)
-    """How long each of them may wait. Then 503 `queue_timeout`."""
+    """How long each of them may wait, over all its attempts. Then 503 `queue_timeout`."""
     hold_empty_seconds: float = Field(default=0.0, ge=0, le=86_400)
-    """How long requests are held while the pool has no pod at all, since one may be starting (scale from zero). 0: they
-    are refused at once, with 503 `no_ready_pod`."""
+    """How long requests are held while no pod is ready for their model, since one may be starting (scale from zero); not
+    beyond `ttft_seconds`, or `response_seconds` without a stream. 0: they are refused at once, with 503
+    `no_ready_pod`."""
 
 
 class TargetSection(_Section):

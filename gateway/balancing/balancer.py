@@ -247,6 +247,8 @@ class Balancer:
     def update(self) -> None:
         """The fleet is another one. Called by itself before a choice, and by who waits for the fleet to change."""
         fleet, now = self._fleet.value, self._clock()
+        # The pods that are there at our own start are warm: the fleet that they complete included.
+        starting = self._seen is None or not self._seen.asked
         self._seen = fleet
         self._ways.clear()
         ready: dict[str, list[Seat]] = {name: [] for name in self._pools}
@@ -279,7 +281,7 @@ class Balancer:
             state = self._state(settings.get(name) or Pool(name))
             state.seats = ready.get(name, [])
             uids = [seat.uid for seat in state.seats]
-            state.health.keep(uids, standing.get(name, 0), now, starting=not fleet.asked)
+            state.health.keep(uids, standing.get(name, 0), now, starting=starting)
             if name not in settings and not state.seats and not len(state.line):
                 del self._pools[name]
             else:

@@ -102,12 +102,14 @@ class View:
 Policy = Callable[[Sequence[Standing], Wish, View], Choice]
 
 
-BUSY_TOKENS = 64
+BUSY_TOKENS = 200
 """What each request that runs costs the next one, in prompt tokens: their steps are shared."""
-TRUST = 0.5
+TRUST = 0.25
 """How far we believe in what we sent somewhere ourselves: other replicas' requests have used that cache since."""
-HOPE = 1.5
+HOPE = 3.0
 """How much more of a prompt its home has than we know of: other replicas sent it there too."""
+WORK_FACTOR = 1.5
+"""Work that a cache would have saved weighs more than waiting: it also holds up whoever comes next."""
 SHARE_FACTOR = 2.0
 SHARE_SLACK = 8.0
 """No pod gets a request because of what it has cached while it has more than so many times the mean, and so many."""
@@ -152,9 +154,10 @@ def auto(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
     usual += CHANCE_DEVIATIONS * sqrt(usual)
     blocks, cached_at = wish.blocks, view.cache.cached
     known = [cached_at(pod.uid, blocks) * TOKENS_PER_BLOCK for pod in pods] if blocks else [0] * len(pods)
-    most = max(known)
-    # What many pods have is asked for so often that none of them forgets it.
-    trust = max(TRUST, sum([2 * cached > most for cached in known]) / len(pods))
+    most, trust = max(known), TRUST
+    if most:
+        # What many pods have is asked for so often that none of them forgets it.
+        trust = max(TRUST, (sum([2 * cached > most for cached in known]) - 1) / max(1, len(pods) - 1))
     best: Standing | None = None
     best_cached = 0
     lowest, equals = inf, 1
@@ -163,9 +166,9 @@ def auto(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
         believed = cached * trust
         if pod is home:
             believed = max(cached, min(MOST_HOPED, HOPE * view.familiar) * tokens)
-        foreign = max(0.0, pod.others - usual)
+        foreign = pod.others - usual if pod.others > usual else 0.0
         running = pod.in_flight + pod.failed
-        cost = pod.pending_tokens + foreign * each + max(0.0, tokens - believed)
+        cost = pod.pending_tokens + foreign * each + (WORK_FACTOR * (tokens - believed) if tokens > believed else 0.0)
         cost += BUSY_TOKENS * (running + foreign + 1) / pod.weight
         if running + pod.others > bound * pod.weight:
             cost = inf
@@ -187,7 +190,8 @@ def auto(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
 def _some(pods: Sequence[Standing], wish: Wish, view: View, home: Standing | None) -> Sequence[Standing]:
     """A few of many pods: those that may have the prompt cached, and some by chance."""
     some = [] if home is None else [home]
-    if wish.blocks and (holder := view.cache.holder(wish.blocks)) is not None:
+    holder = view.cache.holder(wish.blocks) if wish.blocks else None
+    if holder is not None and (home is None or holder != home.uid):
         some += [pod for pod in pods if pod.uid == holder]
     some += [pods[int(view.chance() * len(pods))] for _ in range(TAKEN_BY_CHANCE)]
     return list(dict.fromkeys(some))

@@ -20,7 +20,6 @@ import httptools
 
 from gateway.core.clock import Clock, http_date
 from gateway.core.errors import (
-    Draining,
     HeadersTooLarge,
     InvalidRequest,
     PoolgateError,
@@ -28,6 +27,7 @@ from gateway.core.errors import (
     UriTooLong,
 )
 from gateway.pipeline.exchange import Head, Source
+from gateway.pipeline.forward import draining
 from gateway.pipeline.reception import Reception, Visit, too_large
 from gateway.pipeline.serve import Pipeline
 
@@ -406,7 +406,7 @@ class ClientConnection(asyncio.Protocol):
     def turn_away(self) -> None:
         """Refuse a request that has come in part."""
         if self._exchange is None and not self._lingering and not self.idle:
-            self._refuse(_GOING_AWAY)
+            self._refuse(draining())
 
     def let_go(self) -> None:
         """Half-close if idle: a request that is on its way already finds an orderly end instead of a reset."""
@@ -541,6 +541,5 @@ def _repeated(headers: list[tuple[bytes, bytes]]) -> frozenset[bytes]:
 
 
 _NONE: frozenset[bytes] = frozenset()
-_GOING_AWAY = Draining("this replica is shutting down", retry_after_seconds=1.0)
 _UPGRADE = InvalidRequest("this server does not upgrade connections: set the client to HTTP/1.1")
 _HEAD_TOO_LARGE = HeadersTooLarge("the request's head is larger than 32 KiB")

@@ -389,6 +389,9 @@ class Forwarder:
             and lease.seat.leaving_since is None
         ):
             self._quarantine.died(_mark(request), pod.uid, self._clock())
+            if failure is Failure.STALE:
+                # Not closed while it was idle: the pod died with the request in hand.
+                return failed._replace(failure=Failure.RESET)
         return failed
 
     def _blamed(self, failed: Failed, lease: Lease, visit: Visit) -> Failed:

@@ -214,11 +214,13 @@ class _Collector:
 
 async def _collect(connection: PodConnection, head: bytes) -> bytes:
     done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-    connection.send(head, (), _Collector(done))
+    collector = _Collector(done)
+    connection.send(head, (), collector)
     try:
         return await done
     except BaseException:
-        connection.abort()
+        # Not `abort`: if the answer is here, whatever it was, the connection may serve a request already.
+        connection.drop(collector)
         raise
     finally:
         # An error's traceback holds this frame, which would hold the future, which holds the error.

@@ -26,17 +26,18 @@ from loadtest.bench.processes import alone
 from loadtest.bench.report import Cell, Round, host_facts, written
 
 PODS: Final = (8, 64, 512)
-REQUEST_US: Final = 60.0
-"""CPU µs of a whole request: the scenario `requests` of `make bench`, read on the same host."""
+REQUEST_US: Final = 65.0
+"""CPU µs of a whole request: the figure of docs/performance.md, from the scenario `requests` of `make bench`."""
 BATCH: Final = 100
 """Choices in one reading of the clock."""
 RUNNING: Final = 4
 """Requests of ours at a pod, on average."""
 UNANSWERED: Final = 8
 """One in so many of them still waits for its first token."""
-ROOM: Final = 24
-"""Of a pod. Now and then one is full."""
+ROOM: Final = 128
+"""Of a pod: the gateway's default."""
 MOST_OTHERS: Final = 4
+"""Requests of other callers at a pod."""
 CONVERSATIONS: Final = 2
 """Of each length, per pod. A prompt repeats one of them but for its end."""
 NEW_PART: Final = 4
@@ -45,8 +46,10 @@ BYTES_PER_TOKEN: Final = 4
 ANSWER: Final = b'"assistant"'
 """Where an earlier answer begins, as `gateway.pipeline.wish` looks for it."""
 LETTERS: Final = b"etaoin shrdlu etaoin ,."
-WARM_UP: Final = 12_000
-"""Prompts before the first reading: what is believed of the pods' caches is then as much as it may be."""
+WARM_UP: Final = 200
+"""Choices per pod before the first reading, and not more than `MOST_WARM_UP`: with the long prompts among them, as much
+is believed cached then as there may be."""
+MOST_WARM_UP: Final = 12_000
 READING: Final = "reading"
 SEED: Final[Seed] = ("qwen3-8b", b"")
 
@@ -66,10 +69,11 @@ class Case(NamedTuple):
         return f"{self.policy}, {self.prompt}"
 
 
+PROMPTS: Final = {"2 KB": 4, "48 KB": 96}
+"""By their blocks."""
 CASES: Final = (
-    Case("auto", "shorter than a block"),
-    Case("auto", "2 KB", 4, key=True),
-    Case("auto", "48 KB", 96, key=True),
+    Case("auto", "less than a block"),
+    *(Case("auto", title, blocks, key=True) for title, blocks in PROMPTS.items()),
     Case("session", "any", key=True),
     Case("prefix", "any", key=True),
     Case("least", "any"),
@@ -125,23 +129,22 @@ class Wishes:
     def __init__(self, case: Case, pods: int, rng: Random) -> None:
         self._case = case
         self._rng = rng
-        old = case.blocks - case.blocks // NEW_PART
-        self._begun = [(_odd(rng), tuple(_odd(rng) for _ in range(old))) for _ in range(CONVERSATIONS * pods)]
+        self._keys = [rng.getrandbits(64) | 1 for _ in range(CONVERSATIONS * pods)]
+        self._turns = 0
 
     def take(self, count: int) -> list[Wish]:
-        """The next so many."""
-        case, rng = self._case, self._rng
+        """The next so many. Their blocks are numbers like those of `blocks_of`, made anew as those are: a look-up
+        of the very same object would be cheaper."""
+        case = self._case
         tokens = max(case.blocks, 1) * BLOCK_BYTES // BYTES_PER_TOKEN
-        new = case.blocks // NEW_PART
+        old = case.blocks - case.blocks // NEW_PART
         wishes = []
-        for key, beginning in rng.choices(self._begun, k=count):
-            blocks = (*beginning, *(_odd(rng) for _ in range(new)))
-            wishes.append(Wish(tokens, blocks, key if case.key else 0))
+        for key in self._rng.choices(self._keys, k=count):
+            self._turns += 1
+            beginning = [hash((key, number)) for number in range(old)]
+            end = [hash((key, number, self._turns)) for number in range(old, case.blocks)]
+            wishes.append(Wish(tokens, (*beginning, *end), key if case.key else 0))
         return wishes
-
-
-def _odd(rng: Random) -> int:
-    return rng.getrandbits(63) | 1
 
 
 def named(prompt: bytes) -> tuple[Sequence[int], int]:
@@ -173,52 +176,49 @@ def choosing(pods: int, rng: Random) -> Iterator[Lane]:
     crowds = {case.policy: BusyPods(case.policy, pods, rng) for case in CASES}
     for case in CASES:
         crowd, wishes = crowds[case.policy], Wishes(case, pods, rng)
-        for wish in wishes.take(WARM_UP if case.blocks else 2 * RUNNING * pods):
+        for wish in wishes.take(min(WARM_UP * pods, MOST_WARM_UP)):
             crowd.choose(wish)
         yield Lane(f"{pods} pods", case.name, crowd.choose, partial(wishes.take, BATCH))
 
 
 def reading(rng: Random) -> Iterator[Lane]:
-    """What `auto` reads of a prompt that holds no earlier answer: it is searched to its end."""
-    for title, blocks in (("2 KB", 4), ("48 KB", 96)):
-        prompts = [bytes(rng.choices(LETTERS, k=blocks * BLOCK_BYTES)) for _ in range(10)]
+    """Reading prompts that hold no earlier answer: such a prompt is searched to its end."""
+    for title, blocks in PROMPTS.items():
+        prompts = [bytes(rng.choices(LETTERS, k=blocks * BLOCK_BYTES)) for _ in range(10)] * (BATCH // 10)
         yield Lane(READING, title, named, lambda prompts=prompts: prompts)  # type: ignore[misc]
 
 
 # --- the report -----------------------------------------------------------------------------------------------
 
 
-def over(rounds: Sequence[Round], column: str, row: str) -> Cell | None:
-    """The median and the quartiles of what all rounds say of one cell; None if none says anything."""
+def over(rounds: Sequence[Round], column: str, row: str) -> Cell:
+    """The median and the quartiles of all rounds."""
     found = [r.values["cpu_us"] for r in rounds if (r.scenario, r.target) == (column, row)]
-    if not found:
-        return None
     low, middle, high = statistics.quantiles(found, method="inclusive") if len(found) > 1 else found * 3
     return Cell(middle, low, high, len(found))
 
 
-def shown(cell: Cell | None, request_us: float) -> str:
-    """A cell, and which part of a request it is."""
-    return f"{written(cell, '.1f')}, {cell.median / request_us:.1%}" if cell is not None else written(cell, "")
-
-
 def table(rounds: Sequence[Round], request_us: float) -> str:
     """Two Markdown tables: choosing, and reading a prompt for it."""
-    columns = [f"{pods} pods" for pods in PODS]
-    lines = ["| policy | prompt | " + " | ".join(columns) + " |", "|" + "---|" * (2 + len(columns))]
-    for case in CASES:
-        cells = [shown(over(rounds, column, case.name), request_us) for column in columns]
-        lines.append("| " + " | ".join([f"`{case.policy}`", case.prompt, *cells]) + " |")
-    lines += ["", "| what `auto` reads of a prompt | its blocks and its key |", "|---|---|"]
-    for title in dict.fromkeys(r.target for r in rounds if r.scenario == READING):
-        lines.append(f"| {title} | {shown(over(rounds, READING, title), request_us)} |")
-    return "\n".join(lines)
+
+    def shown(column: str, row: str) -> str:
+        cell = over(rounds, column, row)
+        return f"{written(cell, '.1f')}: {cell.median / request_us:.0%}"
+
+    columns = list(dict.fromkeys(r.scenario for r in rounds if r.scenario != READING))
+    rows = [["policy", "prompt", *columns], ["---"] * (2 + len(columns))]
+    rows += [[f"`{case.policy}`", case.prompt, *(shown(each, case.name) for each in columns)] for case in CASES]
+    more = [["prompt", "read for `auto`"], ["---"] * 2]
+    more += [[title, shown(READING, title)] for title in PROMPTS]
+    return "\n\n".join("\n".join(f"| {' | '.join(row)} |" for row in part) for part in (rows, more))
 
 
 def notes(rounds: int, request_us: float) -> list[str]:
+    """What a reader of the tables must know."""
     return [
-        f"CPU µs: medians of {rounds} rounds [quartiles], and the part of a request of {request_us:g} µs that it is.",
-        "A choice: the pods with room, the policy, what it learns, counting and giving back, what is cached where.",
+        f"CPU µs, median of {rounds} rounds [quartiles]: how much that is of a whole request of {request_us:g} µs.",
+        "A choice: who has room, the policy, what it learns, counting and giving back, noting what is cached where.",
+        "Reading: the hashes of a prompt's blocks, the search for an earlier answer (there is none), and a key.",
     ]
 
 
@@ -239,9 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with alone(Path(tempfile.gettempdir()) / "poolgate-bench.lock"):
         results = measured(asked.rounds)
     facts = host_facts({}, {})
-    text = "\n".join(
-        [table(results, asked.request_us), "", *(f"- {line}" for line in (*notes(asked.rounds, asked.request_us), *facts))]
-    )
+    said = [*notes(asked.rounds, asked.request_us), *facts]
+    text = "\n".join([table(results, asked.request_us), "", *(f"- {line}" for line in said)])
     return publish("choice", text, facts, results, asked.json, None)
 
 

@@ -187,7 +187,7 @@ def remarks(rounds: Sequence[Round]) -> list[str]:
 def host_facts(versions: dict[str, str], cores: dict[str, int]) -> list[str]:
     load = " ".join(f"{value:.2f}" for value in os.getloadavg())
     return [
-        f"{os.cpu_count()} cores ({_cpu_model()}), " + ", ".join(f"{name} on core {n}" for name, n in cores.items()),
+        f"{os.cpu_count()} cores ({_cpu_model()})" + "".join(f", {name} on core {n}" for name, n in cores.items()),
         f"kernel {platform.release()}, Python {platform.python_version()}, load average {load} at the end",
         *(f"{name}: {version}" for name, version in versions.items()),
     ]

@@ -77,6 +77,8 @@ class Scene:
         client = await self.begin(**given)
         try:
             return await client.answer()
+        except TimeoutError:
+            raise AssertionError(self.picture()) from None
         finally:
             client.leave()
 
@@ -100,7 +102,16 @@ class Scene:
 
     async def until(self, holds: Callable[[], bool], seconds: float = 5.0) -> None:
         """Look until it is so."""
-        await eventually(holds, seconds, lambda: (self.running.lines(), self.health(0)))
+        await eventually(holds, seconds, self.picture)
+
+    def picture(self) -> str:
+        """How it is, for who has to find out why a test failed."""
+        seats = [
+            f"{pod.name} {pod.state.value}: {self.gateway.balancer.health_of(pod.uid)}, {seat and picture_of(seat)}"
+            for pod in self.gateway.fleet.value.pods
+            for seat in [self.gateway.balancer.seat_of(pod.uid)]
+        ]
+        return "\n".join([*seats, f"{self.waiting:g} wait", *map(str, self.running.lines()[-3:])])
 
     # The pods.
 
@@ -234,6 +245,11 @@ def _tasks() -> Counter[str]:
     """The tasks there are, but for the pods' own, by what they run."""
     running_now = (getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks())
     return Counter(name for name in running_now if not name.startswith("ScriptedPod."))
+
+
+def picture_of(seat: Seat) -> str:
+    """What a choice sees of a pod."""
+    return f"in flight {seat.in_flight}, failed {seat.failed}, others {seat.others}, room {seat.room}"
 
 
 def body_of(sent: bytes) -> Any:

@@ -4,6 +4,8 @@ import asyncio
 import json
 from collections import Counter
 
+import pytest
+
 from gateway.balancing.balancer import RETRY_FLOOR
 from gateway.core.fleet import PodState
 from tests.fakes import Hang, Reset, ScriptedPod, answer
@@ -27,10 +29,18 @@ async def all_at(found: Scene, pod: ScriptedPod, count: int) -> "list[asyncio.Ta
     return tasks
 
 
-async def test_many_failures_at_once_are_not_all_tried_again(side: Side) -> None:
+@pytest.mark.parametrize("reused", [False, True], ids=["fresh", "reused"])
+async def test_many_failures_at_once_are_not_all_tried_again(side: Side, reused: bool) -> None:
     given = pods(2, Hang)
     async with given[0], given[1], scene(given, side=side) as found:
         await found.becomes(1, PodState.STARTING)
+        if reused:
+            together = asyncio.Event()
+            given[0].scripts = [[together, GOOD]]
+            warm = await all_at(found, given[0], MANY)
+            together.set()
+            assert set(await asyncio.gather(*warm)) == {200}
+            given[0].scripts = [[Hang]]
         asking = await all_at(found, given[0], MANY)
         await found.becomes(1, PodState.READY)
         given[0].die()

@@ -7,6 +7,8 @@ import pytest
 
 from gateway.core.fleet import PodState
 from gateway.pipeline.silence import LEAVING_ASK_SECONDS, LEAVING_SECONDS, WEDGED_SECONDS
+from gateway.upstream.connection import AnswerHead, Loss
+from gateway.upstream.headers import fetch_head
 from tests.fakes import STREAM_HEAD, Hang, ScriptedPod, Step
 from tests.integration.balancing.scenes import ENDING, FAILED, GOOD, STREAM, TOKEN, Scene, body_of, pods, scene
 from tests.raw import Answer, RawClient
@@ -273,3 +275,42 @@ async def test_a_stream_that_drips_is_whole_in_the_end(side: Side) -> None:
         assert "error" not in await told(stream)
         assert (await found.running.last_line())["outcome"] == "completed"
         assert found.all_ejections() == 0
+
+
+# Questions and requests share connections.
+
+
+class Heard:
+    """Whether an answer came."""
+
+    whole = False
+
+    def head_received(self, head: AnswerHead) -> None: ...
+    def body_received(self, data: bytes) -> None: ...
+    def answer_lost(self, loss: Loss) -> None: ...
+    def answer_ended(self, by_close: bool) -> None:
+        self.whole = True
+
+
+@pytest.mark.parametrize(
+    ("status", "cancelled"),
+    [(b"200 OK", False), (b"200 OK", True), (b"503 Service Unavailable", False)],
+    ids=["200", "cancelled", "503"],
+)
+async def test_a_question_that_has_its_answer_takes_no_request_with_it(status: bytes, cancelled: bool) -> None:
+    given = pods(1)
+    async with given[0], scene(given) as found:
+        given[0].health = status
+        pools, pod = found.gateway.pools, found.pod(0)
+        question = asyncio.create_task(pools.fetch(pod, b"/health", 5))
+        # The answer is here, and who asked has not been woken yet: the connection is free.
+        connection = None
+        while connection is None:
+            await asyncio.sleep(0)
+            connection = pools.of(pod).take()
+        if cancelled:
+            question.cancel()
+        heard = Heard()
+        connection.send(fetch_head(b"/v1/models", pools.of(pod).host, b""), (), heard)
+        await asyncio.gather(question, return_exceptions=True)
+        await found.until(lambda: heard.whole)

@@ -654,6 +654,29 @@ class TestWaiting:
         await second
         assert world.depth() == 0
 
+    async def test_what_a_waiter_wished_for_is_what_its_slot_is_chosen_by(self) -> None:
+        world = World("a")
+        (one, other) = world.fill()
+        waiting = world.balancer.wait_for_room(world.route(), Wish(123), (), retry=False, caller="caller", deadline=1e9)
+        task = asyncio.create_task(waiting)
+        await turn()
+        one.close()
+        await task
+        assert world.seat("a").pending_tokens == 123
+        other.close()
+
+    async def test_a_waiter_is_not_given_the_pods_that_failed_it(self) -> None:
+        world = World("ab")
+        leases = {lease.seat.uid: lease for lease in world.fill()}
+        waiting = world.balancer.wait_for_room(world.route(), Wish(), {"a"}, retry=True, caller="c", deadline=1e9)
+        task = asyncio.create_task(waiting)
+        await turn()
+        leases["a"].close()
+        await turn()
+        assert not task.done()
+        leases["b"].close()
+        assert (await task).seat.uid == "b"
+
     async def test_an_ended_lease_hands_out_one_slot(self) -> None:
         world = World("ab")
         leases = world.fill()
