@@ -6,7 +6,7 @@ stop.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import NamedTuple
 
@@ -150,7 +150,11 @@ class Forwarder:
         retries: Retries | None = None
         failed: Failed | None = None
         while True:
-            lease = await self._lease(request, route, retries, failed)
+            # Nearly every request has one attempt: what counts them is made when the first one failed.
+            excluded, on_budget = ((), False) if retries is None else (retries.excluded, retries.on_budget)
+            lease = self._balancer.lease_nowait(route, request.wish, excluded, retry=on_budget)
+            if lease is None:
+                lease = await self._room(request, route, excluded, on_budget, failed)
             with lease as pod:
                 if failed is not None:
                     trail.retries += ((pod.pool, failed.failure),)
@@ -173,17 +177,14 @@ class Forwarder:
             # Time has passed: whoever became unready or went away meanwhile gets no second attempts either.
             route = self._fleet.value.routes.get(model) or route
 
-    async def _lease(self, request: Request, route: Route, retries: Retries | None, failed: Failed | None) -> Lease:
-        """A pod for the next attempt; waits for one with room if it must.
+    async def _room(
+        self, request: Request, route: Route, excluded: Collection[str], on_budget: bool, failed: Failed | None
+    ) -> Lease:
+        """Wait for a pod with room.
 
         Raises the error of the attempt before where there is no further pod, `NoReadyPod`, `QueueFull` and
         `QueueTimeout`.
         """
-        # Nearly every request has one attempt: what counts them is made when the first one failed.
-        excluded, on_budget = ((), False) if retries is None else (retries.excluded, retries.on_budget)
-        lease = self._balancer.lease_nowait(route, request.wish, excluded, retry=on_budget)
-        if lease is not None:
-            return lease
         if self.draining:
             raise draining()
         trail = request.visit.trail

@@ -227,7 +227,7 @@ def notes(rounds: int, request_us: float) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.bench.choice", description="what choosing a pod costs")
-    parser.add_argument("--rounds", type=int, default=60, metavar="N", help="default 60: about 20 s")
+    parser.add_argument("--rounds", type=int, default=60, metavar="N", help="default 60: about 10 s")
     parser.add_argument(
         "--request-us", type=float, default=REQUEST_US, metavar="N", help=f"CPU of a request, default {REQUEST_US:g}"
     )

@@ -100,7 +100,7 @@ def test_a_prompt_repeats_a_conversation_but_for_its_end() -> None:
 def test_a_prompt_is_read_as_the_gateway_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choice.ANSWER == pipeline_wish._ANSWER
     monkeypatch.setattr(choice, "SEED", ("m", b""))
-    for turns in ((LONG,), (LONG * 40,), (LONG, SHORT), (LONG, SHORT, LONG, SHORT), (SHORT, LONG, LONG)):
+    for turns in ((LONG,), (LONG * 40,), (LONG, SHORT), (LONG, SHORT, "and then " * 100, SHORT)):
         wish, prompt = asked("auto", *turns)
         assert named(prompt) == (wish.blocks, wish.key)
 

@@ -101,39 +101,20 @@ def test_names_that_callers_and_pods_make_up_are_cut(name: str) -> None:
     assert getattr(recent.find("id"), name) == "x" * MAX_NAME_CHARACTERS
 
 
-def test_where_many_pods_are_weighed_fewer_requests_are_kept() -> None:
-    recent = Recent(max_trails=100, max_candidates=1000)
-    for number in range(10):
-        recent.add(weighed(f"id-{number}", 300))
-    assert known(recent, *(f"id-{number}" for number in range(10))) == ["id-7", "id-8", "id-9"]
-    for number in range(100):
-        recent.add(named(f"small-{number}"))
-    assert known(recent, "small-0", "small-99", "id-9") == ["small-0", "small-99"]
-
-
-def test_a_request_that_weighed_more_than_there_is_room_for_is_not_kept() -> None:
-    recent = Recent(max_candidates=10)
-    recent.add(weighed("big", 11))
-    recent.add(weighed("small", 10))
-    assert known(recent, "big", "small") == ["small"]
-
-
 @given(
     st.lists(
-        st.tuples(st.integers(0, 5), st.integers(0, 4), st.booleans()),
+        st.tuples(st.integers(0, 5), st.booleans()),
         max_size=60,
     )
 )
-def test_what_is_kept_is_what_the_bounds_leave_of_the_last_ones(requests: list[tuple[int, int, bool]]) -> None:
-    recent = Recent(max_trails=3, max_candidates=6)
+def test_what_is_kept_is_what_the_bounds_leave_of_the_last_ones(requests: list[tuple[int, bool]]) -> None:
+    recent = Recent(max_trails=3)
     kept: dict[bool, list[Trail]] = {False: [], True: []}
-    for number, (name, candidates, smooth) in enumerate(requests):
-        ended = weighed(f"id-{name}", candidates, ended_at=1000.0 + number, attempts=1 if smooth else 2)
+    for number, (name, smooth) in enumerate(requests):
+        ended = named(f"id-{name}", ended_at=1000.0 + number, attempts=1 if smooth else 2)
         recent.add(ended)
         mine = [each for each in kept[smooth] if each.request_id != ended.request_id] + [ended]
-        while len(mine) > 3 or sum(len(each.tried[0].candidates) for each in mine) > 6:
-            mine.pop(0)
-        kept[smooth] = mine
+        kept[smooth] = mine[-3:]
     for name in range(6):
         same = [each for each in (*kept[False], *kept[True]) if each.request_id == f"id-{name}"]
         assert recent.find(f"id-{name}") is max(same, key=lambda each: each.ended_at, default=None)
