@@ -183,8 +183,8 @@ class PoolSection(_Section):
     queue_wait_seconds: float = Field(default=10.0, ge=0, le=86_400)
     """How long each of them may wait, over all its attempts. Then 503 `queue_timeout`."""
     hold_empty_seconds: float = Field(default=0.0, ge=0, le=86_400)
-    """How long requests are held while no pod is ready for their model, since one may be starting (scale from zero); not
-    beyond `ttft_seconds`, or `response_seconds` without a stream. 0: they are refused at once, with 503
+    """How long requests are held while no pod is ready for their model, since one may be starting (scale from zero);
+    not beyond `ttft_seconds`, or `response_seconds` without a stream. 0: they are refused at once, with 503
     `no_ready_pod`."""
 
 

@@ -104,7 +104,7 @@ Policy = Callable[[Sequence[Standing], Wish, View], Choice]
 
 BUSY_TOKENS = 200
 """What each request that runs costs the next one, in prompt tokens: their steps are shared."""
-TRUST = 0.25
+TRUST = 0.15
 """How far we believe in what we sent somewhere ourselves: other replicas' requests have used that cache since."""
 HOPE = 3.0
 """How much more of a prompt its home has than we know of: other replicas sent it there too."""
@@ -114,7 +114,7 @@ SHARE_FACTOR = 2.0
 SHARE_SLACK = 8.0
 """No pod gets a request because of what it has cached while it has more than so many times the mean, and so many."""
 MOST_WEIGHED = 32
-TAKEN_BY_CHANCE = 3
+TAKEN_BY_CHANCE = 8
 """Of a larger pool so many are weighed by chance, beside the prompt's home and the pod that last got its like."""
 MOST_HOPED = 0.9
 """Of a prompt, that its home has it: its end is new to every pod."""
@@ -130,13 +130,13 @@ def auto(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
     others count as ours do, as far as there are more of them than chance explains: a pod's count of them is half a
     second old, and the replicas that all believed the least of such counts would go to the same pod.
 
-    What is cached where, a replica knows of its own requests only. But all replicas know
-    which pod is a prompt's *home* (its session's, or that of all prompts that begin so): the first in rank of
-    `session`. It is hoped to have as much of a prompt as prompts were known to share of late: nothing, where they
-    share nothing. So replicas gather what belongs together without a word, and where a home is too busy its work goes
-    elsewhere.
+    What is cached where, a replica knows of its own requests only. But all replicas know which pod is a prompt's *home*
+    (its session's, or that of all prompts that begin so): the first in rank of `session`. It is hoped to have more of a
+    prompt than prompts were known to share of late: nothing, where they share nothing. So replicas gather what belongs
+    together without a word, and where a home is too busy its work goes elsewhere.
 
-    A warm pod works off all of this alike; one with a small weight gets less, since each request in it counts more.
+    What is not cached weighs more than what waits, since it holds up the next requests too. A warm pod works off all of
+    this alike; one with a small weight gets less, since each request in it counts more.
     """
     tokens = wish.tokens
     home = _first(pods, wish.key) if wish.key and view.familiar else None

@@ -78,7 +78,7 @@ class Pod:
     allowed: tuple[str, ...] = ("*",)
     """Globs of the model names that its own annotation lets it serve."""
     max_in_flight: int | None = None
-    """How many requests of ours it takes at once, by its own annotation; None: as many as its pool says."""
+    """How many requests it takes at once, by its own annotation; None: as many as its pool says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +153,15 @@ class Pool:
     policy: Policy = "auto"
     """How the pod for a request is chosen."""
     max_in_flight_per_pod: int = 128
-    """How many requests of ours one of its pods takes at once, unless the pod itself says otherwise."""
+    """How many requests one of its pods takes at once, unless the pod itself says otherwise: ours, and those of others
+    where the pod counts them."""
     queue_limit: int = 256
     """How many requests may wait for a pod with room; 0: none waits."""
     queue_wait_seconds: float = 10.0
     """How long each of them may wait, over all its attempts."""
     hold_empty_seconds: float = 0.0
-    """How long requests are held while the pool has no pod at all, since one may be starting (scale from zero); 0: they
-    are refused at once."""
+    """How long requests are held while no pod is ready for their model, since one may be starting (scale from zero); 0:
+    they are refused at once."""
 
     def admits(self, model: str) -> bool:
         """Whether the pool's settings let it serve a model of that name."""

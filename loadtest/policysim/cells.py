@@ -76,6 +76,9 @@ def full() -> Iterator[Cell]:
     for workload in ("mixed", "sessions", "tenants"):
         yield Cell(workload, pods=2)
         yield Cell(workload, pods=32)
+    for workload in ("mixed", "tenants"):
+        # More pods than `auto` weighs one by one.
+        yield Cell(workload, pods=64)
 
 
 def quick() -> Iterator[Cell]:

@@ -160,6 +160,5 @@ async def test_what_prompts_share_is_used_by_auto_and_bounded() -> None:
         before = 7
         await found.until(lambda: sum(len(pod.requests) for pod in given) == before + 16)
         home = given[int(first[-1])]
-        print(len(home.requests) - before)
         assert len(home.requests) - before <= 12
         assert sum(bool(pod.requests) for pod in given) > 2

@@ -8,10 +8,8 @@ from math import inf
 
 import pytest
 
+from gateway.balancing.affinity import TOKENS_PER_BLOCK
 from gateway.balancing.balancer import (
-    FAILED_SECONDS,
-    MAX_REST_SECONDS,
-    RETRY_FLOOR,
     Balancer,
     Blame,
     Lease,
@@ -20,7 +18,7 @@ from gateway.balancing.balancer import (
 from gateway.balancing.policy import Wish
 from gateway.core.cell import Cell
 from gateway.core.errors import QueueFull, QueueTimeout
-from gateway.core.fleet import Fleet, Pod, PodHealth, PodLoad, PodState, Pool, Route
+from gateway.core.fleet import Fleet, Gauges, Pod, PodHealth, PodLoad, PodState, Pool, Route
 from tests.fakes import Hands
 
 COUNT_FRESH_SECONDS = 1.2
@@ -266,14 +264,14 @@ class TestChoosing:
         for _ in range(5):
             with world.take() as pod:
                 assert pod.uid == "b"
-        world.clock.now += FAILED_SECONDS
+        world.clock.now += 1.0
         world.take().close()
         assert world.seat("a").failed == 0
 
     def test_a_failure_is_forgotten_without_any_choice(self) -> None:
         world = World("ab")
         world.fail("a", Blame.NONE)
-        world.pass_time(FAILED_SECONDS - 0.01)
+        world.pass_time(0.99)
         assert world.seat("a").failed == 1
         world.pass_time(0.01)
         assert world.seat("a").failed == 0
@@ -289,6 +287,41 @@ class TestChoosing:
         world.states.pop(uid)
         world.publish()
         assert world.balancer._cache.cached(uid, blocks) == 0
+
+    def test_a_cache_is_believed_to_hold_no_more_than_it_can(self) -> None:
+        world = World("ab")
+        blocks = tuple(range(100, 164))
+
+        def believed() -> int:
+            with (lease := world.take("a")) as pod:
+                assert pod.uid == "a"
+                world.balancer._cache.sent(lease.seat.uid, blocks)
+            return world.balancer._cache.cached("a", blocks)
+
+        def tell(tokens: int | None) -> None:
+            load = PodLoad(gauges=Gauges(cache_tokens=tokens))
+            world.balancer.load_read("a", load, 0.0)
+
+        tell(None)
+        assert believed() == 64
+        tell(10 * TOKENS_PER_BLOCK)
+        assert believed() == 10
+        tell(30 * TOKENS_PER_BLOCK)
+        assert believed() == 30
+        tell(0)
+        assert believed() == 0
+
+    def test_what_is_cached_is_no_work(self) -> None:
+        world = World("ab", replace(SMALL, policy="auto"))
+        wish = Wish(3 * TOKENS_PER_BLOCK + 10, (1, 2, 3))
+        left = []
+        for _ in range(5):
+            lease = world.balancer.lease_nowait(world.route(), wish, ())
+            assert lease is not None
+            assert world.seat(lease.seat.uid).pending_tokens == wish.tokens - lease.choice.cached_tokens
+            left.append(lease.tokens)
+            lease.close()
+        assert {*left} == {wish.tokens, 10}
 
     def test_the_prompt_is_work_ahead_until_the_first_token(self) -> None:
         world = World("a")
@@ -315,6 +348,12 @@ class TestLeases:
         lease.close()
         lease.close()
         assert world.balancer.in_flight("a") == world.balancer.active == 0
+        assert world.balancer.in_flight_by_model() == {"m": 0}
+
+    def test_a_model_without_requests_is_known_as_long_as_there_is_a_route_to_it(self) -> None:
+        world = World("a")
+        world.take().close()
+        world.publish()
         assert world.balancer.in_flight_by_model() == {"m": 0}
 
     def test_a_model_is_forgotten_with_its_route(self) -> None:
@@ -353,7 +392,7 @@ class TestLeases:
 class TestRetryBudget:
     def test_a_few_retries_are_allowed_in_any_case(self) -> None:
         world = World("a", replace(SMALL, max_in_flight_per_pod=100))
-        retries = [world.take(retry=True) for _ in range(RETRY_FLOOR)]
+        retries = [world.take(retry=True) for _ in range(10)]
         assert not world.balancer.may_retry
         retries[0].close()
         assert world.balancer.may_retry
@@ -369,7 +408,7 @@ class TestRetryBudget:
 
     def test_a_retry_counts_until_its_first_byte(self) -> None:
         world = World("a", replace(SMALL, max_in_flight_per_pod=100))
-        retries = [world.take(retry=True) for _ in range(RETRY_FLOOR)]
+        retries = [world.take(retry=True) for _ in range(10)]
         retries[0].began(world.clock())
         assert world.balancer.may_retry
         world.take(retry=True)
@@ -381,7 +420,7 @@ class TestRetryBudget:
         """A pod that dies when all are full puts no more of its requests in the line than the budget allows."""
         world = World("a", replace(SMALL, queue_limit=100))
         running = world.fill()
-        waiting = [world.wait(retry=True) for _ in range(RETRY_FLOOR)]
+        waiting = [world.wait(retry=True) for _ in range(10)]
         await turn()
         assert not world.balancer.may_retry
         waiting[0].cancel()
@@ -391,7 +430,7 @@ class TestRetryBudget:
         await turn()
         # Given a slot it counts as before: once.
         assert (await waiting[1]).retry
-        assert world.balancer._retrying == RETRY_FLOOR - 1
+        assert world.balancer._retrying == 10 - 1
         world.pass_time(11.0)
         await turn()
         assert world.balancer._retrying == 1
@@ -414,7 +453,7 @@ class TestRest:
         lease = world.take()
         lease.failed(Blame.BUSY, "caller", 60.0)
         lease.close()
-        world.pass_time(MAX_REST_SECONDS + 0.01)
+        world.pass_time(5.01)
         assert world.room("a") == 2
 
     def test_a_busy_pod_is_not_ejected(self) -> None:
@@ -530,10 +569,21 @@ class TestEjection:
         assert dict(world.balancer.panics()) == {"p": True}
         assert (world.room("a"), world.room("b")) == (2, 2)
         assert world.take().choice.reason == "panic"
-        world.publish(c=READY, d=READY)
+        world.publish(d=READY)
+        assert dict(world.balancer.panics()) == {"p": True}
+        assert (world.take("a").choice.reason, world.take("d").choice.reason) == ("panic", "only")
+        world.publish(c=READY)
         assert dict(world.balancer.panics()) == {"p": False}
         assert world.room("a") == 0
         assert world.take("c").choice.reason == "only"
+
+    def test_pods_that_sleep_are_not_missed(self) -> None:
+        world = World("abcd")
+        world.eject("a")
+        world.publish(c=PodState.ASLEEP, d=PodState.ASLEEP)
+        assert dict(world.balancer.panics()) == {"p": False}
+        world.publish(c=STARTING)
+        assert dict(world.balancer.panics()) == {"p": True}
 
     def test_in_panic_a_pod_on_trial_gets_its_whole_limit(self) -> None:
         world = World("abcd")
@@ -1066,6 +1116,8 @@ class TestFleet:
         world.models = {}
         world.publish()
         assert dict(world.balancer.waiting()) == {}
+        assert world.balancer.health_of("a") == PodHealth()
+        world.read("a", count=1)
         lease.failed(Blame.POD, "caller")
         lease.streams("caller", world.clock())
         lease.answered("caller")
