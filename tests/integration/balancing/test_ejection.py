@@ -194,7 +194,7 @@ async def test_a_busy_pod_rests_and_a_free_one_answers(side: Side) -> None:
         assert (await found.ask()).status == 200
         assert len(given[1].requests) == 1
         found.leap(0.2)
-        await found.until(lambda: found.seat(1).room > 0)
+        await found.until(lambda: found.seat(1).room > 0, 1.0)
         assert {(await found.ask()).status for _ in range(4)} == {200}
         assert len(given[1].requests) == 3
         assert found.all_ejections() == 0

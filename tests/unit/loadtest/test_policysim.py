@@ -282,7 +282,7 @@ def test_the_matrix_has_every_workload_load_and_condition_and_no_cell_twice() ->
     assert {cell.workload for cell in matrix} == set(WORKLOADS)
     assert {cell.condition for cell in matrix} == set(Condition)
     assert {cell.load for cell in matrix} == set(cells.LOADS)
-    assert {cell.pods for cell in matrix} == {2, 8, 32}
+    assert {cell.pods for cell in matrix} == {2, 8, 32, 64}
     assert {cell.replicas for cell in matrix} == {1, 4}
     assert set(cells.quick()) <= {*matrix}
 
