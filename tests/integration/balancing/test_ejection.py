@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from gateway.balancing.health import CLEAN_SECONDS, EJECTION_SECONDS, JITTER_SECONDS, RAMP_SECONDS
+from gateway.balancing.health import CLEAN_SECONDS, EJECTION_SECONDS, EVIDENCE_SECONDS, JITTER_SECONDS, RAMP_SECONDS
 from gateway.core.fleet import PodState
 from tests.fakes import STREAM_HEAD, Close, Hang, Reset, ScriptedPod, Step, answer, chunk
 from tests.integration.balancing.scenes import FAILED, GOOD, SIDECAR, STREAM, TOKEN, Scene, pods, scene
@@ -179,6 +179,28 @@ async def test_a_black_hole_behind_one_shared_key_is_found_soon_and_attracts_not
         # It is out: the others have it all.
         for _ in range(8):
             assert (await found.ask()).status == 200
+
+
+async def test_a_pod_that_fails_two_callers_is_sick_though_no_other_pod_answers_them() -> None:
+    """Sessions that stay with their pod: each of two callers is answered by that pod alone."""
+    given = pods(3, FAILED)
+    async with given[0], given[1], given[2], scene(given, policy="session") as found:
+        homes = {}
+        for key in (found.running.key, found.running.other_key):
+            session = 0
+            while not given[1].requests[len(homes) :]:
+                session += 1
+                given[0].scripts = given[2].scripts = [[GOOD]]
+                await found.ask(key=key, headers={"X-Session-ID": str(session)})
+            homes[key] = str(session)
+        # What the others said to them while they were looking for the pod is too old.
+        found.leap(EVIDENCE_SECONDS)
+        sent = len(given[1].requests)
+        for _ in range(3):
+            for key, session_name in homes.items():
+                await found.ask(key=key, headers={"X-Session-ID": session_name})
+        assert found.ejections("consecutive") == 1
+        assert len(given[1].requests) - sent <= 4
 
 
 # Busy is not sick.

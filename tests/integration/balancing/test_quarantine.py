@@ -7,7 +7,7 @@ import pytest
 from gateway.core.fleet import PodState
 from gateway.pipeline.quarantine import KEPT_SECONDS
 from tests.fakes import STREAM_HEAD, Die, Hang, Reset, ScriptedPod, Step
-from tests.integration.balancing.scenes import GOOD, STREAM, TOKEN, Scene, dying_of, pods, scene
+from tests.integration.balancing.scenes import FAILED, GOOD, STREAM, TOKEN, Scene, dying_of, pods, scene
 from tests.running import Side
 
 PILL = {"user": "PILL"}
@@ -69,6 +69,16 @@ async def test_neither_its_caller_nor_anybody_else_suffers_from_a_quarantined_re
         alive = {place for place in range(4) if not got(given[place])}
         assert len(alive) == 2
         assert all(found.health(place).state == "healthy" for place in alive)
+
+
+async def test_what_a_pod_said_of_its_health_before_it_died_is_not_believed_after(side: Side) -> None:
+    given = deadly(4, FAILED)
+    async with given[0], given[1], given[2], given[3], scene(given, side=side) as found:
+        for _ in range(4):
+            # Each 500 has its pod asked how it is, and that answer would do for half a second.
+            assert (await found.ask()).status == 500
+        assert (await found.ask(**PILL)).error["code"] == "request_quarantined"
+        assert sum(map(got, given)) == 2
 
 
 async def test_a_body_is_told_apart_by_its_caller() -> None:

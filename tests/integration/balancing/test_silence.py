@@ -1,4 +1,4 @@
-"""A pod that will never answer again is told from one that is slow, and its requests do not wait out their deadlines."""
+"""A pod that will never answer again is told from one that is slow: its requests do not wait out their deadlines."""
 
 import asyncio
 from typing import Any

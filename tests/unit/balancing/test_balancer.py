@@ -602,7 +602,7 @@ class TestTrial:
 
     @pytest.fixture
     def world(self) -> World:
-        world = World("abc", replace(SMALL, max_in_flight_per_pod=10))
+        world = World("abc", replace(SMALL, max_in_flight_per_pod=30))
         world.eject("a")
         world.try_out("a")
         return world
@@ -611,10 +611,13 @@ class TestTrial:
         probe = world.take()
         assert (probe.seat.uid, probe.choice.reason) == ("a", "probe")
         assert {world.take().seat.uid for _ in range(6)} == {*"bc"}
+        probe.began(world.clock())
         probe.answered("caller")
-        probe.close()
         assert world.balancer.health_of("a").state == "returning"
-        assert world.room("a") == 1
+        # It has a tenth of its limit, at once, and one of them runs.
+        assert world.room("a") == 2
+        probe.close()
+        assert world.room("a") == 3
         assert world.take("a").choice.reason == "only"
 
     def test_it_is_tried_although_older_requests_fill_it(self) -> None:
@@ -644,13 +647,12 @@ class TestTrial:
         probe.began(world.clock())
         probe.streams("caller", world.clock())
         assert world.balancer.health_of("a").state == "returning"
-        # It has one request, and its share of ten is one yet.
-        assert world.lease(without="bc") is None
+        assert world.room("a") == 2
         world.pass_time(10.0)
-        assert world.room("a") == 3
+        assert world.room("a") == 11
 
     def test_a_retry_does_not_try_it_while_another_pod_has_room(self, world: World) -> None:
-        retries = [world.take(retry=True) for _ in range(20)]
+        retries = [world.take(retry=True) for _ in range(60)]
         assert {lease.seat.uid for lease in retries} == {*"bc"}
         last = world.take(retry=True)
         assert (last.seat.uid, last.choice.reason) == ("a", "only")
