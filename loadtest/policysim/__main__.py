@@ -19,7 +19,7 @@ from loadtest.policysim.cells import Cell
 from loadtest.policysim.figures import Figures, figures_of, together
 from loadtest.policysim.judge import Result, auto_check
 from loadtest.policysim.plot import svg
-from loadtest.policysim.report import as_json, markdown, verdict
+from loadtest.policysim.report import as_json, from_json, markdown, on_page, times, verdict
 from loadtest.policysim.run import asked_of, run
 
 Task = tuple[Cell, int]
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="default: printed")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="put the tables of times between this page's marks")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draws the cells with 8 pods at the usual load")
     asked = parser.parse_args(arguments)
 
@@ -75,8 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked.markdown.write_text(markdown(results))
     else:
         print(markdown(results))
+    told = as_json(results, misses, seeds)
+    if asked.page:
+        # As they stand in the JSON, so that the one can be checked against the other.
+        asked.page.write_text(on_page(asked.page.read_text("utf-8"), times(from_json(told))), "utf-8")
     if asked.json:
-        asked.json.write_text(json.dumps(as_json(results, misses, seeds), indent=1) + "\n")
+        asked.json.write_text(json.dumps(told, indent=1) + "\n")
     if asked.svg:
         drawn = [result for result in results if _is_drawn(result.cell)]
         asked.svg.write_text(svg(drawn or results, "Time to first token: mean (bar) and p99 (line), logarithmic"))

@@ -1,10 +1,12 @@
 """Results as Markdown and as JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from loadtest.policysim.cells import Cell, Condition
 from loadtest.policysim.figures import Figures, as_dict
 from loadtest.policysim.judge import MOSTLY, Miss, Result
+from loadtest.policysim.profiles import LARGE, MEASURED
 
 
 def markdown(results: Sequence[Result]) -> str:
@@ -21,6 +23,40 @@ def markdown(results: Sequence[Result]) -> str:
         _table(results, policies, "imbalance", 1, ".2f"),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+MARKS = "<!-- tables -->", "<!-- end of tables -->"
+
+
+def on_page(page: str, tables: str) -> str:
+    """The page with these tables between its marks."""
+    before, _, rest = page.partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    return f"{before}{MARKS[0]}\n\n{tables}\n{MARKS[1]}{after}"
+
+
+def times(results: Sequence[Result]) -> str:
+    """Of `markdown` what is about the time to first token."""
+    return markdown(results).partition("Prompt tokens found in a cache")[0].rstrip() + "\n"
+
+
+def from_json(told: Mapping[str, Any]) -> list[Result]:
+    """The results that `as_json` wrote."""
+    profiles = {profile.name: profile for profile in (LARGE, MEASURED)}
+    return [
+        Result(
+            Cell(
+                each["workload"],
+                each["pods"],
+                each["replicas"],
+                each["load"],
+                Condition(each["condition"]),
+                profiles[each["profile"]],
+            ),
+            {name: Figures(**figures) for name, figures in each["policies"].items()},
+        )
+        for each in told["cells"]
+    ]
 
 
 def verdict(misses: Sequence[Miss], *, judged: bool) -> str:

@@ -19,7 +19,7 @@ from loadtest.policysim.judge import Result, auto_check
 from loadtest.policysim.plot import svg
 from loadtest.policysim.profiles import LARGE, MEASURED, Profile
 from loadtest.policysim.replica import ROOM, Replica
-from loadtest.policysim.report import markdown
+from loadtest.policysim.report import from_json, markdown, on_page, times
 from loadtest.policysim.workloads import WORKLOADS, Asked, Request, blind, busy_pods, drawn
 
 SMALL = Cell("mixed", pods=4, replicas=2)
@@ -344,3 +344,19 @@ def test_the_command_writes_what_it_is_asked_for(tmp_path: Path) -> None:
     assert [cell["workload"] for cell in told["cells"]] == ["system"]
     assert to_markdown.read_text().startswith("Mean time to first token")
     assert to_svg.read_text().startswith("<svg")
+
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+def test_the_page_shows_the_figures_and_says_which_bars_are_missed() -> None:
+    told = json.loads((DOCS / "balancing-simulation.json").read_text("utf-8"))
+    page = (DOCS / "balancing-simulation.md").read_text("utf-8")
+    results = from_json(told)
+    assert on_page(page, times(results)) == page
+    assert tuple(told["seeds"]) == cells.REPORT_SEEDS
+    assert [result.cell for result in results] == [*cells.full()]
+    assert set(results[0].policies) == set(POLICIES)
+    misses = auto_check(results)
+    assert [miss["what"] for miss in told["misses"]] == [miss.what for miss in misses]
+    assert f"{len(misses)} of {len(results)} cells" in page
