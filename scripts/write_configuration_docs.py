@@ -49,8 +49,8 @@ loaded once two looks in a row saw the same. How it changed does not matter: wri
 leads elsewhere, as Kubernetes mounts a ConfigMap (not with `subPath`: such a mount never changes).
 
 - **It is validated as at the start**, with the same flags and environment. A file with a fault is refused as a whole,
-  and the configuration before stays in force. The log says why in one line, `config.error` of `/status.json` as long as it
-  is so, and `poolgate_config_reloads_total{result}` counts `applied` and `refused`.
+  and the configuration before stays in force. The log says why in one line, `config.error` of `/status.json` as long
+  as it is so, and `poolgate_config_reloads_total{result}` counts `applied` and `refused`.
 - **Nothing that runs is cut.** New settings hold for what comes: requests, attempts, connections. A pod that is no more
   in `discovery.pods` gets no requests, and what runs there ends in peace. A pod that stays, by its pool and address, is
   the same pod at any place in the list.

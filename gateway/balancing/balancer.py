@@ -504,7 +504,7 @@ class Balancer:
         self._by_model[lease.model] -= 1
         self._active -= 1
         if seat.leaving_since is not None:
-            if not seat.in_flight and self._seats.get(seat.uid) is seat:
+            if not seat.in_flight:
                 del self._seats[seat.uid]
             return
         state = self._pools.get(seat.pod.pool)

@@ -38,13 +38,18 @@ class Probes:
         self._clock = clock
         self._asked: dict[str, tuple[float, asyncio.Task[Condition]]] = {}
 
-    def ask(self, pod: Pod) -> "asyncio.Task[Condition]":
+    def ask(self, pod: Pod, *, died: bool = False) -> "asyncio.Task[Condition]":
         """A task with what the pod's `/health` says now; it takes a second at most. Not to be cancelled: others may
-        wait for it too (`asyncio.shield`)."""
+        wait for it too (`asyncio.shield`).
+
+        `died`: it looks as if the pod had died just now, so that it was alive a moment ago is no answer.
+        """
         now = self._clock()
         asked = self._asked.get(pod.uid)
-        if asked is not None and (not asked[1].done() or now - asked[0] < FRESH_SECONDS):
-            return asked[1]
+        if asked is not None:
+            at, task = asked
+            if not task.done() or (now - at < FRESH_SECONDS and not (died and _says_alive(task))):
+                return task
         task = asyncio.get_running_loop().create_task(self._condition(pod))
         self._asked[pod.uid] = (now, task)
         return task
@@ -73,3 +78,7 @@ class Probes:
         except FetchFailed as failed:
             return Condition.SICK if failed.status else Condition.GONE
         return Condition.ALIVE
+
+
+def _says_alive(task: "asyncio.Task[Condition]") -> bool:
+    return not task.cancelled() and task.result() is Condition.ALIVE

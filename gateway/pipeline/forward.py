@@ -368,7 +368,7 @@ class Forwarder:
         if not isinstance(error, StreamDraining):
             lease.failed(Blame.POD, visit.tenant)
             if mark and trail.outcome in _CUT and lease.seat.leaving_since is None:
-                self._probes.ask(pool.pod).add_done_callback(partial(self._note_death, lease.seat, mark))
+                self._probes.ask(pool.pod, died=True).add_done_callback(partial(self._note_death, lease.seat, mark))
 
     # What a failure means.
 
@@ -385,7 +385,7 @@ class Forwarder:
             failure in _DEATHS
             # What a pod that terminates takes with it is not the request's fault.
             and not leaving
-            and (failure is Failure.ENGINE_DEAD or await self._condition(pod) is not Condition.ALIVE)
+            and (failure is Failure.ENGINE_DEAD or await self._condition(pod, died=True) is not Condition.ALIVE)
             # That it terminates may have been heard only now.
             and lease.seat.leaving_since is None
         ):
@@ -406,9 +406,9 @@ class Forwarder:
             lease.answered(visit.tenant)
         return failed
 
-    async def _condition(self, pod: Pod) -> Condition:
+    async def _condition(self, pod: Pod, *, died: bool = False) -> Condition:
         # Shielded: others may wait for the same answer.
-        return await asyncio.shield(self._probes.ask(pod))
+        return await asyncio.shield(self._probes.ask(pod, died=died))
 
     def _note_death(self, seat: Seat, mark: Mark, asked: "asyncio.Task[Condition]") -> None:
         if not asked.cancelled() and asked.result() is not Condition.ALIVE and seat.leaving_since is None:

@@ -27,6 +27,7 @@ F6   a connection is reset before the head
 F7   a request that kills whichever pod works on it
      - balancing.test_quarantine.test_a_request_that_kills_pods_is_not_sent_to_a_third
      - balancing.test_quarantine.test_neither_its_caller_nor_anybody_else_suffers_from_a_quarantined_request
+     - balancing.test_quarantine.test_what_a_pod_said_of_its_health_before_it_died_is_not_believed_after
      - balancing.test_quarantine.test_a_body_is_told_apart_by_its_caller
      - balancing.test_quarantine.test_a_body_that_a_pod_has_answered_since_is_let_go
      - balancing.test_quarantine.test_streams_that_had_begun_when_their_pods_died_count_as_well
@@ -110,6 +111,7 @@ F54  a pod that is four times as slow
      - balancing.test_ejection.test_a_slow_pod_gets_less_than_half_of_its_share_and_is_not_ejected
 F55  a pod that fails at once whatever it is asked
      - balancing.test_ejection.test_a_black_hole_behind_one_shared_key_is_found_soon_and_attracts_nothing
+     - balancing.test_ejection.test_a_pod_that_fails_two_callers_is_sick_though_no_other_pod_answers_them
 F56  a new pod beside warm ones
      - balancing.test_ejection.test_a_new_pod_is_not_given_all_that_waits
 

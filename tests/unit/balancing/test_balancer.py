@@ -492,9 +492,11 @@ class TestEjection:
 
     def test_what_is_not_a_pods_fault_does_not_eject_it(self) -> None:
         world = World("ab")
-        world.fail("a", Blame.NONE, times=5)
-        # And a 500 of which nothing says that it is the pod's.
+        # A 500 of which nothing says that it is the pod's.
         world.fail("a", Blame.IN_DOUBT, times=5)
+        with (lease := world.take("b")):
+            lease.answered("caller")
+        world.fail("a", Blame.NONE, times=5)
         assert not world.ejections
 
     def test_a_doubt_is_settled_by_what_others_answer_the_same_caller(self) -> None:
