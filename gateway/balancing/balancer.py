@@ -282,6 +282,9 @@ class Balancer:
             state.seats = ready.get(name, [])
             uids = [seat.uid for seat in state.seats]
             state.health.keep(uids, standing.get(name, 0), now, starting=starting)
+            if name in settings and not state.seats and not state.pool.hold_empty_seconds:
+                # Nobody holds requests for a pool that is empty now: it is said at once.
+                state.line.expire(inf)
             if name not in settings and not state.seats and not len(state.line):
                 del self._pools[name]
             else:

@@ -206,7 +206,8 @@ class Forwarder:
         except QueueTimeout:
             if self.draining:
                 raise draining() from None
-            if not others:
+            left = self._fleet.value.routes.get(request.call.model)
+            if left is None or not left.pods:
                 raise self._no_ready_pod(request) from None
             raise
         finally:
@@ -473,9 +474,9 @@ def _mark(request: Request) -> Mark:
 def _give_up(relay: Relay) -> None:
     """Nothing will come any more."""
     if relay.first.done():
-        relay.fail(Failure.SILENT, StreamStalled("the pod is going away and fell silent"))
+        relay.fail(Failure.SILENT, StreamStalled("the pod fell silent and is given up"))
     else:
-        relay.fail(Failure.SILENT, UpstreamDisconnected("the pod is going away and did not answer"))
+        relay.fail(Failure.SILENT, UpstreamDisconnected("the pod did not answer and is given up"))
 
 
 def begin(

@@ -89,9 +89,20 @@ def as_parsed(text: str) -> Gauges:
         kv_usage=min(1.0, max(told("kv_cache_usage_perc"))) if told("kv_cache_usage_perc") else None,
         prefix_queries=sum(told("prefix_cache_queries_total")) if told("prefix_cache_queries_total") else None,
         prefix_hits=sum(told("prefix_cache_hits_total")) if told("prefix_cache_hits_total") else None,
+        cache_tokens=cache_of(found["cache_config_info"]),
         asleep=sleep_of(found["engine_sleep_state"]),
         adapters=adapters_of(found["lora_requests_info"]),
     )
+
+
+def cache_of(samples: list[Sample]) -> int | None:
+    engines = [sample.labels for sample in samples]
+    if any(labels.get("enable_prefix_caching") == "False" for labels in engines):
+        return 0
+    sizes = [(labels.get("block_size", ""), labels.get("num_gpu_blocks", "")) for labels in engines]
+    if not sizes or not all(block.isdecimal() and count.isdecimal() for block, count in sizes):
+        return None
+    return sum(int(block) * int(count) for block, count in sizes)
 
 
 def sleep_of(samples: list[Sample]) -> str:

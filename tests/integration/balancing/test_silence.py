@@ -218,7 +218,7 @@ async def test_one_long_prompt_alone_is_waited_for(side: Side) -> None:
 async def test_a_pod_that_still_speaks_is_not_stuck_however_long_others_wait_there() -> None:
     first_token = asyncio.Event()
     words, end = [asyncio.Event() for _ in range(4)], asyncio.Event()
-    talks = [STREAM_HEAD, TOKEN, *(step for word in words for step in (word, TOKEN)), end, ENDING]
+    talks: list[Step] = [STREAM_HEAD, TOKEN, *(step for word in words for step in (word, TOKEN)), end, ENDING]
     given = [ScriptedPod([talks, [first_token, STREAM]]), ScriptedPod([[STREAM]])]
     async with given[0], given[1], scene(given) as found:
         await alone(found)
@@ -242,7 +242,11 @@ async def test_a_pod_that_still_speaks_is_not_stuck_however_long_others_wait_the
 async def test_a_client_that_does_not_read_says_nothing_of_its_pod(side: Side) -> None:
     first_token = asyncio.Event()
     big = b"data: " + b'{"choices":[{"index":0,"delta":{"content":"' + b"x" * 60_000 + b'"}}]}\n\n'
-    flood = [b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n", *[big] * 200, Hang]
+    flood: list[Step] = [
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n",
+        *[big] * 200,
+        Hang,
+    ]
     given = [ScriptedPod([flood, [first_token, STREAM]]), ScriptedPod([[STREAM]])]
     async with given[0], given[1], scene(given, side=side) as found:
         await alone(found)

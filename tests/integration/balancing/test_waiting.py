@@ -119,6 +119,21 @@ async def test_who_finds_no_room_waits_and_gets_the_slot_that_comes_free(side: S
         assert line["overhead_ms"] < 1000
 
 
+async def test_who_waits_is_told_at_once_when_the_last_pod_is_gone(side: Side) -> None:
+    pod = Gate()
+    async with pod, scene([pod], side=side, pool=ONE) as found:
+        (first,) = await held(found, pod)
+        second = found.asking(user="second")
+        await found.until(lambda: found.waiting == 1)
+        await found.exist(())
+        came = await second
+        assert (came.status, came.error["code"]) == (503, "no_ready_pod")
+        assert found.waiting == 0
+        # What has begun there runs on.
+        pod.open()
+        assert (await first).status == 200
+
+
 async def test_two_hundred_wait_and_no_pod_ever_has_more_than_its_limit() -> None:
     given = pods(2, 0.001, GOOD)
     async with given[0], given[1], scene(given, pool={"max_in_flight_per_pod": 3}) as found:

@@ -875,7 +875,7 @@ class TestWaiting:
         assert (await waiting[1]).seat.uid == "a"
 
     async def test_requests_wait_for_the_first_pod_of_an_empty_pool(self) -> None:
-        world = World("", models={"m": "a"})
+        world = World("", replace(SMALL, hold_empty_seconds=60), models={"m": "a"})
         waiting = [world.wait() for _ in range(3)]
         await turn()
         world.publish(a=STARTING)

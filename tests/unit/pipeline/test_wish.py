@@ -91,7 +91,7 @@ class TestPolicies:
     def test_session_reads_the_prompts_beginning_where_no_session_is_named(self) -> None:
         assert wish(route_of("session")) == wish(route_of("prefix"))
         assert wish(route_of("session")).blocks == ()
-        short = {"messages": []}
+        short: dict[str, Any] = {"messages": []}
         assert wish(route_of("session"), short) == wish(route_of("prefix"), short)
 
     @pytest.mark.parametrize("policy", ["auto", "session", "prefix"])
