@@ -299,7 +299,8 @@ class Forwarder:
                 mark = _mark(request)
             call.body.clear()
             if isinstance(first, Whole):
-                self._quarantine.answered(mark)
+                if mark:
+                    self._quarantine.answered(mark)
                 begin(self._clock, trail, exchange, first.content_type, len(first.body), first.headers)
                 exchange.finish(first.body)
                 trail.outcome = Outcome.COMPLETED

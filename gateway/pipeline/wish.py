@@ -27,12 +27,12 @@ def wish_of(route: Route | None, call: Call, seen: Look | None, visit: Visit) ->
     if route is None or seen is None or len(route.pods) < 2:
         return Wish(tokens)
     policy: Policy = route.pool.policy
-    if policy not in _LOOKING:
+    # What does not generate has no cache, and what is shorter than a block shares nothing.
+    if policy not in _LOOKING or (policy == "auto" and (len(seen.body) < BLOCK_BYTES or not visit.operation.streams)):
         return Wish(tokens)
     seed, prompt = _prompt(route.model, seen)
     if policy == "auto":
-        # What does not generate has no cache, and what is shorter than a block shares nothing.
-        if len(prompt) < BLOCK_BYTES or not visit.operation.streams:
+        if len(prompt) < BLOCK_BYTES:
             return Wish(tokens)
         key = _session(seen, visit) or _conversation(prompt, seed)
         return Wish(tokens, blocks_of(prompt, seed), key)
