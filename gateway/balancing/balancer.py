@@ -502,7 +502,8 @@ class Balancer:
     def _ended(self, lease: "Lease") -> None:
         seat = lease.seat
         was_probe = seat.probe is lease
-        self._began(lease)
+        if lease.tokens or lease.retry or was_probe:
+            self._began(lease)
         seat.in_flight -= 1
         self._by_model[lease.model] -= 1
         self._active -= 1

@@ -104,6 +104,9 @@ class Forwarder:
 
         Raises what the client is to be told, if nothing of an answer was sent yet.
         """
+        if len(models) == 1 and models[0] == request.call.model:
+            await self._to_model(request)
+            return
         refused: PoolgateError | None = None
         for model in models:
             request = await _asking_for(model, request)
@@ -227,7 +230,7 @@ class Forwarder:
         deadlines: Deadlines,
     ) -> Failed | None:
         """One pod, on a connection that is open already or a fresh one. None when the client has its answer."""
-        visit = request.visit
+        visit, call = request.visit, request.call
         trail = visit.trail
         trail.attempts += 1
         trail.pod, trail.decision = pool.pod.name, lease.choice.reason
@@ -243,11 +246,36 @@ class Forwarder:
                 # The drain ended while this request was on its way to a pod: nobody would tell it so later.
                 connection.abort()
                 raise draining()
-            failed = await self._send(lease, pool, connection, request, deadlines)
-            if failed is None:
-                outcome = trail.outcome
-                return None
-            failed = await self._diagnosed(failed, lease, request)
+            relay = self._relay(request, deadlines)
+            relay.connection = connection
+            head = request_head(
+                visit.operation.path,
+                pool.host,
+                self._pools.authorization,
+                visit.head.fields,
+                call.content_type,
+                f"{trail.pod_request_id}-{trail.attempts}",
+                call.body_length,
+            )
+            self._running[relay] = lease
+            try:
+                trail.sent_at = relay.sent_at = lease.sent_at = self._clock()
+                connection.send(head, call.body, relay)
+                first = await relay.first
+                if not isinstance(first, Failed):
+                    mark = self._begun(first, relay, lease, request)
+                    if isinstance(first, Whole):
+                        self._answer_whole(first, lease, request, mark)
+                    else:
+                        await self._relay_to_its_end(first, relay, lease, pool, request, mark)
+                    outcome = trail.outcome
+                    return None
+            finally:
+                connection.drop(relay)
+                del self._running[relay]
+                relay.discard()
+                _note_usage(relay.reader, visit.operation, call, trail)
+            failed = await self._diagnosed(first, lease, request)
             outcome = failed.failure
             return self._blamed(failed, lease, visit)
         finally:
@@ -264,55 +292,30 @@ class Forwarder:
                 ),
             )
 
-    async def _send(
-        self, lease: Lease, pool: PodPool, connection: PodConnection, request: Request, deadlines: Deadlines
-    ) -> Failed | None:
-        """Send the request and see its answer to the end. None when the client has it."""
-        visit, call, exchange, _ = request
-        trail = visit.trail
-        relay = self._relay(request, deadlines)
-        relay.connection = connection
-        head = request_head(
-            visit.operation.path,
-            pool.host,
-            self._pools.authorization,
-            visit.head.fields,
-            call.content_type,
-            f"{trail.pod_request_id}-{trail.attempts}",
-            call.body_length,
-        )
-        self._running[relay] = lease
-        try:
-            trail.sent_at = relay.sent_at = lease.sent_at = self._clock()
-            connection.send(head, call.body, relay)
-            first = await relay.first
-            if isinstance(first, Failed):
-                return first
-            now = self._clock()
-            trail.first_content_at = relay.first_content_at or now
-            lease.began(now)
-            mark = 0
-            if isinstance(first, Content):
-                lease.streams(visit.tenant, now)
-                mark = _mark(request)
-            elif self._quarantine:
-                mark = _mark(request)
-            call.body.clear()
-            if isinstance(first, Whole):
-                if mark:
-                    self._quarantine.answered(mark)
-                begin(self._clock, trail, exchange, first.content_type, len(first.body), first.headers)
-                exchange.finish(first.body)
-                trail.outcome = Outcome.COMPLETED
-                lease.answered(visit.tenant)
-            else:
-                await self._relay_to_its_end(first, relay, lease, pool, request, mark)
-            return None
-        finally:
-            connection.drop(relay)
-            del self._running[relay]
-            relay.discard()
-            _note_usage(relay.reader, visit.operation, call, trail)
+    def _begun(self, first: Whole | Large | Content, relay: Relay, lease: Lease, request: Request) -> Mark:
+        """The answer has begun: note it, and let go of the body. What the request is known by, if that is needed."""
+        visit, call = request.visit, request.call
+        now = self._clock()
+        visit.trail.first_content_at = relay.first_content_at or now
+        lease.began(now)
+        mark = 0
+        if isinstance(first, Content):
+            lease.streams(visit.tenant, now)
+            mark = _mark(request)
+        elif self._quarantine:
+            mark = _mark(request)
+        call.body.clear()
+        return mark
+
+    def _answer_whole(self, first: Whole, lease: Lease, request: Request, mark: Mark) -> None:
+        """Answer with a body that is complete."""
+        visit, exchange = request.visit, request.exchange
+        if mark:
+            self._quarantine.answered(mark)
+        begin(self._clock, visit.trail, exchange, first.content_type, len(first.body), first.headers)
+        exchange.finish(first.body)
+        visit.trail.outcome = Outcome.COMPLETED
+        lease.answered(visit.tenant)
 
     def _relay(self, request: Request, deadlines: Deadlines) -> Relay:
         visit, call, _, _ = request

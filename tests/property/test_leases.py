@@ -21,10 +21,10 @@ from gateway.core.errors import QueueFull, QueueTimeout
 from gateway.core.fleet import Fleet, Pod, PodLoad, PodState, Pool, Route
 from tests.fakes import Hands
 
-NAMES = "abcde"
-SERVED = {"m": "abcd", "adapter": "ab", "n": "e"}
+NAMES = "abcd"
+SERVED = {"m": "abc", "adapter": "ab", "n": "d"}
 """The pods of each model; those of the last one are another pool."""
-POOL_OF = {name: "q" if name == "e" else "p" for name in NAMES}
+POOL_OF = {name: "q" if name == "d" else "p" for name in NAMES}
 LIMIT = 2
 QUEUE = 5
 POOLS = {
@@ -119,6 +119,15 @@ class Requests(RuleBasedStateMachine):
         self.turn()
         if lease is not None:
             self.take_hold(lease, Waiting(model, excluded, retry))
+
+    @rule(model=st.sampled_from([*SERVED]))
+    def fill(self, model: str) -> None:
+        """Take all the room there is."""
+        route = self.fleet.value.routes.get(model)
+        while route is not None and (lease := self.balancer.lease_nowait(route, Wish(10))) is not None:
+            self.turn()
+            self.take_hold(lease, Waiting(model, set(), False))
+        self.turn()
 
     @rule(
         model=st.sampled_from([*SERVED]),
@@ -257,6 +266,12 @@ class Requests(RuleBasedStateMachine):
             assert seat.probe is None or seat.probe in self.held
             if seat.probing and seat.pod.state is PodState.READY and self.clock() >= seat.resting_until:
                 assert (seat.probe is None) == self._has_room(seat.pod)
+
+    @invariant()
+    def no_pod_that_is_gone_has_a_seat_without_requests(self) -> None:
+        if self.balancer._seen is self.fleet.value:
+            there = {name for name, state in self.states.items() if state is not PodState.DRAINING}
+            assert all(seat.in_flight or uid in there for uid, seat in self.balancer._seats.items())
 
     def _has_room(self, pod: Pod) -> bool:
         seat = self.balancer.seat_of(pod.uid)

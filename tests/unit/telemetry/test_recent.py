@@ -46,8 +46,18 @@ def test_a_request_is_found_by_its_id() -> None:
     assert (recent.find("one"), recent.find("other"), recent.find("third")) == (one, other, None)
 
 
+def test_of_very_many_smooth_ones_in_a_second_the_first_are_kept_and_every_other_one() -> None:
+    recent = Recent(smooth_a_second=2)
+    for number in range(4):
+        recent.add(named(f"smooth-{number}", ended_at=1000.25 + number / 100))
+        recent.add(named(f"rough-{number}", ended_at=1000.25 + number / 100, attempts=2))
+    recent.add(named("next", ended_at=1001.0))
+    assert known(recent, *(f"smooth-{number}" for number in range(4)), "next") == ["smooth-0", "smooth-1", "next"]
+    assert len(known(recent, *(f"rough-{number}" for number in range(4)))) == 4
+
+
 def test_the_oldest_is_forgotten_first() -> None:
-    recent = Recent(max_trails=2)
+    recent = Recent(smooth_a_second=10_000, max_trails=2)
     for request_id in ("a", "b", "c"):
         recent.add(named(request_id))
     assert known(recent, "a", "b", "c") == ["b", "c"]
@@ -55,7 +65,7 @@ def test_the_oldest_is_forgotten_first() -> None:
 
 @pytest.mark.parametrize("rough", ROUGH)
 def test_requests_that_went_smoothly_do_not_push_out_the_others(rough: dict[str, Any]) -> None:
-    recent = Recent(max_trails=2)
+    recent = Recent(smooth_a_second=10_000, max_trails=2)
     recent.add(named("rough", **rough))
     for number in range(10):
         recent.add(named(f"smooth-{number}"))
@@ -76,14 +86,14 @@ def test_of_several_with_the_same_id_the_last_is_found(first: dict[str, Any], se
 
 
 def test_a_repeated_id_is_as_young_as_its_last_request() -> None:
-    recent = Recent(max_trails=2)
+    recent = Recent(smooth_a_second=10_000, max_trails=2)
     for request_id in ("a", "b", "a", "c"):
         recent.add(named(request_id))
     assert known(recent, "a", "b", "c") == ["a", "c"]
 
 
 def test_who_has_no_key_pushes_nobody_out() -> None:
-    recent = Recent(max_trails=2)
+    recent = Recent(smooth_a_second=10_000, max_trails=2)
     recent.add(named("known", outcome=Outcome.REFUSED))
     for number in range(10):
         recent.add(refused(request_id=f"stranger-{number}"))
@@ -108,7 +118,7 @@ def test_names_that_callers_and_pods_make_up_are_cut(name: str) -> None:
     )
 )
 def test_what_is_kept_is_what_the_bounds_leave_of_the_last_ones(requests: list[tuple[int, bool]]) -> None:
-    recent = Recent(max_trails=3)
+    recent = Recent(smooth_a_second=10_000, max_trails=3)
     kept: dict[bool, list[Trail]] = {False: [], True: []}
     for number, (name, smooth) in enumerate(requests):
         ended = named(f"id-{name}", ended_at=1000.0 + number, attempts=1 if smooth else 2)
@@ -121,7 +131,7 @@ def test_what_is_kept_is_what_the_bounds_leave_of_the_last_ones(requests: list[t
 
 
 def test_a_kept_request_takes_little_memory_and_there_is_a_bound() -> None:
-    recent = Recent()
+    recent = Recent(smooth_a_second=10_000)
     tracemalloc.start()
     try:
         for number in range(3 * MAX_TRAILS):
