@@ -26,6 +26,7 @@ from gateway.core.errors import (
     StreamDraining,
     StreamStalled,
     UpstreamDisconnected,
+    UpstreamTimeout,
 )
 from gateway.core.fleet import Deadlines, Fleet, Pod, Route
 from gateway.pipeline.exchange import Exchange
@@ -370,7 +371,8 @@ class Forwarder:
             exchange.abort()
         trail.outcome = Outcome(error.outcome)
         trail.code = error.code
-        if not isinstance(error, StreamDraining):
+        # Neither our own drain nor our own limit on a stream's length is the pod's fault.
+        if not isinstance(error, StreamDraining) and type(error) is not UpstreamTimeout:
             lease.failed(Blame.POD, visit.tenant)
             if mark and trail.outcome in _CUT and lease.seat.leaving_since is None:
                 self._probes.ask(pool.pod, died=True).add_done_callback(partial(self._note_death, lease.seat, mark))

@@ -114,7 +114,8 @@ class Look(NamedTuple):
     def session(self) -> str:
         """The conversation that `prompt_cache_key` names; empty without one."""
         key = self.fields.prompt_cache_key
-        return "" if key is _UNSET else bytes(key).decode("utf-8", "replace")
+        said = b"" if key is _UNSET else bytes(key)
+        return "" if said in (b"null", b'""') else said.decode("utf-8", "replace")
 
     @property
     def cache_salt(self) -> bytes:

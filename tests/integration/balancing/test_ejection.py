@@ -136,6 +136,18 @@ async def test_clients_that_leave_say_nothing_of_the_pod() -> None:
         assert found.all_ejections() == 0
 
 
+async def test_our_own_limit_on_a_stream_s_length_says_nothing_of_the_pod(side: Side) -> None:
+    given = pods(2, STREAM_HEAD, TOKEN, Hang)
+    async with given[0], given[1], scene(given, side=side, pool={"stream_seconds": 30}) as found:
+        for _ in range(8):
+            asking = found.asking(stream=True)
+            await found.until(lambda: found.gateway.balancer.active == 1)
+            found.leap(31)
+            came = await asking
+            assert (came.status, b"upstream_timeout" in came.body) == (200, True)
+        assert found.all_ejections() == 0
+
+
 # Whose fault is a 500?
 
 

@@ -127,6 +127,11 @@ class TestSessions:
         keys = {wish(route_of("session"), fields, headers=headers).key for headers in ({}, {"x-session-id": ""})}
         assert keys == {session_key("key", '"three"')}
 
+    @pytest.mark.parametrize("empty", [None, ""])
+    def test_an_empty_name_in_the_body_is_none(self, empty: str | None) -> None:
+        fields = {**CHAT_FIELDS, "prompt_cache_key": empty}
+        assert wish(route_of("session"), fields).key == wish(route_of("session")).key
+
     def test_one_callers_session_is_never_anothers(self) -> None:
         one, other = (wish(route_of("session"), headers={"x-session-id": "s"}, key_id=name) for name in ("a", "b"))
         assert one.key != other.key
