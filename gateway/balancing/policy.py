@@ -138,8 +138,6 @@ def auto(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
     What is not cached weighs more than what waits, since it holds up the next requests too. A warm pod works off all of
     this alike; one with a small weight gets less, since each request in it counts more.
     """
-    if not wish.blocks and not wish.key and len(pods) <= MOST_WEIGHED:
-        return _least_work(pods, wish, view)
     tokens = wish.tokens
     home = _first(pods, wish.key) if wish.key and view.familiar else None
     if len(pods) > MOST_WEIGHED:
@@ -152,6 +150,8 @@ def auto(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
         others += pod.others
     each = pending / own if own else 0.0
     bound = SHARE_FACTOR * (own + failed + others) / len(pods) + SHARE_SLACK
+    if not (wish.blocks or wish.key or others):
+        return _least_work(pods, wish, view, bound)
     usual = others / len(pods)
     usual += CHANCE_DEVIATIONS * sqrt(usual)
     blocks, cached_at = wish.blocks, view.cache.cached
@@ -189,36 +189,16 @@ def auto(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
     return Choice(best, "home" if best is home else "cheapest", 0, most, pods, costs)
 
 
-def _least_work(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
-    """What `auto` comes to for a prompt that shares nothing, in a third of the time: most requests are short."""
-    own = pending = failed = others = 0
-    for pod in pods:
-        own += pod.in_flight
-        pending += pod.pending_tokens
-        failed += pod.failed
-        others += pod.others
-    bound = SHARE_FACTOR * (own + failed + others) / len(pods) + SHARE_SLACK
+def _least_work(pods: Sequence[Standing], wish: Wish, view: View, bound: float) -> Choice:
+    """What `auto` comes to for a prompt that shares nothing, at pods with no requests but ours, in less time: most
+    requests are short."""
     work = WORK_FACTOR * wish.tokens
-    if others:
-        each = pending / own if own else 0.0
-        usual = others / len(pods)
-        usual += CHANCE_DEVIATIONS * sqrt(usual)
-        costs = [
-            inf
-            if pod.in_flight + pod.failed + pod.others > bound * pod.weight
-            else pod.pending_tokens
-            + (foreign := max(0.0, pod.others - usual)) * each
-            + work
-            + BUSY_TOKENS * (pod.in_flight + pod.failed + foreign + 1) / pod.weight
-            for pod in pods
-        ]
-    else:
-        costs = [
-            inf
-            if (running := pod.in_flight + pod.failed) > bound * pod.weight
-            else pod.pending_tokens + work + BUSY_TOKENS * (running + 1) / pod.weight
-            for pod in pods
-        ]
+    costs = [
+        inf
+        if (running := pod.in_flight + pod.failed) > bound * pod.weight
+        else pod.pending_tokens + work + BUSY_TOKENS * (running + 1) / pod.weight
+        for pod in pods
+    ]
     lowest = min(costs)
     if lowest == inf:
         return least(pods, wish, view)
