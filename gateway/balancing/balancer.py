@@ -422,7 +422,7 @@ class Balancer:
     def _settle(self, state: _PoolState, now: float) -> None:
         """Work out every seat's room, and hand out what there is."""
         health, pool = state.health, state.pool
-        state.unsettled = False
+        state.unsettled = health.ramping
         for seat in state.seats:
             standing = health.state(seat.uid)
             seat.limit = seat.pod.max_in_flight or pool.max_in_flight_per_pod
@@ -430,13 +430,14 @@ class Balancer:
             seat.probing = standing is State.PROBING and not health.panic
             if standing is not State.PROBING:
                 seat.probe = None
-            if now < seat.resting_until or (standing is State.EJECTED and not health.panic):
+            rests = now < seat.resting_until
+            if rests or not health.usable(seat.uid):
                 seat.room = 0
             elif seat.probing:
                 seat.room = _ONE_MORE if seat.probe is None else 0
             else:
                 seat.room = max(1, int(seat.limit * seat.weight))
-            if standing is not State.HEALTHY or now < seat.resting_until or seat.weight < 1:
+            if rests or standing is not State.HEALTHY:
                 state.unsettled = True
         self._hand_out(state, now, len(state.line))
 
