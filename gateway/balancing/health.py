@@ -214,8 +214,8 @@ class PoolHealth:
         if since is None:
             return 1.0
         if len(self._ready) > len(self._out) + len(self._ramping):
-            return _ramp(now - since)
-        return _ramp(now - since) / _ramp(now - next(iter(self._ramping.values())))
+            return ramp(now - since)
+        return ramp(now - since) / ramp(now - next(iter(self._ramping.values())))
 
     @property
     def ramping(self) -> bool:
@@ -408,5 +408,6 @@ class _Record:
         self.answered_to.clear()
 
 
-def _ramp(seconds: float) -> float:
+def ramp(seconds: float) -> float:
+    """The share of a pod that has been back, or new, for so long: 0.1 to 1."""
     return min(1.0, LEAST_WEIGHT + (1.0 - LEAST_WEIGHT) * seconds / RAMP_SECONDS)

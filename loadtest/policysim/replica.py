@@ -8,14 +8,12 @@ from collections import deque
 from collections.abc import Callable
 
 from gateway.balancing.affinity import PrefixIndex, uid_key
+from gateway.balancing.health import ramp
 from gateway.balancing.policy import Policy, Standing, View, Wish, learn
 from loadtest.policysim.engine import TOKENS_PER_BLOCK
 
 ROOM = 128
 """The gateway's default for `max_in_flight_per_pod`."""
-RAMP_SECONDS = 30.0
-LEAST_WEIGHT = 0.1
-"""A new pod's share of the work grows from this to 1 in so long, as in `gateway.balancing.health`."""
 
 
 class Sent:
@@ -104,8 +102,7 @@ class Replica:
         return Sent(number, standing, tokens)
 
     def _weigh(self, standing: Standing, now: float) -> None:
-        ready = (now - self._new[standing.uid]) / RAMP_SECONDS
-        standing.weight = min(LEAST_WEIGHT + (1 - LEAST_WEIGHT) * ready, 1.0)
+        standing.weight = ramp(now - self._new[standing.uid])
         standing.room = max(int(ROOM * standing.weight), 1)
         if standing.weight == 1.0:
             del self._new[standing.uid]
