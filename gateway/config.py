@@ -24,6 +24,7 @@ from gateway.core.caller import Tenant
 from gateway.core.fleet import Deadlines, Policy, Pool
 from gateway.core.naming import Alias, Target
 from gateway.discovery.models import MAX_NAME_CHARACTERS, is_name
+from gateway.discovery.pods import MAX_IN_FLIGHT
 from gateway.discovery.static import StaticPod
 from gateway.limits.keys import KeyEntry
 
@@ -175,7 +176,7 @@ class PoolSection(_Section):
     has not cached. `least`: the fewest requests. `p2c`: the less busy one of two taken by chance. `session`: each
     session's own pod, as long as that is not overloaded. `prefix`: the same for prompts that begin alike.
     `round_robin`: one after the other."""
-    max_in_flight_per_pod: int = Field(default=128, ge=1, le=100_000)
+    max_in_flight_per_pod: int = Field(default=128, ge=1, le=MAX_IN_FLIGHT)
     """How many requests a pod takes at once: those of this replica, and all others where the pod's `/load` is believed.
     The rest wait. A pod's annotation `poolgate.dev/max-in-flight` says it for that pod."""
     queue_limit: int = Field(default=256, ge=0, le=100_000)

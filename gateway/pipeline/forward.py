@@ -105,12 +105,10 @@ class Forwarder:
 
         Raises what the client is to be told, if nothing of an answer was sent yet.
         """
-        if len(models) == 1 and models[0] == request.call.model:
-            await self._to_model(request)
-            return
         refused: PoolgateError | None = None
         for model in models:
-            request = await _asking_for(model, request)
+            if model != request.call.model:
+                request = await _asking_for(model, request)
             try:
                 await self._to_model(request)
             except (NoReadyPod, QueueFull, QueueTimeout) as error:
@@ -466,8 +464,6 @@ class Forwarder:
 async def _asking_for(model: str, request: Request) -> Request:
     """The request with the model's name in its body."""
     call = request.call
-    if model == call.model:
-        return request
     if call.body_length <= OFF_LOOP_BYTES:
         return request._replace(call=renamed(call, model))
     return request._replace(call=await asyncio.to_thread(renamed, call, model))
