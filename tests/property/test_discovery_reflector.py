@@ -8,7 +8,6 @@ Without sockets, and in a time of its own that jumps to the next timer: so the r
 import asyncio
 import json
 import logging
-import selectors
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.discovery.reflector import ApiFailed, Pace, Reflector
+from tests.jumping import JumpingLoop
 
 NAMES = "abcdef"
 ANCHOR = "anchor"
@@ -28,30 +28,6 @@ ONE_LIST_SECONDS = PACE.relist * 1.2 + PACE.longest_pause + 1
 """A list that is due when a watch has just begun comes after one pause."""
 Held = tuple[str, str, str]
 """(name, uid, what it says)."""
-
-
-class _Jumping(selectors.DefaultSelector):
-    """Does not wait: the time is then."""
-
-    now = 1000.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "everybody waits, and for nothing"
-        found = super().select(0)
-        if not found:
-            self.now += max(0.0, timeout)
-        return found
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time jumps to the next timer."""
-
-    def __init__(self) -> None:
-        self.jumping = _Jumping()
-        super().__init__(self.jumping)
-
-    def time(self) -> float:
-        return self.jumping.now
 
 
 @dataclass

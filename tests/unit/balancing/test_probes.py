@@ -1,7 +1,6 @@
 """What `/health` is asked for, when, and what follows; on a loop whose time jumps to its next timer."""
 
 import asyncio
-import selectors
 from collections.abc import Callable, Coroutine
 from itertools import pairwise
 from typing import Any
@@ -11,29 +10,10 @@ from gateway.balancing.probes import Condition, Probes
 from gateway.core.cell import Cell
 from gateway.core.fleet import Fleet, Pod, PodState, Pool, Route
 from gateway.core.ports import FetchFailed
+from tests.jumping import JumpingLoop
 
 PODS = tuple(Pod(uid, f"pod-{uid}", "p", "h", 1, PodState.READY) for uid in "abcd")
 A, B = PODS[:2]
-
-
-class _Jumping(selectors.DefaultSelector):
-    """Waits for nothing: when everybody waits for a time, it is that time."""
-
-    now = 1000.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "everybody waits, and for nothing"
-        self.now += max(0.0, timeout)
-        return super().select(0)
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self.jumping = _Jumping()
-        super().__init__(self.jumping)
-
-    def time(self) -> float:
-        return self.jumping.now
 
 
 class Answers:
