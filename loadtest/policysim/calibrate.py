@@ -17,7 +17,8 @@ import random
 import statistics
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from urllib.parse import urlsplit
 
@@ -26,6 +27,9 @@ from loadtest.policysim.profiles import StepTime, pairs
 LENGTHS = (64, 128, 256, 512, 1024, 1800)
 STREAMS = (1, 2, 4, 8)
 TOKEN_IDS = range(1000, 30000)
+DECODING_SECONDS = 120.0
+FIRST_TOKENS = 20
+"""Of a stream among several: the gaps between them are torn by the others' prompts."""
 
 
 def fit(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
@@ -55,8 +59,10 @@ class Pod:
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
         self._model = model
 
-    def token_times(self, prompt: Sequence[int], answer_tokens: int) -> list[float]:
-        """When the request was sent, then when each token came."""
+    def token_times(
+        self, prompt: Sequence[int], answer_tokens: int, decoding: threading.Event | None = None
+    ) -> list[float]:
+        """When the request was sent, then when each token came; `decoding` is set when the first ones are behind."""
         asked = {"model": self._model, "prompt": prompt, "max_tokens": answer_tokens, "stream": True, "temperature": 0}
         body = json.dumps({**asked, "ignore_eos": True})
         connection = http.client.HTTPConnection(self._host, self._port, timeout=120)
@@ -69,6 +75,8 @@ class Pod:
             while line := answer.readline():
                 if line.startswith(b"data: {"):
                     times.append(time.perf_counter())
+                    if decoding is not None and len(times) > FIRST_TOKENS + 2:
+                        decoding.set()
             return times
         finally:
             connection.close()
@@ -104,33 +112,34 @@ def by_streams(pod: Pod, rng: random.Random, tokens: int) -> dict[int, float]:
 
 def torn(pod: Pod, rng: random.Random, streams: int, length: int) -> float:
     """The longest gap in the median stream of several, when a prompt of that length arrives beside them."""
+    with _streaming(pod, rng, streams, 150) as told:
+        pod.first_token_seconds(new_prompt(rng, length))
+    return statistics.median(max(_between(times)[FIRST_TOKENS:]) for times in told)
+
+
+@contextmanager
+def _streaming(pod: Pod, rng: random.Random, streams: int, tokens: int) -> Iterator[list[list[float]]]:
+    """So many streams at once: the block begins when all of them decode, and what it got is filled when all ended."""
     told: list[list[float]] = []
 
-    def stream(prompt: Sequence[int]) -> None:
-        told.append(pod.token_times(prompt, 150))
+    def stream(prompt: Sequence[int], decoding: threading.Event) -> None:
+        told.append(pod.token_times(prompt, tokens, decoding))
 
-    threads = [threading.Thread(target=stream, args=(new_prompt(rng, 64),)) for _ in range(streams)]
+    begun = [threading.Event() for _ in range(streams)]
+    threads = [threading.Thread(target=stream, args=(new_prompt(rng, 64), decoding)) for decoding in begun]
     for thread in threads:
         thread.start()
-    time.sleep(1.5)  # all of them decode, and go on for longer than this
-    pod.first_token_seconds(new_prompt(rng, length))
+    for decoding in begun:
+        if not decoding.wait(DECODING_SECONDS):
+            raise SystemExit("a stream has not begun to decode in time")
+    yield told
     for thread in threads:
         thread.join()
-    # The first gaps are torn by each other's prompts.
-    return statistics.median(max(_between(times)[20:]) for times in told)
 
 
 def _gaps(pod: Pod, rng: random.Random, streams: int, tokens: int) -> list[float]:
-    told: list[list[float]] = []
-
-    def stream(prompt: Sequence[int]) -> None:
-        told.append(pod.token_times(prompt, tokens))
-
-    threads = [threading.Thread(target=stream, args=(new_prompt(rng, 64),)) for _ in range(streams)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with _streaming(pod, rng, streams, tokens) as told:
+        pass
     begin, end = max(times[1] for times in told), min(times[-1] for times in told)
     return [
         later - earlier for times in told for earlier, later in pairwise(times[1:]) if begin <= earlier and later <= end
