@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = ("runtime.lock", "kubernetes.lock", "build.lock", "dev.lock")
+LOCKS = ("runtime.lock", "extras.lock", "build.lock", "dev.lock")
 # Written apart so that this file does not name them either.
 FORBIDDEN = re.compile(
     "|".join(
@@ -71,7 +71,7 @@ def test_the_locks_hold_every_declared_dependency_within_its_range() -> None:
     locked = {name: (ROOT / "requirements" / name).read_text() for name in LOCKS}
     for text, declared in (
         (locked["runtime.lock"], project["project"]["dependencies"]),
-        (locked["kubernetes.lock"], project["project"]["optional-dependencies"]["kubernetes"]),
+        *((locked["extras.lock"], project["project"]["optional-dependencies"][extra]) for extra in ("kubernetes", "redis", "jwt")),
         (locked["dev.lock"], project["dependency-groups"]["dev"] + project["project"]["dependencies"]),
     ):
         for requirement in declared:
@@ -84,9 +84,9 @@ def test_runtime_and_development_agree_on_every_version() -> None:
         text = (ROOT / "requirements" / name).read_text()
         return dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", text, re.MULTILINE))
 
-    runtime, cluster, dev = (versions(name) for name in ("runtime.lock", "kubernetes.lock", "dev.lock"))
-    assert {name: cluster[name] for name in runtime} == runtime
-    assert {name: dev[name] for name in cluster} == cluster
+    runtime, extras, dev = (versions(name) for name in ("runtime.lock", "extras.lock", "dev.lock"))
+    assert {name: extras[name] for name in runtime} == runtime
+    assert {name: dev[name] for name in extras} == extras
 
 
 def test_the_runtime_stays_small() -> None:
