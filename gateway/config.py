@@ -36,6 +36,11 @@ H = TypeVar("H", bound=Hashable)
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
+RequestLimit = Annotated[int, Field(ge=1, le=10_000_000)]
+TokenLimit = Annotated[int, Field(ge=1, le=1_000_000_000)]
+ConcurrentLimit = Annotated[int, Field(ge=1, le=1_000_000)]
+Priority = Annotated[int, Field(ge=-100, le=100)]
+OnRedisDown = Literal["local", "allow", "deny"]
 
 
 def _check_model_name(name: str) -> str:
@@ -214,11 +219,94 @@ class AliasSection(_Section):
         return self
 
 
+class JwtSection(_Section):
+    issuer: str = Field(pattern=r"^https?://")
+    """The `iss` of tokens that are believed. Its keys are read from `ISSUER/.well-known/openid-configuration`."""
+    audience: str = Field(min_length=1, max_length=256)
+    """The `aud` that a token must have been made for."""
+    tenant_claim: str = Field(default="sub", min_length=1, max_length=64)
+    """The claim that says whose token it is: `tenant` in the access line, in metrics and in limits."""
+    jwks_url: str | None = Field(default=None, pattern=r"^https?://")
+    """Where the issuer's keys are, if it does not say so itself."""
+    models: tuple[str, ...] = ("*",)
+    """Globs of the model names that callers with a token may use and see."""
+
+
 class AuthSection(_Section):
     mode: Literal["keys", "none"] = "keys"
     """`none` serves everyone, and only together with the flag `--insecure-no-auth`."""
     keys_file: Path = Path("/etc/poolgate/keys.yaml")
-    """The keys file, read once at the start. A relative path starts at the process's working directory."""
+    """The keys file; a change of it takes effect within seconds. A relative path starts at the process's working
+    directory."""
+    jwt: JwtSection | None = None
+    """Tokens of an OpenID Connect issuer, taken beside keys."""
+    forwarded_user_secret: str | None = Field(default=None, repr=False, min_length=16)
+    """The secret with which Open WebUI signs for whom it asks (its `FORWARD_USER_INFO_HEADER_JWT_SECRET`): keys with
+    `forwards_user` are then believed only with the signed header. Without it the plain one, `X-OpenWebUI-User-Id`."""
+
+
+class DefaultLimitsSection(_Section):
+    requests_per_minute: RequestLimit | None = 600
+    """Requests per minute. null: no such limit. Without keys (`auth.mode: none`) these three do not apply."""
+    tokens_per_minute: TokenLimit | None = 200_000
+    """Prompt and completion tokens per minute, together. null: no such limit."""
+    concurrent: ConcurrentLimit | None = 32
+    """Requests running at once, those that wait for a pod included. null: no such limit."""
+
+
+class LimitRuleSection(_Section):
+    per: Literal["key", "tenant", "user", "model"]
+    """What has one such limit each: a key, a tenant (the team of a key), a user whom an application speaks for, or a
+    model's name as it was asked for."""
+    match: str = Field(default="*", min_length=1, max_length=256)
+    """A glob: which keys (by their id), tenants, users or models the rule is for."""
+    model: str = Field(default="*", min_length=1, max_length=256)
+    """A glob over the model names asked for. The limit holds for all of them together."""
+    requests_per_minute: RequestLimit | None = None
+    """Requests per minute."""
+    tokens_per_minute: TokenLimit | None = None
+    """Tokens per minute; which of them, `count` says."""
+    requests_per_day: RequestLimit | None = None
+    """A quota, of requests per day. What is spent comes back evenly over the day, not at midnight."""
+    tokens_per_day: TokenLimit | None = None
+    """A quota, of tokens per day."""
+    concurrent: ConcurrentLimit | None = None
+    """Requests running at once."""
+    count: Literal["prompt", "completion", "both"] = "both"
+    """Which tokens count."""
+    on_redis_down: OnRedisDown | None = None
+    """For this rule, in place of `limits.on_redis_down`."""
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> "LimitRuleSection":
+        if not self.model_fields_set & _LIMITS or all(getattr(self, name) is None for name in _LIMITS):
+            raise ValueError(f"a rule without a limit: give it one of {', '.join(sorted(_LIMITS))}")
+        return self
+
+
+_LIMITS = {"requests_per_minute", "tokens_per_minute", "requests_per_day", "tokens_per_day", "concurrent"}
+
+
+class LimitsSection(_Section):
+    redis_url: str | None = Field(default=None, repr=False, pattern=r"^(redis|rediss|unix)://")
+    """Where all replicas count together: `redis://[USER:PASSWORD@]HOST:PORT/DB`, `rediss://` with TLS, or
+    `unix://PATH`. null: each replica counts for itself, in memory."""
+    on_redis_down: OnRedisDown = "local"
+    """What holds while Redis is slow or away. `local`: each replica allows its share of a limit, which is the limit
+    divided by the number of replicas. `allow`: the limit does not hold. `deny`: what it is for is refused, with 503."""
+    replicas: int = Field(default=1, ge=1, le=10_000)
+    """How many replicas there are, outside Kubernetes. Inside, they are counted."""
+    default: DefaultLimitsSection = DefaultLimitsSection()
+    """What each key may spend, unless the keys file says otherwise."""
+    rules: tuple[LimitRuleSection, ...] = Field(default=(), max_length=256)
+    """Further limits. All that are for a request must have room, or it is refused and counts nowhere."""
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> "LimitsSection":
+        scopes = [(rule.per, rule.match, rule.model, rule.count) for rule in self.rules]
+        if twice := _first_repeated(scopes):
+            raise ValueError(f"rules: two are per {twice[0]} with the same match, model and count: make them one")
+        return self
 
 
 class UpstreamSection(_Section):
@@ -245,6 +333,8 @@ class Config(_Section):
     asked for its model by that model's own name, which its answer bears."""
     auth: AuthSection = AuthSection()
     """Who may call."""
+    limits: LimitsSection = LimitsSection()
+    """What callers may spend."""
     upstream: UpstreamSection = UpstreamSection()
     """How pods are talked to."""
 
@@ -333,18 +423,18 @@ class _KeySection(_Section):
     """Guarded body fields this key may send; see below."""
     note: str = ""
     """For people. Not used."""
-    # Part of the file's format, but not acted on by this version: only their "off" values are accepted, so that no
-    # one believes in a limit that is not there.
-    requests_per_minute: None = None
-    """Not acted on yet."""
-    tokens_per_minute: None = None
-    """Not acted on yet."""
-    concurrent: None = None
-    """Not acted on yet."""
-    priority: Literal[0] = 0
-    """Not acted on yet."""
-    forwards_user: Literal[False] = False
-    """Not acted on yet."""
+    requests_per_minute: RequestLimit | None = None
+    """Its own limit, in place of that of `limits.default`. null, here and below: that one."""
+    tokens_per_minute: TokenLimit | None = None
+    """The same, for prompt and completion tokens together."""
+    concurrent: ConcurrentLimit | None = None
+    """The same, for requests running at once."""
+    priority: Priority = 0
+    """Who waits less where requests have to wait for a pod: lower numbers first, as vLLM counts them. Pods annotated
+    with `poolgate.dev/priority: "true"` are told it too."""
+    forwards_user: bool = False
+    """The key belongs to an application that says for which of its users it asks, such as Open WebUI; it is believed.
+    See `auth.forwarded_user_secret`."""
 
 
 class _KeysFile(_Section):
@@ -428,6 +518,11 @@ def load_keys(file: Path) -> tuple[KeyEntry, ...]:
             models=key.models,
             allow_fields=frozenset(key.allow_fields),
             debug=key.debug,
+            requests_per_minute=key.requests_per_minute,
+            tokens_per_minute=key.tokens_per_minute,
+            concurrent=key.concurrent,
+            priority=key.priority,
+            forwards_user=key.forwards_user,
             expires_at=None if expires is None else expires.timestamp(),
         )
         entries.append(KeyEntry(key.sha256, tenant, key.disabled))

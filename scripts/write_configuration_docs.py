@@ -80,8 +80,6 @@ works as well, if its SHA-256 stands in the file.
 """
 
 TAIL = """\
-Keys that are "not acted on yet" take their default only, so that no one believes in a limit that is not there.
-
 **Guarded fields** reach past the caller's own request. A body that has one is refused with 403 `field_not_allowed`,
 unless `allow_fields` names it:
 

@@ -18,6 +18,15 @@ class Tenant:
     allow_fields: frozenset[str] = frozenset()
     """Guarded body fields that this key may send."""
     debug: bool = False
+    requests_per_minute: int | None = None
+    """Its own limit; None, here and below: what keys have by default."""
+    tokens_per_minute: int | None = None
+    concurrent: int | None = None
+    """Requests running at once."""
+    priority: int = 0
+    """Lower waits less, as vLLM counts it."""
+    forwards_user: bool = False
+    """Whether it speaks for others, and is believed when it says for whom."""
     expires_at: float | None = None
     """Wall-clock seconds since 1970; None: never."""
 

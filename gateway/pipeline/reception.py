@@ -38,6 +38,12 @@ class Visit:
     model_id: str | None = None
     """Of `/v1/models/{id}`."""
     tenant: Tenant = ANONYMOUS
+    user: str = ""
+    """For whom the tenant asks, where it is believed; never logged."""
+    priority: int = 0
+    """In the line of those that wait for a pod: lower comes first."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """What its answer's head says of the caller's limits."""
     refused_in: Dialect | None = None
     """In whose words, if it was refused on its head; else in its operation's."""
     boundary: bytes = b""
