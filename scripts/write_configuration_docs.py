@@ -55,8 +55,10 @@ leads elsewhere, as Kubernetes mounts a ConfigMap (not with `subPath`: such a mo
   in `discovery.pods` gets no requests, and what runs there ends in peace. A pod that stays, by its pool and address, is
   the same pod at any place in the list.
 - **Until a restart stay as they were**: `server.host`, `server.port`, `server.ops_host`, `server.ops_port`, all of
-  `discovery` but the pods of mode static, and all of `auth`, with the keys file. What of it differs in the file is told
-  in the log, and by `config.waits_for_restart` of `/status.json`.
+  `discovery` but the pods of mode static, `auth` (but not what stands in the keys file) and `limits.redis_url`. What of
+  it differs in the file is told in the log, and by `config.waits_for_restart` of `/status.json`.
+- **The keys file** is followed in the same way: a key that is added opens within seconds, and one that is removed,
+  disabled or expired opens nothing more.
 - **A secret** that a `file:` names is not looked at by itself. `touch` the configuration file to have it read again.
 """
 
@@ -121,16 +123,23 @@ def rows_of(name: str, schema: Mapping[str, Any], defs: Mapping[str, Any]) -> It
         name = f"{name}[]"
     section = defs[below.rpartition("/")[2]]
     for key, value in section["properties"].items():
+        inner = next((each for each in (value, *value.get("anyOf", ())) if "$ref" in each), None)
         default = "*required*" if key in section.get("required", ()) else f"`{json.dumps(value.get('default'))}`"
+        if "$ref" in value:
+            default = "see below"
         yield Key(f"{name}.{key}", kind(value), default, " ".join(value["description"].split()))
         if "$ref" in value.get("items", {}):
             yield from rows_of(f"{name}.{key}", value, defs)
+        elif inner is not None:
+            yield from rows_of(f"{name}.{key}", inner, defs)
 
 
 def kind(schema: Mapping[str, Any]) -> str:
     """What a key may be, in words."""
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(kind(each) for each in schema["anyOf"]))
+    if "$ref" in schema:
+        return "section"
     if "const" in schema:
         return f"`{json.dumps(schema['const'])}`"
     if "enum" in schema:

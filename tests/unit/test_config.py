@@ -212,11 +212,30 @@ def test_the_contracts_example_of_a_keys_file_is_valid(tmp_path: Path) -> None:
     assert load_keys(file)[0].tenant.team == "acme"
 
 
-def test_a_limit_that_would_not_be_kept_is_refused(tmp_path: Path) -> None:
+def test_the_limits_of_a_key_are_its_tenants(tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
-    file.write_text(f'keys:\n- id: a\n  sha256: "{"a" * 64}"\n  team: acme\n  requests_per_minute: 5\n')
-    with pytest.raises(ConfigError, match=r"keys\.yaml:5: keys\.0\.requests_per_minute"):
-        load_keys(file)
+    file.write_text(
+        f'keys:\n- id: a\n  sha256: "{"a" * 64}"\n  team: acme\n  requests_per_minute: 5\n  tokens_per_minute: 6\n'
+        "  concurrent: 7\n  priority: -1\n  forwards_user: true\n"
+    )
+    (entry,) = load_keys(file)
+    tenant = entry.tenant
+    assert (tenant.requests_per_minute, tenant.tokens_per_minute, tenant.concurrent) == (5, 6, 7)
+    assert (tenant.priority, tenant.forwards_user) == (-1, True)
+
+
+@pytest.mark.parametrize(
+    ("rules", "told"),
+    [
+        ("[{per: tenant}]", "a rule without a limit"),
+        ("[{per: team, requests_per_minute: 1}]", r"limits\.rules\.0\.per"),
+        ("[{per: key, requests_per_minute: 0}]", r"limits\.rules\.0\.requests_per_minute"),
+        ("[{per: key, concurrent: 1}, {per: key, requests_per_day: 1}]", "make them one"),
+    ],
+)
+def test_a_rule_that_limits_nothing_or_stands_twice_is_refused(tmp_path: Path, rules: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_config(write(tmp_path, f"limits: {{rules: {rules}}}\n"), {})
 
 
 def test_a_token_of_the_ops_port_is_kept_to_itself_and_never_empty(tmp_path: Path) -> None:
