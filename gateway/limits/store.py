@@ -1,0 +1,37 @@
+"""The port to where limits are counted. Two modules implement it, `memory_store` and `redis_store`, with one meaning;
+a property test drives both with the same histories.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from gateway.limits.bucket import Bucket, Costs, Taken
+
+Mode = Literal["memory", "redis", "local"]
+MODES: tuple[Mode, ...] = ("memory", "redis", "local")
+
+
+class Store(Protocol):
+    """Takes from a request's buckets, all or none, and settles at its end."""
+
+    @property
+    def mode(self) -> Mode:
+        """`memory`: this replica counts for itself. `redis`: all count together. `local`: they should, but Redis is
+        slow or away, so each keeps to its share."""
+        ...
+
+    def take_nowait(self, buckets: Sequence[Bucket], costs: Costs) -> Taken | None:
+        """What can be said at once; None: it has to be asked, by `take`."""
+        ...
+
+    async def take(self, buckets: Sequence[Bucket], costs: Costs) -> Taken:
+        """Ask. Answers within tens of milliseconds whatever happens; never raises. Cancelled, nothing stays taken."""
+        ...
+
+    def settle(self, taken: Taken, buckets: Sequence[Bucket], reserved: Costs, used: Costs) -> None:
+        """A request that was let in has ended. Never waits."""
+        ...
+
+    async def run(self) -> None:
+        """What runs beside the requests; ends by cancellation."""
+        ...
