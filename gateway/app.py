@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from gateway.api.inference import InferenceApp
 from gateway.api.ops import ops_app
-from gateway.api.status import ConfigState, Seen
+from gateway.api.status import ConfigState, LimitsState, Seen
 from gateway.balancing.balancer import Balancer
 from gateway.balancing.probes import Probes
 from gateway.config import Config, ConfigFile
@@ -24,7 +24,10 @@ from gateway.discovery.rounds import Rounds
 from gateway.discovery.source import Given, Source
 from gateway.discovery.static import pods_of
 from gateway.edge.protocol import Edge
+from gateway.limits.admission import Admission
 from gateway.limits.keys import KeyEntry, KeyRing
+from gateway.limits.memory_store import MemoryStore
+from gateway.limits.store import Store
 from gateway.pipeline.forward import Forwarder
 from gateway.pipeline.reception import Reception
 from gateway.pipeline.serve import Pipeline
@@ -62,6 +65,7 @@ class Gateway:
         self.clock = clock or Clock()
         self.drain_seconds = config.server.drain_seconds
         self._ops_token = config.server.ops_token
+        self._told_replicas = config.limits.replicas
         self._loop_lag = 0.0
         ring = None if keys is None else KeyRing(keys, self.clock.wall)
         chance = (rng or Random()).random  # noqa: S311  # ties and jitter need no secrecy
@@ -88,11 +92,13 @@ class Gateway:
             self.pools.fetch,
             in_flight=self.balancer.in_flight,
             told=self.balancer.load_read,
-            replicas=self.source.replicas,
+            replicas=self._replicas,
             clock=self.clock.monotonic,
             chance=chance,
         )
         self.probes = Probes(self.balancer, self.pools.fetch, self.clock.monotonic)
+        self.limits = _limit_store(config, self._replicas, self.clock, chance)
+        self.admission = Admission(config.limit_rules(), self.limits, self.metrics.limit_decisions)
         forwarder = Forwarder(
             fleet=self.fleet,
             balancer=self.balancer,
@@ -106,6 +112,7 @@ class Gateway:
         self.pipeline = Pipeline(
             fleet=self.fleet,
             aliases=self.aliases,
+            admission=self.admission,
             forwarder=forwarder,
             clock=self.clock,
             chance=chance,
@@ -124,6 +131,7 @@ class Gateway:
                 panics=self.balancer.panics,
                 loop_lag=lambda: self._loop_lag,
                 dropped_lines=lambda: self.access_log.dropped,
+                limit_mode=lambda: self.limits.mode,
                 discovery_stale=self.source.stale_seconds,
             )
         )
@@ -158,6 +166,7 @@ class Gateway:
             group.create_task(self._roster.run())
             group.create_task(self.rounds.run())
             group.create_task(self.probes.run())
+            group.create_task(self.limits.run())
             group.create_task(self._follow_fleet())
             group.create_task(self._tick())
             if self.reload is not None:
@@ -174,9 +183,10 @@ class Gateway:
             waiting=self.balancer.waiting,
             panics=self.balancer.panics,
             config=self.config_state.value,
+            limits=LimitsState(self.limits.mode, self.limits.since, self.limits.reason),
             mode=self.source.mode,
             stale_seconds=self.source.stale_seconds(),
-            replicas=self.source.replicas(),
+            replicas=self._replicas(),
             now=self.clock.monotonic(),
             wall=self.clock.wall(),
         )
@@ -186,6 +196,10 @@ class Gateway:
         self.pools.close()
         self.journal.flush()
         self.access_log.close()
+
+    def _replicas(self) -> int:
+        """Gateways that share pods and limits: counted in Kubernetes, told elsewhere."""
+        return max(self.source.replicas(), self._told_replicas)
 
     def _apply(self, config: Config) -> None:
         """Another configuration is in force, but for what this gateway was built with."""
@@ -200,6 +214,8 @@ class Gateway:
             api_key=upstream.api_key,
         )
         self.aliases.set(config.aliases())
+        self.admission.use(config.limit_rules())
+        self._told_replicas = config.limits.replicas
         self._roster.use(config.pool_values())
         if isinstance(self.source, Given) and config.discovery.mode == self.source.mode:
             self.source.give(pods_of(config.static_pods()))
@@ -256,3 +272,20 @@ def _source(
         )
     except NoCluster as error:
         raise CannotStart(str(error)) from None
+
+
+def _limit_store(config: Config, replicas: Callable[[], int], clock: Clock, chance: Callable[[], float]) -> Store:
+    """Where limits are counted.
+
+    Raises `CannotStart`.
+    """
+    url = config.limits.redis_url
+    if url is None:
+        return MemoryStore(clock.monotonic)
+    try:
+        from gateway.limits.redis_store import RedisStore
+    except ModuleNotFoundError as error:
+        raise CannotStart(
+            f"limits.redis_url is set, but the package {error.name} is missing: pip install 'poolgate[redis]'"
+        ) from None
+    return RedisStore(url, replica=os.urandom(8).hex(), replicas=replicas, clock=clock.monotonic, chance=chance)

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -26,7 +26,9 @@ from gateway.core.naming import Alias, Target
 from gateway.discovery.models import MAX_NAME_CHARACTERS, is_name
 from gateway.discovery.pods import MAX_IN_FLIGHT
 from gateway.discovery.static import StaticPod
+from gateway.limits.bucket import OnRedisDown
 from gateway.limits.keys import KeyEntry
+from gateway.limits.rules import LIMITS, Rule, Rules, Subject, TokenKind
 
 ENVIRONMENT_PREFIX = "POOLGATE_"
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -40,7 +42,6 @@ RequestLimit = Annotated[int, Field(ge=1, le=10_000_000)]
 TokenLimit = Annotated[int, Field(ge=1, le=1_000_000_000)]
 ConcurrentLimit = Annotated[int, Field(ge=1, le=1_000_000)]
 Priority = Annotated[int, Field(ge=-100, le=100)]
-OnRedisDown = Literal["local", "allow", "deny"]
 
 
 def _check_model_name(name: str) -> str:
@@ -255,7 +256,7 @@ class DefaultLimitsSection(_Section):
 
 
 class LimitRuleSection(_Section):
-    per: Literal["key", "tenant", "user", "model"]
+    per: Subject
     """What has one such limit each: a key, a tenant (the team of a key), a user whom an application speaks for, or a
     model's name as it was asked for."""
     match: str = Field(default="*", min_length=1, max_length=256)
@@ -272,19 +273,16 @@ class LimitRuleSection(_Section):
     """A quota, of tokens per day."""
     concurrent: ConcurrentLimit | None = None
     """Requests running at once."""
-    count: Literal["prompt", "completion", "both"] = "both"
+    count: TokenKind = "both"
     """Which tokens count."""
     on_redis_down: OnRedisDown | None = None
     """For this rule, in place of `limits.on_redis_down`."""
 
     @model_validator(mode="after")
     def _check_limits(self) -> "LimitRuleSection":
-        if not self.model_fields_set & _LIMITS or all(getattr(self, name) is None for name in _LIMITS):
-            raise ValueError(f"a rule without a limit: give it one of {', '.join(sorted(_LIMITS))}")
+        if not _amounts(self):
+            raise ValueError(f"a rule without a limit: give it one of {', '.join(LIMITS)}")
         return self
-
-
-_LIMITS = {"requests_per_minute", "tokens_per_minute", "requests_per_day", "tokens_per_day", "concurrent"}
 
 
 class LimitsSection(_Section):
@@ -390,6 +388,25 @@ class Config(_Section):
             for name, alias in self.models.items()
         }
 
+    def limit_rules(self) -> Rules:
+        """The limits, as plain values."""
+        limits = self.limits
+        return Rules(
+            _amounts(limits.default),
+            tuple(
+                Rule(
+                    rule.per,
+                    _amounts(rule),
+                    rule.match,
+                    rule.model,
+                    rule.count,
+                    rule.on_redis_down or limits.on_redis_down,
+                )
+                for rule in limits.rules
+            ),
+            limits.on_redis_down,
+        )
+
     def doubtful_targets(self) -> Iterator[str]:
         """What was perhaps not meant by an alias: a text for each of its models that no pool known from this file may
         serve, or that is an alias which does not lead to a model of its own name.
@@ -404,6 +421,12 @@ class Config(_Section):
                     yield f"models.{alias.name}: no pool of this file may serve the model {model!r}"
 
 
+def _amounts(section: DefaultLimitsSection | LimitRuleSection) -> tuple[tuple[str, int], ...]:
+    """The limits that a section sets, by name."""
+    told = ((name, getattr(section, name, None)) for name in LIMITS)
+    return tuple((name, amount) for name, amount in told if amount is not None)
+
+
 class _KeySection(_Section):
     id: str = Field(min_length=1, max_length=64)
     """The key's public part. It stands in the access line as `key_id`."""
@@ -414,7 +437,7 @@ class _KeySection(_Section):
     models: tuple[str, ...] = ("*",)
     """Globs of the model names the key may use and see."""
     expires: datetime | None = None
-    """From then on the key opens nothing. A time without a zone is UTC."""
+    """From then on the key opens nothing: a time such as `2027-01-01T00:00:00Z`. One without a zone is UTC."""
     disabled: bool = False
     """The key opens nothing."""
     debug: bool = False
@@ -436,10 +459,26 @@ class _KeySection(_Section):
     """The key belongs to an application that says for which of its users it asks, such as Open WebUI; it is believed.
     See `auth.forwarded_user_secret`."""
 
+    @field_validator("expires", mode="before")
+    @classmethod
+    def _check_expires(cls, value: Any) -> Any:
+        # A number would be read as seconds since 1970: a year, or a count of days, as a moment long past.
+        if value is not None and not isinstance(value, date) and "-" not in str(value)[1:]:
+            raise ValueError("give a time such as 2027-01-01T00:00:00Z")
+        return value
+
 
 class _KeysFile(_Section):
     keys: tuple[_KeySection, ...] = ()
     """The keys."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_list(cls, values: Any) -> Any:
+        # A file that was cut off must not revoke every key: that nobody is to be let in is said in words.
+        if values is None or (isinstance(values, dict) and values.keys() <= {"keys"} and values.get("keys") is None):
+            raise ValueError("there is no list of keys: write 'keys: []' if nobody is to be let in")
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -506,7 +545,8 @@ def load_keys(file: Path) -> tuple[KeyEntry, ...]:
     Raises `ConfigError`.
     """
     document = _read(file, None)
-    parsed = _validate(_KeysFile, document.value or {}, document)
+    parsed = _validate(_KeysFile, document.value, document)
+    _check_unique(parsed.keys, document)
     entries = []
     for key in parsed.keys:
         expires = key.expires
@@ -525,36 +565,44 @@ def load_keys(file: Path) -> tuple[KeyEntry, ...]:
             forwards_user=key.forwards_user,
             expires_at=None if expires is None else expires.timestamp(),
         )
-        entries.append(KeyEntry(key.sha256, tenant, key.disabled))
+        entries.append(KeyEntry(key.sha256, tenant, key.disabled, key.note))
     return tuple(entries)
 
 
-def add_key(file: Path, entry: Mapping[str, Any]) -> None:
-    """Append an entry to a keys file, which is made if it does not exist, readable by its owner only.
+def _check_unique(keys: tuple[_KeySection, ...], document: _Document) -> None:
+    told = []
+    first: dict[tuple[str, str], int] = {}
+    for index, key in enumerate(keys):
+        for name, value, fault in (
+            ("id", key.id, f"the id {key.id!r} is that of the key on line {{}} too: give each key its own"),
+            ("sha256", key.sha256, "this is the key on line {} again: keep one of them"),
+        ):
+            before = first.setdefault((name, value), index)
+            if before != index:
+                line, other = (document.line_of(("keys", str(at), name)) for at in (index, before))
+                told.append(f"{document.file}:{line}: keys.{index}.{name}: {fault.format(other)}")
+    if told:
+        raise ConfigError("\n".join(told))
 
-    Raises `ConfigError` when the entry is not valid, or the file there is not a keys file.
+
+def check_key(entry: Mapping[str, Any]) -> None:
+    """Whether this may stand in a keys file.
+
+    Raises `ConfigError`.
     """
-    _validate(_KeysFile, {"keys": [dict(entry)]}, _Document("the new key", None, {}))
-    present: list[Any] = []
-    if file.exists():
-        load_keys(file)
-        present = list((yaml.safe_load(file.read_text("utf-8")) or {}).get("keys") or [])
-    text = yaml.safe_dump({"keys": [*present, dict(entry)]}, sort_keys=False, allow_unicode=True)
-    beside = file.with_name(f".{file.name}.new")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as out:
-        out.write(text)
-    beside.replace(file)
+    _validate(_KeySection, dict(entry), _Document("the new key", None, {}))
 
 
 def _read(file: Path, environment: Mapping[str, str] | None) -> _Document:
     """A file and its lines; variables and secret files are put in their places if an environment is given."""
     try:
-        text = file.read_text("utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        # Parsed once, for the values and their lines: ten thousand keys take seconds. Not by libyaml: what nests too
+        # deeply ends the process there.
+        loader = yaml.SafeLoader(file.read_text("utf-8"))
+        node = loader.get_single_node()
         lines: dict[tuple[str, ...], int] = {}
         _note_lines(node, (), lines, str(file))
-        document = _Document(str(file), yaml.safe_load(text), lines)
+        document = _Document(str(file), None if node is None else loader.construct_document(node), lines)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -24,6 +24,9 @@ from gateway.limits.keys import KeyEntry, digest, new_key
 Side = Literal["edge", "asgi"]
 
 
+NO_LIMITS = {"requests_per_minute": None, "tokens_per_minute": None, "concurrent": None}
+
+
 class HasUrl(Protocol):
     """A pod of any make."""
 
@@ -83,6 +86,7 @@ async def running(
     discovery: Mapping[str, Any] | None = None,
     pools: Mapping[str, Any] | None = None,
     models: Mapping[str, Any] | None = None,
+    limits: Mapping[str, Any] | None = None,
     file: Path | None = None,
     environment: Mapping[str, str] | None = None,
     clock: Clock | None = None,
@@ -92,7 +96,8 @@ async def running(
     """A gateway before these pods, all of one pool; with a key of its own, and one of another caller's.
 
     With `discovery` settings it finds its pods by them (`tests.discovering`), and `pools` are the settings of each.
-    With a `file` all settings are those that stand there, now and whenever it changes.
+    No limits hold but those in `limits`. With a `file` all settings are those that stand there, now and whenever it
+    changes.
     """
     key_id, key = new_key()
     entry = KeyEntry(digest(key.encode()), Tenant(**({"key_id": key_id, "team": "tests"} | dict(tenant or {}))))
@@ -103,6 +108,7 @@ async def running(
         "pools": {"chat": dict(pool or {}), **(pools or {})},
         "models": dict(models or {}),
         "server": dict(server or {}),
+        "limits": {"default": NO_LIMITS, **(limits or {})},
     }
     followed = None if file is None else ConfigFile(file, {})
     config = load_config(None, {}, settings) if followed is None else followed.load()

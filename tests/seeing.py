@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gateway.api.status import ConfigState, Seen
+from gateway.api.status import ConfigState, LimitsState, Seen
 from gateway.core.fleet import Fleet, Gauges, Model, Pod, PodHealth, PodLoad, PodState, Pool, RefusedPod, Route
 
 NOW = 5000.0
@@ -57,6 +57,7 @@ def seen(**more: Any) -> Seen:
         "waiting": lambda: [("chat", 0)],
         "panics": lambda: [("chat", False)],
         "config": ConfigState(NOW - 100.0),
+        "limits": LimitsState(since=NOW - 50.0),
         "mode": "kubernetes",
         "stale_seconds": 0.0,
         "replicas": 2,

@@ -35,6 +35,18 @@ class ConfigState:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitsState:
+    """Where limits are counted."""
+
+    mode: str = "memory"
+    """`memory`, `redis`, or `local`: Redis is slow or away, and each replica keeps to its share."""
+    since: float = 0.0
+    """Monotonic seconds."""
+    reason: str = ""
+    """Why it is `local`, in one word."""
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """What the gateway knows of its pods and of itself at one moment. What probes do not need is asked for only when it
     is told: with a thousand pods it is much."""
@@ -52,6 +64,7 @@ class Seen:
     panics: Callable[[], Iterable[tuple[str, bool]]]
     """(pool, whether its ejected pods get requests all the same)."""
     config: ConfigState
+    limits: LimitsState
     mode: str
     """Of discovery: `static` or `kubernetes`."""
     stale_seconds: float
@@ -96,6 +109,11 @@ def status_of(seen: Seen) -> dict[str, Any]:
         "reason": reason,
         "replicas": seen.replicas,
         "config": _config(seen),
+        "limits": {
+            "mode": seen.limits.mode,
+            "reason": seen.limits.reason,
+            "for_seconds": rounded(max(0.0, seen.now - seen.limits.since)),
+        },
         "discovery": {
             "mode": seen.mode,
             "listed": fleet.listed,

@@ -48,6 +48,10 @@ class Call(NamedTuple):
     content_type: bytes
     """The body's, with the boundary of a form's parts."""
     prompt_tokens_estimate: int
+    max_tokens: int | None = None
+    """Of each answer, as asked for."""
+    says_priority: bool = False
+    """The body has a priority of its own for the pod, which a header of ours would override."""
 
 
 class Attempt(NamedTuple):

@@ -31,6 +31,8 @@
     │   ├── QueueTimeout        503 queue_timeout
     │   ├── Draining            503 draining
     │   └── Busy                503 overloaded
+    ├── RateLimited          429 rate_limit_exceeded: a limit of the caller's own
+    │   └── QuotaExceeded       429 quota_exceeded: the same for a day's limit
     ├── PodRefusal           a pod's own 4xx, passed on byte for byte
     ├── Quarantined          500 request_quarantined
     └── InternalError        500 internal_error
@@ -39,7 +41,11 @@ The names on the wire are the contract's. Messages say what to do next and never
 """
 
 import json
+from math import ceil
 from typing import ClassVar
+
+_NO_RETRY = (b"x-should-retry", b"false")
+"""Said to the SDKs, which would send it twice more."""
 
 
 class PoolgateError(Exception):
@@ -193,7 +199,7 @@ class UpstreamTimeout(Upstream):
     outcome = "upstream_timeout"
 
     def headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        return ((b"x-should-retry", b"false"),)
+        return (_NO_RETRY,)
 
 
 class UpstreamTtftTimeout(UpstreamTimeout):
@@ -244,11 +250,7 @@ class Overloaded(PoolgateError):
         self.retry_after_seconds = retry_after_seconds
 
     def headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        whole = max(1, -int(-self.retry_after_seconds // 1))
-        return (
-            (b"retry-after", b"%d" % whole),
-            (b"retry-after-ms", b"%d" % max(1, round(self.retry_after_seconds * 1000))),
-        )
+        return _wait(self.retry_after_seconds)
 
 
 class NoReadyPod(Overloaded):
@@ -269,6 +271,41 @@ class Draining(Overloaded):
 
 class Busy(Overloaded):
     code = "overloaded"
+
+
+class RateLimited(PoolgateError):
+    """One of the caller's own limits. `retry_after_seconds` None: waiting does not help. `shown`: the headers that tell
+    where the limits stand."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_seconds: float | None = None,
+        shown: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+        self.shown = shown
+
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        if self.retry_after_seconds is None:
+            return (*self.shown, _NO_RETRY)
+        return self.shown + _wait(self.retry_after_seconds)
+
+
+class QuotaExceeded(RateLimited):
+    """What comes back over a day is nothing to wait for: the SDKs are told not to."""
+
+    type = "insufficient_quota"
+    code = "quota_exceeded"
+
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        return (*self.shown, _NO_RETRY)
 
 
 class PodRefusal(PoolgateError):
@@ -296,8 +333,14 @@ class Quarantined(PoolgateError):
     code = "request_quarantined"
 
     def headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        return ((b"x-should-retry", b"false"),)
+        return (_NO_RETRY,)
 
 
 class InternalError(PoolgateError):
     outcome = "internal"
+
+
+def _wait(seconds: float) -> tuple[tuple[bytes, bytes], ...]:
+    """When to come back, in whole seconds and exactly; never before it is over."""
+    milliseconds = max(1, ceil(seconds * 1000))
+    return (b"retry-after", b"%d" % -(-milliseconds // 1000)), (b"retry-after-ms", b"%d" % milliseconds)

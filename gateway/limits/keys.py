@@ -10,10 +10,14 @@ import re
 import secrets
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from hashlib import sha256
+from typing import Literal
 
 from gateway.core.caller import Tenant
+
+KeyState = Literal["active", "disabled", "expired"]
+Verdict = Literal["good", "disabled", "expired", "unknown", "mistyped", "malformed"]
 
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _KEY = re.compile(rb"sk-pg_([0-9A-Za-z]{8})_([0-9A-Za-z]{32})([0-9A-Za-z]{6})\Z")
@@ -27,6 +31,15 @@ class KeyEntry:
     sha256: str
     tenant: Tenant
     disabled: bool = False
+    note: str = ""
+    """For people."""
+
+    def state(self, wall: float) -> KeyState:
+        """What it is at a moment, in seconds since 1970."""
+        if self.disabled:
+            return "disabled"
+        expires_at = self.tenant.expires_at
+        return "expired" if expires_at is not None and expires_at <= wall else "active"
 
 
 def new_key() -> tuple[str, str]:
@@ -55,6 +68,40 @@ def well_formed(key: bytes) -> bool:
 def digest(key: bytes) -> str:
     """What is stored of a key: SHA-256 of its text, in hex."""
     return sha256(key).hexdigest()
+
+
+def judge(key: bytes, entries: Iterable[KeyEntry], wall: float) -> tuple[Verdict, KeyEntry | None]:
+    """What a key is worth with these entries, and its own if it has one. Callers are told only that a key is no good;
+    this is for who may read the file.
+    """
+    found = digest(key)
+    for entry in entries:
+        if entry.sha256 == found and len(key) <= MAX_KEY_BYTES:
+            state = entry.state(wall)
+            return ("good" if state == "active" else state), entry
+    if _KEY.match(key) is None:
+        return "malformed", None
+    return ("unknown" if well_formed(key) else "mistyped"), None
+
+
+def with_known_tenants(entries: Iterable[KeyEntry], before: Iterable[KeyEntry]) -> tuple[KeyEntry, ...]:
+    """The entries, each with the tenant that its id had before if no value in it changed: tenants are told apart by
+    identity, so what a caller has running or has spent goes on being its own.
+    """
+    known = {entry.tenant.key_id: entry.tenant for entry in before}
+
+    def tenant_for(new: Tenant) -> Tenant:
+        old = known.get(new.key_id)
+        return old if old is not None and _values(old) == _values(new) else new
+
+    return tuple(replace(entry, tenant=tenant_for(entry.tenant)) for entry in entries)
+
+
+def _values(tenant: Tenant) -> tuple[object, ...]:
+    return tuple(getattr(tenant, name) for name in _TENANT_FIELDS)
+
+
+_TENANT_FIELDS = tuple(field.name for field in fields(Tenant))
 
 
 class KeyRing:

@@ -11,9 +11,11 @@ class MemoryStore:
     """A `Store` that knows everything at once. `clock`: monotonic seconds."""
 
     mode: Mode = "memory"
+    reason = ""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self.since = clock()
         self.book = Book()
 
     def take_nowait(self, buckets: Sequence[Bucket], costs: Costs) -> Taken:

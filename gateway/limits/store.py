@@ -8,7 +8,6 @@ from typing import Literal, Protocol
 from gateway.limits.bucket import Bucket, Costs, Taken
 
 Mode = Literal["memory", "redis", "local"]
-MODES: tuple[Mode, ...] = ("memory", "redis", "local")
 
 
 class Store(Protocol):
@@ -18,6 +17,16 @@ class Store(Protocol):
     def mode(self) -> Mode:
         """`memory`: this replica counts for itself. `redis`: all count together. `local`: they should, but Redis is
         slow or away, so each keeps to its share."""
+        ...
+
+    @property
+    def since(self) -> float:
+        """Since when it is in this mode; monotonic seconds."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why it is `local`, in one word; else empty."""
         ...
 
     def take_nowait(self, buckets: Sequence[Bucket], costs: Costs) -> Taken | None:

@@ -31,7 +31,6 @@ from gateway.core.errors import (
 from gateway.core.fleet import Deadlines, Fleet, Pod, Route
 from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.intake import renamed
-from gateway.pipeline.operations import Operation
 from gateway.pipeline.quarantine import Mark, Quarantine, mark_of
 from gateway.pipeline.reception import Visit
 from gateway.pipeline.relay import Content, Failed, Large, Relay, StreamRelay, TailBudget, Whole
@@ -189,7 +188,8 @@ class Forwarder:
         """
         if self.draining:
             raise draining()
-        trail = request.visit.trail
+        visit = request.visit
+        trail = visit.trail
         pool = route.pool
         others = [pod for pod in route.pods if pod.uid not in excluded]
         if failed is not None and (not others or failed.failure is Failure.BUSY):
@@ -203,7 +203,13 @@ class Forwarder:
             raise self._no_ready_pod(request)
         try:
             return await self._balancer.wait_for_room(
-                route, request.wish, excluded, retry=on_budget, caller=request.visit.tenant, deadline=deadline
+                route,
+                request.wish,
+                excluded,
+                retry=on_budget,
+                caller=(visit.tenant, visit.user) if visit.user else visit.tenant,
+                deadline=deadline,
+                priority=visit.priority,
             )
         except QueueTimeout:
             if self.draining:
@@ -255,6 +261,7 @@ class Forwarder:
                 call.content_type,
                 f"{trail.pod_request_id}-{trail.attempts}",
                 call.body_length,
+                visit.priority if visit.priority and pool.pod.takes_priority and not call.says_priority else 0,
             )
             self._running[relay] = lease
             try:
@@ -273,7 +280,7 @@ class Forwarder:
                 connection.drop(relay)
                 del self._running[relay]
                 relay.discard()
-                _note_usage(relay.reader, visit.operation, call, trail)
+                _note_usage(relay.reader, request)
             failed = await self._diagnosed(first, lease, request)
             outcome = failed.failure
             return self._blamed(failed, lease, visit)
@@ -311,7 +318,7 @@ class Forwarder:
         visit, exchange = request.visit, request.exchange
         if mark:
             self._quarantine.answered(mark)
-        begin(self._clock, visit.trail, exchange, first.content_type, len(first.body), first.headers)
+        begin(self._clock, visit, exchange, first.content_type, len(first.body), first.headers)
         exchange.finish(first.body)
         visit.trail.outcome = Outcome.COMPLETED
         lease.answered(visit.tenant)
@@ -347,9 +354,9 @@ class Forwarder:
         visit, exchange = request.visit, request.exchange
         trail = visit.trail
         if isinstance(first, Large):
-            begin(self._clock, trail, exchange, first.content_type, first.length, first.headers)
+            begin(self._clock, visit, exchange, first.content_type, first.length, first.headers)
         else:
-            begin(self._clock, trail, exchange, _EVENTS, None, _STREAM_HEADERS)
+            begin(self._clock, visit, exchange, _EVENTS, None, _STREAM_HEADERS)
         relay.commit(exchange)
         ended = await relay.ended
         if ended.error is None and relay.connection is not None:
@@ -483,27 +490,44 @@ def _give_up(relay: Relay) -> None:
 
 def begin(
     clock: Callable[[], float],
-    trail: Trail,
+    visit: Visit,
     exchange: Exchange,
     content_type: bytes,
     length: int | None,
     headers: tuple[tuple[bytes, bytes], ...],
 ) -> None:
     """Send an answer's head."""
-    if trail.tenant is not None and trail.tenant.debug:
+    trail = visit.trail
+    headers += visit.headers
+    if visit.tenant.debug:
         headers += debug_headers(trail)
     exchange.start(200, content_type, length, headers)
     trail.status = 200
     trail.committed_at = clock()
 
 
-def _note_usage(reader: AnswerReader, operation: Operation, call: Call, trail: Trail) -> None:
+def _note_usage(reader: AnswerReader, request: Request) -> None:
     """What the last attempt that said anything spent: the pod's own count, or what was seen of it."""
+    visit, call = request.visit, request.call
+    trail = visit.trail
     if reader.answered:
         trail.finish = reader.finish
         trail.content_events = reader.content_events
-        if operation.takes_tokens:
-            trail.usage = reader.usage() or Usage(call.prompt_tokens_estimate, reader.content_events, estimated=True)
+    elif not request.exchange.client_gone:
+        return
+    # A pod works on a prompt from the moment it has it: who leaves before the first token has spent that much.
+    if visit.operation.takes_tokens:
+        usage = reader.usage()
+        if usage is None or _is_a_lie(usage, call):
+            usage = Usage(call.prompt_tokens_estimate, reader.content_events, estimated=True)
+        trail.usage = usage
+
+
+def _is_a_lie(usage: Usage, call: Call) -> bool:
+    """More was answered than was asked for; by the slack a pod may count otherwise than we do."""
+    if call.max_tokens is None or call.choices is None:
+        return False
+    return usage.completion_tokens > 2 * call.max_tokens * call.choices + 1024
 
 
 def debug_headers(trail: Trail) -> tuple[tuple[bytes, bytes], ...]:

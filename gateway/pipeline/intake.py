@@ -28,7 +28,7 @@ from gateway.pipeline.body import (
 )
 from gateway.pipeline.form import boundary_of, form_asking_for_model
 from gateway.pipeline.operations import CHAT, COMPLETIONS, JSON, RESPONSES_API, Operation
-from gateway.upstream.usage import BYTES_PER_TOKEN
+from gateway.upstream.usage import BYTES_PER_TOKEN, MAX_TOKENS
 
 WORTH_CUTTING_BYTES = 4096
 BYTES_PER_AUDIO_TOKEN = 640
@@ -67,6 +67,9 @@ class _Fields(msgspec.Struct, gc=False):
     system: _Optional = msgspec.UNSET
     instructions: _Optional = msgspec.UNSET
     prompt_cache_key: _Optional = msgspec.UNSET
+    max_tokens: _Optional = msgspec.UNSET
+    max_completion_tokens: _Optional = msgspec.UNSET
+    max_output_tokens: _Optional = msgspec.UNSET
     priority: _Optional = msgspec.UNSET
     cache_salt: _Optional = msgspec.UNSET
     kv_transfer_params: _Optional = msgspec.UNSET
@@ -88,6 +91,7 @@ class _StreamOptions(msgspec.Struct):
 
 
 _UNSET = msgspec.UNSET
+_NO_MAXIMUM = (_UNSET,) * 3
 _NONE_SENT = (_UNSET,) * len(GUARDED_FIELDS)
 _guarded = attrgetter(*GUARDED_FIELDS)
 _fields = msgspec.json.Decoder(_Fields)
@@ -200,6 +204,7 @@ def call_of(seen: Look, found: list[Member] | None, operation: Operation, tenant
         body_length=length,
         content_type=JSON,
         prompt_tokens_estimate=len(body) // BYTES_PER_TOKEN,
+        says_priority=fields.priority is not _UNSET,
     )
 
 
@@ -221,6 +226,7 @@ def call_of_form(found: Mapping[str, str], body: bytes, content_type: bytes, ten
         body_length=len(body),
         content_type=content_type,
         prompt_tokens_estimate=len(body) // BYTES_PER_AUDIO_TOKEN,
+        says_priority="priority" in found,
     )
 
 
@@ -277,6 +283,23 @@ def _wants_usage(options: bytes) -> bool:
     if (key := repeated(members(options), frozenset(("include_usage", "continuous_usage_stats")))) is not None:
         raise InvalidJson(f"the key {key!r} stands in stream_options twice", param="stream_options")
     return bool(told.include_usage)
+
+
+def _max_tokens(fields: _Fields) -> int | None:
+    """The most tokens of an answer, in any of the three spellings; what is no number is left to the pod to refuse."""
+    asked = (fields.max_tokens, fields.max_completion_tokens, fields.max_output_tokens)
+    if asked == _NO_MAXIMUM:
+        return None
+    return max(_tokens(bytes(each)) for each in asked if each is not _UNSET) or None
+
+
+def _tokens(text: bytes) -> int:
+    """A number in any form that a pod would take; 0 for what is none."""
+    try:
+        number = float(text.strip(b'"'))
+    except ValueError:
+        return 0
+    return int(min(number, MAX_TOKENS)) if number > 0 else 0
 
 
 def _choices(fields: _Fields, operation: Operation) -> int | None:

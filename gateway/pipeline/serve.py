@@ -1,6 +1,6 @@
-"""The pipeline: identify → read → name → forward → settle.
+"""The pipeline: identify → read → name → admit → forward → settle.
 
-One task per request runs `serve`; `forward` does the middle part. A client that leaves cancels the task, wherever it
+One task per request runs `serve`; `forward` does the longest part. A client that leaves cancels the task, wherever it
 waits.
 """
 
@@ -14,6 +14,7 @@ from gateway.core.clock import Clock
 from gateway.core.errors import Forbidden, InternalError, ModelNotFound, PoolgateError
 from gateway.core.fleet import Fleet
 from gateway.core.naming import Aliases, targets
+from gateway.limits.admission import Admission, Ask
 from gateway.pipeline import catalogue
 from gateway.pipeline.body import members
 from gateway.pipeline.exchange import Exchange
@@ -37,6 +38,7 @@ class Pipeline:
         *,
         fleet: Cell[Fleet],
         aliases: Cell[Aliases],
+        admission: Admission,
         forwarder: Forwarder,
         clock: Clock,
         chance: Callable[[], float],
@@ -44,6 +46,7 @@ class Pipeline:
     ) -> None:
         self._fleet = fleet
         self._aliases = aliases
+        self._admission = admission
         self._forwarder = forwarder
         self._monotonic = clock.monotonic
         self._chance = chance
@@ -90,7 +93,11 @@ class Pipeline:
                 wish = wish_of(self._fleet.value.routes.get(models[0]), call, seen, visit)
                 # From here on the body lives in the call alone.
                 del body, seen
-                await self._forwarder.forward(Request(visit, call, exchange, wish), models)
+                ask = _ask(visit, call)
+                reservation = self._admission.reserve_nowait(ask, trail) or await self._admission.reserve(ask, trail)
+                with reservation:
+                    visit.headers = reservation.headers
+                    await self._forwarder.forward(Request(visit, call, exchange, wish), models)
         except PoolgateError as error:
             self._answer_error(visit, exchange, error)
         except asyncio.CancelledError:
@@ -110,7 +117,7 @@ class Pipeline:
             body = catalogue.listing(fleet, aliases, visit.tenant)
         else:
             body = catalogue.one(fleet, aliases, visit.tenant, visit.model_id)
-        begin(self._monotonic, visit.trail, exchange, _JSON, len(body), ())
+        begin(self._monotonic, visit, exchange, _JSON, len(body), ())
         exchange.finish(body)
         visit.trail.outcome = Outcome.COMPLETED
 
@@ -141,7 +148,7 @@ class Pipeline:
         else:
             trail.status = error.http_status
             body = (visit.refused_in or visit.operation.dialect).body(error)
-            headers = error.headers()
+            headers = error.headers() + visit.headers
             if trail.tenant is not None and trail.tenant.debug:
                 headers += debug_headers(trail)
             exchange.start(error.http_status, _JSON, len(body), headers)
@@ -150,6 +157,19 @@ class Pipeline:
     def _settle(self, trail: Trail) -> None:
         trail.ended_at = self._monotonic()
         self._settled(trail)
+
+
+def _ask(visit: Visit, call: Call) -> Ask:
+    """What the request takes of its caller's limits."""
+    operation = visit.operation
+    return Ask(
+        visit.tenant,
+        visit.user,
+        call.model,
+        call.prompt_tokens_estimate if operation.takes_tokens else 0,
+        (call.choices or 1) if operation.streams else 0,
+        call.max_tokens,
+    )
 
 
 async def _read_form(visit: Visit, body: bytes) -> Call:

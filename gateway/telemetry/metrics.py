@@ -25,6 +25,7 @@ QUEUE_WAIT_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 7.5, 10, 15,
 
 OTHER = "other"
 TOKEN_KINDS = ("prompt", "completion", "cached")
+LIMIT_MODES = ("memory", "redis", "local")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Live:
     """How late the loop's last tick was, in seconds."""
     dropped_lines: Callable[[], int]
     """Access lines lost since start, because whoever reads stdout was too slow."""
+    limit_mode: Callable[[], str]
+    """Where limits are counted now: one of `LIMIT_MODES`."""
     discovery_stale: Callable[[], float]
     """For how long nothing has confirmed which pods there are, in seconds."""
 
@@ -64,6 +67,9 @@ class Metrics:
         self._ejections = self._counters("ejections", "Pods taken out for a while and why", "pool", "reason")
         self._quarantined = self._counters("quarantined", "Requests refused because pods died of them").of()
         self._reloads = self._counters("config_reloads", "Changed configurations and what came of them", "result")
+        self._decisions = self._counters(
+            "limit_decisions", "Limits and what they decided", "limit", "decision"
+        )
         self._relists = self._counters("discovery_relists", "Full lists of pods and why", "reason")
         self._rejected = self._counters("discovery_rejected", "Pods and model names refused and why", "reason")
         self._seconds = self._histograms(
@@ -158,6 +164,10 @@ class Metrics:
         """Count one changed configuration, and whether it is in force now."""
         self._reloads.of(result).value += 1
 
+    def limit_decisions(self, limit: str, decision: str) -> Count:
+        """The counter of requests that a limit let in, refused, or could not be looked at for."""
+        return self._decisions.of(limit, decision)
+
     def relisted(self, reason: str) -> None:
         """Count one full list of pods."""
         self._relists.of(reason).value += 1
@@ -222,6 +232,11 @@ class _LiveCollector(Collector):
         lag = GaugeMetricFamily("poolgate_loop_lag_seconds", "Seconds that the event loop's last tick was late")
         lag.add_metric((), self._live.loop_lag())
         yield lag
+        mode = GaugeMetricFamily("poolgate_limit_mode", "1 for where limits are counted now", labels=("mode",))
+        counted_in = self._live.limit_mode()
+        for name in LIMIT_MODES:
+            mode.add_metric((name,), name == counted_in)
+        yield mode
         stale = GaugeMetricFamily(
             "poolgate_discovery_stale_seconds", "Seconds since which nothing has confirmed which pods there are"
         )

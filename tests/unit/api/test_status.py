@@ -56,7 +56,13 @@ def test_the_status_has_the_shape_that_scripts_rely_on() -> None:
     assert set(told) == {
         *("version", "ready", "reason", "replicas", "discovery", "pools", "pods", "refused", "models_without_pods"),
         "config",
+        "limits",
     }
+
+
+def test_where_limits_are_counted_is_told_with_since_when_and_why() -> None:
+    state = LimitsState("local", NOW - 1.5, "timeout")
+    assert status_of(seen(limits=state))["limits"] == {"mode": "local", "reason": "timeout", "for_seconds": 1.5}
 
 
 def test_the_configuration_is_told_with_its_age_and_what_of_its_file_is_not_in_force() -> None:

@@ -36,6 +36,8 @@ NOW = {
     "poolgate_panic": {"pool"},
     "poolgate_quarantined": set(),
     "poolgate_config_reloads": {"result"},
+    "poolgate_limit_decisions": {"limit", "decision"},
+    "poolgate_limit_mode": {"mode"},
 }
 PODS = (
     Pod("u0", "chat-0", "chat", "127.0.0.1", 1, PodState.READY),
@@ -57,6 +59,7 @@ def watched() -> Metrics:
             panics=lambda: [("chat", False), ("other", True)],
             loop_lag=lambda: 0.125,
             dropped_lines=lambda: 2,
+            limit_mode=lambda: "local",
             discovery_stale=lambda: 1.5,
         )
     )
@@ -74,6 +77,7 @@ def live(**more: Any) -> Live:
         "panics": list,
         "loop_lag": float,
         "dropped_lines": int,
+        "limit_mode": lambda: "memory",
         "discovery_stale": float,
     }
     return Live(**nothing | more)
@@ -101,6 +105,7 @@ def test_the_contracts_series_are_there_with_their_labels_and_no_others() -> Non
     metrics.ejected("chat", "consecutive")
     metrics.reloaded("applied")
     metrics.relisted("start")
+    metrics.limit_decisions("concurrent", "refused").value += 1
     metrics.rejected("address", 2)
     found = families(metrics)
     assert set(found) == set(NOW)

@@ -1,0 +1,254 @@
+"""May this request be spent? All of its limits are taken in one step, and settled at its end with what it used.
+
+Tokens are taken before they are known: the prompt's are estimated, and the answer's are `max_tokens`, or, without it,
+what that model's answers have had of late. What the pod reports puts it right. A stream is never cut for a limit: what
+it used beyond its reservation is a debt.
+"""
+
+from collections.abc import Callable
+from math import ceil, inf
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from gateway.core.call import Trail
+from gateway.core.caller import Tenant
+from gateway.core.errors import Busy, PoolgateError, QuotaExceeded, RateLimited
+from gateway.limits.bucket import DAY, Bucket, Costs, Counts, Taken
+from gateway.limits.rules import LIMITS, Rules, words_of
+from gateway.limits.store import Store
+from gateway.telemetry.series import Count
+
+MIN_ANSWER_TOKENS = 256
+"""What an answer is taken for at least, if nobody says how long it may be."""
+MAX_ANSWER_TOKENS = 1_000_000_000
+LEARNS = 1 / 16
+"""Of each new answer in the running average of its model's."""
+MAX_PLANS = 8192
+MAX_MODELS = 4096
+CONCURRENT_RETRY_SECONDS = 1.0
+"""Nobody knows when one of a caller's requests ends."""
+UNCHECKED_RETRY_SECONDS = 2.0
+
+Headers = tuple[tuple[bytes, bytes], ...]
+Decide = Callable[[str, str], Count]
+"""The counter of a limit (one of `LIMITS`) and a decision (one of `DECISIONS`)."""
+DECISIONS = ("admitted", "refused", "unchecked")
+
+
+class Ask(NamedTuple):
+    """Who asks, and for how much."""
+
+    tenant: Tenant
+    user: str
+    model: str
+    """As it was asked for."""
+    prompt_tokens: int
+    """Estimated; 0 where no model runs."""
+    choices: int
+    """Answers that are asked for; 0 where none is generated."""
+    max_tokens: int | None
+    """Of each of them."""
+
+
+class _Plan:
+    """What requests of one caller for one model have in common."""
+
+    __slots__ = ("admitted", "buckets", "requests", "tokens")
+
+    def __init__(self, buckets: tuple[Bucket, ...], decisions: dict[tuple[str, str], Count]) -> None:
+        self.buckets = buckets
+        self.admitted = [decisions[bucket.name, "admitted"] for bucket in buckets]
+        rates = [(at, bucket) for at, bucket in enumerate(buckets) if bucket.period]
+        self.requests = _Shown("requests", [each for each in rates if each[1].counts is Counts.REQUESTS])
+        self.tokens = _Shown("tokens", [each for each in rates if each[1].counts is not Counts.REQUESTS])
+
+
+class Admission:
+    """Lets requests in. `decisions(limit, decision)` gives the counter of what was decided."""
+
+    def __init__(self, rules: Rules, store: Store, decisions: Decide) -> None:
+        self._rules = rules
+        self._store = store
+        self._decisions = {(limit, decision): decisions(limit, decision) for limit in LIMITS for decision in DECISIONS}
+        self._plans: dict[tuple[Tenant, str, str], _Plan] = {}
+        self._answers: dict[str, float] = {}
+
+    def use(self, rules: Rules) -> None:
+        """Other limits are in force for what comes from now on."""
+        self._rules = rules
+        self._plans.clear()
+
+    def forget_callers(self) -> None:
+        """The keys have changed."""
+        self._plans.clear()
+
+    def reserve_nowait(self, ask: Ask, trail: Trail) -> "Reservation | None":
+        """Let a request in, if that can be said at once; None: it has to be asked for, by `reserve`.
+
+        Raises `RateLimited`, `QuotaExceeded`, and `Busy` if a limit cannot be checked that must be.
+        """
+        plan = self._plan(ask)
+        costs = self._costs(ask)
+        taken = self._store.take_nowait(plan.buckets, costs) if plan.buckets else _FREE
+        return None if taken is None else self._decided(plan, costs, taken, ask, trail)
+
+    async def reserve(self, ask: Ask, trail: Trail) -> "Reservation":
+        """The same, when others have to be asked.
+
+        Raises as `reserve_nowait` does.
+        """
+        plan = self._plan(ask)
+        costs = self._costs(ask)
+        return self._decided(plan, costs, await self._store.take(plan.buckets, costs), ask, trail)
+
+    def settle(self, reservation: "Reservation") -> None:
+        """A request has ended; called by its reservation."""
+        usage = reservation.trail.usage
+        ask = reservation.ask
+        if usage is None:
+            used: Costs = (1, 0, 0, 0)
+        else:
+            prompt, completion = usage.prompt_tokens, usage.completion_tokens
+            used = (1, prompt, completion, prompt + completion)
+            if ask.choices and not usage.estimated:
+                self._learn(ask.model, completion / ask.choices)
+        if reservation.plan.buckets:
+            self._store.settle(reservation.taken, reservation.plan.buckets, reservation.costs, used)
+
+    def _plan(self, ask: Ask) -> _Plan:
+        key = ask[:3]
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()
+            plan = self._plans[key] = _Plan(self._rules.buckets(*key), self._decisions)
+        return plan
+
+    def _costs(self, ask: Ask) -> Costs:
+        prompt, answer = ask.prompt_tokens, 0
+        if ask.choices:
+            each = ask.max_tokens
+            if each is None:
+                each = max(MIN_ANSWER_TOKENS, ceil(self._answers.get(ask.model, 0.0)))
+            answer = min(each * ask.choices, MAX_ANSWER_TOKENS)
+        return 1, prompt, answer, prompt + answer
+
+    def _learn(self, model: str, tokens: float) -> None:
+        before = self._answers.get(model)
+        if before is None:
+            if len(self._answers) >= MAX_MODELS:
+                self._answers.clear()
+            before = tokens
+        self._answers[model] = before + (tokens - before) * LEARNS
+
+    def _decided(self, plan: _Plan, costs: Costs, taken: Taken, ask: Ask, trail: Trail) -> "Reservation":
+        if taken.refused is not None:
+            decision = "unchecked" if taken.unchecked else "refused"
+            self._decisions[taken.refused.name, decision].value += 1
+            raise _refusal(plan, costs, taken)
+        for count in plan.admitted:
+            count.value += 1
+        return Reservation(self, plan, costs, taken, ask, trail)
+
+
+class Reservation:
+    """What a request took, for the length of a `with` block; at its end it is made what the trail says was used."""
+
+    __slots__ = ("_admission", "ask", "costs", "plan", "taken", "trail")
+
+    def __init__(self, admission: Admission, plan: _Plan, costs: Costs, taken: Taken, ask: Ask, trail: Trail) -> None:
+        self._admission = admission
+        self.plan = plan
+        self.costs = costs
+        self.taken = taken
+        self.ask = ask
+        self.trail = trail
+
+    @property
+    def headers(self) -> Headers:
+        """What the answer's head says of the limits, in OpenAI's words."""
+        return _headers(self.plan, self.taken)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._admission.settle(self)
+
+
+class _Shown:
+    """The headers of one kind: those of the limit that has the least left."""
+
+    __slots__ = ("_limits", "_rates", "_remaining", "_reset")
+
+    def __init__(self, kind: str, rates: list[tuple[int, Bucket]]) -> None:
+        self._rates = rates
+        self._limits = [(f"x-ratelimit-limit-{kind}".encode(), b"%d" % bucket.amount) for _, bucket in rates]
+        self._remaining = f"x-ratelimit-remaining-{kind}".encode()
+        self._reset = f"x-ratelimit-reset-{kind}".encode()
+
+    def headers(self, taken: Taken) -> Headers:
+        least, shown = inf, 0
+        for number, (at, bucket) in enumerate(self._rates):
+            # A thousandth more: what is whole may come out as a little less.
+            left = (bucket.period - taken.levels[at]) / bucket.interval + 0.001
+            if left < least:
+                least, shown = left, number
+        if least is inf:
+            return ()
+        level = taken.levels[self._rates[shown][0]]
+        return (
+            self._limits[shown],
+            (self._remaining, b"%d" % max(0, int(least))),
+            (self._reset, duration(level)),
+        )
+
+
+def duration(microseconds: float) -> bytes:
+    """A duration as Go writes it, and OpenAI with it: `12ms`, `1.25s`, `6m0s`; rounded up to milliseconds."""
+    milliseconds = ceil(microseconds / 1000 - 1e-6)
+    if milliseconds < 1000:
+        return b"%dms" % milliseconds
+    minutes, rest = divmod(milliseconds, 60_000)
+    seconds = b"%gs" % (rest / 1000)
+    if not minutes:
+        return seconds
+    hours, minutes = divmod(minutes, 60)
+    return b"%dh%dm%b" % (hours, minutes, seconds) if hours else b"%dm%b" % (minutes, seconds)
+
+
+def _headers(plan: _Plan, taken: Taken) -> Headers:
+    return plan.requests.headers(taken) + plan.tokens.headers(taken)
+
+
+def _refusal(plan: _Plan, costs: Costs, taken: Taken) -> PoolgateError:
+    bucket = taken.refused
+    assert bucket is not None  # noqa: S101  # only what was refused comes here
+    limit, shown = words_of(bucket), _headers(plan, taken)
+    if taken.unchecked:
+        return Busy(
+            f"the limit of {limit} of {bucket.of} cannot be checked now", retry_after_seconds=UNCHECKED_RETRY_SECONDS
+        )
+    level = taken.levels[plan.buckets.index(bucket)]
+    if not bucket.period:
+        return RateLimited(
+            f"Rate limit reached: {limit} of {bucket.of}: limit {bucket.amount}, used {int(level)}, asked 1. "
+            "Wait until one of them has ended.",
+            retry_after_seconds=CONCURRENT_RETRY_SECONDS,
+            shown=shown,
+        )
+    asked = costs[bucket.counts]
+    used = ceil(level / bucket.interval - 0.001)
+    told = f"Rate limit reached: {limit} of {bucket.of}: limit {bucket.amount}, used {used}, asked {asked}."
+    if taken.wait == inf:
+        return RateLimited(f"{told} That is more than it ever allows at once: ask for less.", shown=shown)
+    seconds = taken.wait / 1e6
+    told = f"{told} Wait {ceil(taken.wait / 1000) / 1000:g} s."
+    if bucket.period == DAY:
+        return QuotaExceeded(told, retry_after_seconds=seconds, shown=shown)
+    return RateLimited(told, retry_after_seconds=seconds, shown=shown)
+
+
+_FREE = Taken(())
