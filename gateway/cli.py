@@ -18,9 +18,10 @@ import uvloop
 
 from gateway import __version__, process
 from gateway.app import CannotStart, Gateway
-from gateway.config import Config, ConfigError, ConfigFile, add_key, load_config, load_keys
+from gateway.config import Config, ConfigError, ConfigFile, load_config, load_keys
 from gateway.core.globs import overlaps
 from gateway.demo import Demo, DemoFailed
+from gateway.keys_file import add_key
 from gateway.limits.keys import KeyEntry, digest, new_key
 
 app = typer.Typer(
@@ -208,6 +209,40 @@ def explain(
         typer.echo(json.dumps(told, indent=2))
     else:
         terminal.show(explain_text.page(told))
+
+
+@app.command("usage")
+def tell_usage(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE", help="Files of access lines, gzipped or not; - or none: stdin."),
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+) -> None:
+    """Tokens per day, tenant and model, from access lines."""
+    from gateway import log_lines, terminal, usage, usage_table
+
+    if as_csv and as_json:
+        raise Refused("--csv or --json: choose one")
+    if not files and os.isatty(0):
+        raise Refused("give files of access lines, or send lines to stdin")
+    ledger = usage.Ledger()
+    try:
+        for name in files or [log_lines.STDIN]:
+            ledger.add(log_lines.lines_of(name))
+    except (log_lines.Unreadable, usage.TooManyRows) as error:
+        raise Refused(str(error)) from None
+    rows = ledger.rows()
+    for note in usage_table.notes(ledger.strange, ledger.without_tokens):
+        typer.echo(f"poolgate: {note}", err=True)
+    if as_json:
+        typer.echo(json.dumps([row._asdict() for row in rows], indent=2))
+    elif as_csv:
+        # As bytes: whatever the terminal's encoding, a file has one.
+        typer.echo(usage_table.csv_of(rows).encode(), nl=False)
+    else:
+        terminal.show(usage_table.page(rows))
 
 
 @app.command()

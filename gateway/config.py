@@ -7,7 +7,6 @@ with a double underscore are configuration: Kubernetes' service links make other
 Only `app`, `reload` and `cli` import this module; everyone else receives plain values.
 """
 
-import os
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field

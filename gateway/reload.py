@@ -20,7 +20,7 @@ LOOK_SECONDS = 1.0
 MAX_TOLD = 20
 """Keys that a log line names."""
 
-_BUILT_WITH = ("server.host", "server.port", "server.ops_host", "server.ops_port")
+_BUILT_WITH = ("server.host", "server.port", "server.ops_host", "server.ops_port", "limits.redis_url")
 _BUILT_WITH_SECTIONS = ("discovery", "auth")
 
 log = logging.getLogger("poolgate.config")

@@ -209,9 +209,10 @@ class Balancer:
         retry: bool,
         caller: Hashable,
         deadline: float,
+        priority: int = 0,
     ) -> "Lease":
-        """Wait in the pool's line for a pod with room. Cancelled, the place is given up, and a slot that was just
-        given passes on.
+        """Wait in the pool's line for a pod with room: lower priorities first, the callers of one take turns.
+        Cancelled, the place is given up, and a slot that was just given passes on.
 
         Raises `QueueFull` and `QueueTimeout`.
         """
@@ -219,7 +220,7 @@ class Balancer:
         if not len(state.line):
             state.handed_at = self._clock()
         came: asyncio.Future[Lease | Turned] = asyncio.get_running_loop().create_future()
-        waiter: Waiter[Lease] = Waiter(caller, route.model, wish, frozenset(excluded), retry, deadline, came)
+        waiter: Waiter[Lease] = Waiter(caller, priority, route.model, wish, frozenset(excluded), retry, deadline, came)
         if not state.line.join(waiter, route.pool.queue_limit):
             raise self._full(state)
         # Or else a pod's death would put all its requests in the line, whatever the budget.

@@ -79,6 +79,8 @@ class Pod:
     """Globs of the model names that its own annotation lets it serve."""
     max_in_flight: int | None = None
     """How many requests it takes at once, by its own annotation; None: as many as its pool says."""
+    takes_priority: bool = False
+    """By its own annotation: its engine schedules by priority, so requests may tell theirs."""
 
 
 @dataclass(frozen=True, slots=True)

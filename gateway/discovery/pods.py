@@ -18,6 +18,7 @@ POOL_LABEL = "poolgate.dev/pool"
 PORT_ANNOTATION = "poolgate.dev/port"
 MODELS_ANNOTATION = "poolgate.dev/models"
 MAX_IN_FLIGHT_ANNOTATION = "poolgate.dev/max-in-flight"
+PRIORITY_ANNOTATION = "poolgate.dev/priority"
 WORKER_LABEL = "leaderworkerset.sigs.k8s.io/worker-index"
 """LeaderWorkerSet numbers the pods of a group. Only number 0, the leader, serves HTTP, unless each pod is a rank of its
 own (vLLM's external and hybrid load balancing)."""
@@ -96,6 +97,7 @@ def pods_of(told: Mapping[str, Any], rules: Rules) -> tuple[Pod, ...]:
             askable=state is PodState.READY,
             allowed=_allowed(annotations),
             max_in_flight=_max_in_flight(annotations),
+            takes_priority=_takes_priority(annotations),
         )
         for port in ports
     )
@@ -231,6 +233,11 @@ def _max_in_flight(annotations: Mapping[str, Any]) -> int | None:
     if not (written.isdecimal() and written.isascii() and len(written) <= len(str(MAX_IN_FLIGHT))):
         return None
     return int(written) if 0 < int(written) <= MAX_IN_FLIGHT else None
+
+
+def _takes_priority(annotations: Mapping[str, Any]) -> bool:
+    """Only the word `true` says so. Any other counts as none: every engine takes a request without a priority."""
+    return _text(annotations, PRIORITY_ANNOTATION).strip() == "true"
 
 
 def _seconds(stamp: str) -> float:

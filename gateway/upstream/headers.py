@@ -1,7 +1,8 @@
 """Which headers go to a pod. Nothing of the caller's passes but what stands here.
 
 The caller's `Authorization` never reaches a pod: the pod's own key does. Our request id is one per attempt, since
-vLLM refuses a second request that bears the id of a running one.
+vLLM refuses a second request that bears the id of a running one. The priority is the gateway's word as well: vLLM
+takes that header before a `priority` in the body.
 """
 
 from collections.abc import Mapping
@@ -18,9 +19,10 @@ def request_head(
     content_type: bytes,
     attempt_id: str,
     length: int,
+    priority: int = 0,
 ) -> bytes:
-    """The head of a POST to a pod. `fields` are the caller's headers, names lower case."""
-    passed = b""
+    """The head of a POST to a pod. `fields` are the caller's headers, names lower case. Priority 0 is not told."""
+    passed = b"x-vllm-priority: %d\r\n" % priority if priority else b""
     for name in _PASSED:
         value = fields.get(name)
         if value and len(value) <= _MAX_PASSED_BYTES:

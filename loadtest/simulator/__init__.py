@@ -15,7 +15,7 @@ Imports point down: `__main__` → `pod` → `routes` → `translated` → `sabo
 from loadtest.simulator.connection import ReceivedRequest
 from loadtest.simulator.faults import BadFault, Fault, FaultKind, Garbage
 from loadtest.simulator.pod import SimulatedPod, Stage
-from loadtest.simulator.settings import PodSettings, Shutdown, Task
+from loadtest.simulator.settings import PodSettings, Scheduling, Shutdown, Task
 from loadtest.simulator.timing import FAST, TimeModel
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Garbage",
     "PodSettings",
     "ReceivedRequest",
+    "Scheduling",
     "Shutdown",
     "SimulatedPod",
     "Stage",

@@ -45,6 +45,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool
     stop: tuple[str, ...]
     fault: Fault | None
+    priority: int = 0  # the body's own
     wishes: Wishes = PLAIN
 
 
@@ -86,6 +87,7 @@ class _Body(msgspec.Struct, kw_only=True):
     prompt_logprobs: int | None = None
     return_token_ids: bool | None = None
     echo: bool | None = None
+    priority: int | None = None
     response_format: msgspec.Raw = msgspec.Raw()
     structured_outputs: msgspec.Raw = msgspec.Raw()
     sim_fault: msgspec.Raw = msgspec.Raw()
@@ -188,6 +190,7 @@ def _checked(
         ignore_eos=bool(body.ignore_eos),
         stop=_stop_strings(body.stop),
         fault=_fault(body.sim_fault),
+        priority=body.priority or 0,
         wishes=wishes,
     )
 
@@ -345,6 +348,7 @@ _SCALARS = {
     "n": int,
     "max_tokens": int,
     "max_completion_tokens": int,
+    "priority": int,
     "temperature": float,
 }
 

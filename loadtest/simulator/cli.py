@@ -18,7 +18,7 @@ import orjson
 
 from loadtest.simulator.faults import BadFault, Fault, FaultKind, fault_from_text
 from loadtest.simulator.pod import SimulatedPod
-from loadtest.simulator.settings import PodSettings, Shutdown, Task
+from loadtest.simulator.settings import PodSettings, Scheduling, Shutdown, Task
 from loadtest.simulator.timing import TimeModel
 
 try:
@@ -92,6 +92,14 @@ def parser() -> argparse.ArgumentParser:
     engine.add_argument("--max-num-seqs", type=int, default=usual.max_num_seqs)
     engine.add_argument("--max-num-batched-tokens", type=int, default=usual.max_num_batched_tokens)
     engine.add_argument("--max-num-queued-reqs", type=int, help="more in flight get a 503 (default: no limit)")
+    engine.add_argument(
+        "--scheduling-policy",
+        type=Scheduling,
+        choices=list(Scheduling),
+        default=usual.scheduling_policy,
+        help=f"who of those that wait is next (default {usual.scheduling_policy})",
+    )
+    engine.add_argument("--refuse-priorities", action="store_true", help="a priority other than 0 is a 400")
     engine.add_argument("--max-model-len", type=int, default=usual.max_model_len_tokens)
     engine.add_argument("--block-size", type=int, default=usual.block_size_tokens)
     engine.add_argument("--kv-blocks", type=int, default=usual.kv_blocks)
@@ -154,6 +162,8 @@ def pods_from(parsed: argparse.Namespace) -> dict[str, SimulatedPod]:
         max_num_seqs=parsed.max_num_seqs,
         max_num_batched_tokens=parsed.max_num_batched_tokens,
         max_num_queued_reqs=parsed.max_num_queued_reqs,
+        scheduling_policy=parsed.scheduling_policy,
+        refuse_priorities=parsed.refuse_priorities,
         block_size_tokens=parsed.block_size,
         kv_blocks=parsed.kv_blocks,
         prompt_tokens_details=parsed.enable_prompt_tokens_details,

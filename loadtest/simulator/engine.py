@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Protocol
 
 from loadtest.simulator.answers import Answer
 from loadtest.simulator.blocks import BlockPool
 from loadtest.simulator.gauges import EngineStats
 from loadtest.simulator.prompts import Prompt, answered_chain
-from loadtest.simulator.settings import PodSettings
+from loadtest.simulator.settings import PodSettings, Scheduling
 from loadtest.simulator.timing import prefill_shares
 
 # An event loop's timers are about this exact; a step that would end sooner ends at the loop's next turn.
@@ -27,6 +28,8 @@ from loadtest.simulator.timing import prefill_shares
 TIMER_RESOLUTION_SECONDS = 0.0005
 # A pod that was starved of CPU for longer does not hurry to catch up.
 LARGEST_LAG_SECONDS = 0.005
+
+_priority = attrgetter("priority")
 
 
 class Timer(Protocol):
@@ -79,6 +82,7 @@ class Sequence:
         "listener",
         "park_asked",
         "prefill_left",
+        "priority",
         "produced",
         "prompt",
         "room",
@@ -93,12 +97,14 @@ class Sequence:
         answer: Answer,
         emit: Callable[[Sequence], None] | None,
         adapter: str | None = None,
+        priority: int = 0,
     ) -> None:
         self.listener = listener
         self.index = index
         self.prompt = prompt
         self.answer = answer
         self.adapter = adapter  # the LoRA adapter's name
+        self.priority = priority  # lower is sooner, where the engine schedules by it
         self.emit = emit  # called with each token; None: only the end matters
         self.length = len(answer.pieces)
         self.produced = 0
@@ -309,10 +315,12 @@ class Engine:
             sequence.emit(sequence)
 
     def _admit(self) -> None:
-        """First come, first served, while there is a place in the batch and room for the prompt's blocks."""
+        """One after the other, while there is a place in the batch and room for the prompt's blocks."""
         settings = self._settings
+        by_priority = settings.scheduling_policy is Scheduling.PRIORITY
         while self._waiting and self.running < settings.max_num_seqs:
-            sequence = next(iter(self._waiting))
+            # Of several that are least, `min` takes the first.
+            sequence = min(self._waiting, key=_priority) if by_priority else next(iter(self._waiting))
             prompt = sequence.prompt
             blocks = -(-prompt.tokens // settings.block_size_tokens)
             if self.running and not self.pool.has_room(prompt.chain, blocks):

@@ -36,6 +36,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     request_id: bytes | None  # to be echoed as a header
     settings: PodSettings
     timers: Timers
+    priority: int = 0
     dialect: Dialect | None = None  # of another API than the chat's
 
 
@@ -111,7 +112,7 @@ class Generation(ABC):
         for prompt in asked.prompts:
             for choice in range(asked.n):
                 answer = self._answer(prompt, choice)
-                sequences.append(Sequence(self, len(sequences), prompt, answer, emit, adapter))
+                sequences.append(Sequence(self, len(sequences), prompt, answer, emit, adapter, self.job.priority))
         return sequences
 
     def _answer(self, prompt: Prompt, choice: int) -> Answer:

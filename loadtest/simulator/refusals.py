@@ -73,6 +73,10 @@ def prompt_too_long(window: int) -> Reply:
     return bad_request(message, "input_tokens", window + 1)
 
 
+def no_priorities(priority: int) -> Reply:
+    return bad_request(f"Got priority {priority} but Priority scheduling is not enabled.")
+
+
 def busy() -> Reply:
     return nested(503, BUSY, "Service Unavailable")
 

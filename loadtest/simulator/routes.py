@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from loadtest.simulator import bodies, gauges, messages, refusals, upkeep
-from loadtest.simulator.asked import Refused
+from loadtest.simulator.asked import Asked, Refused
 from loadtest.simulator.connection import Exchange, ReceivedRequest
 from loadtest.simulator.faults import OF_THE_WHOLE_POD, BadFault, Fault, FaultKind, fault_from_json
 from loadtest.simulator.generation import Generation, Job, StreamedAnswer, WholeAnswer
@@ -184,15 +184,27 @@ def _generate(exchange: Exchange, pod: SimulatedPod, route: Generates, fault: Fa
         fault = wanted.asked.fault
         if strike_first(fault, exchange, pod, stream=wanted.asked.stream, refused=route.refused):
             return
+    priority = _priority(request, wanted.asked)
+    if priority and pod.settings.refuse_priorities:
+        exchange.answer(route.refused(refusals.no_priorities(priority)))
+        return
     turned_away = _turned_away(pod)
     if turned_away is not None:
         exchange.answer(route.refused(turned_away))
         return
     pod.in_flight += 1
-    _generation(_job(exchange, pod, wanted), pod, fault).begin()
+    _generation(_job(exchange, pod, wanted, priority), pod, fault).begin()
 
 
-def _job(exchange: Exchange, pod: SimulatedPod, wanted: Wanted) -> Job:
+def _priority(request: ReceivedRequest, asked: Asked) -> int:
+    """The header's, else the body's. A header that is no number is ignored, as by vLLM."""
+    try:
+        return int(request.header("x-vllm-priority") or "")
+    except ValueError:
+        return asked.priority
+
+
+def _job(exchange: Exchange, pod: SimulatedPod, wanted: Wanted, priority: int) -> Job:
     made_id = exchange.request.header("x-request-id") or pod.next_id()
     answer_id, dialect = wanted.shape.id_prefix + made_id, wanted.dialect
     if dialect is not None:
@@ -209,6 +221,7 @@ def _job(exchange: Exchange, pod: SimulatedPod, wanted: Wanted) -> Job:
         request_id=made_id.encode("latin-1") if pod.settings.request_id_headers else None,
         settings=pod.settings,
         timers=pod.timers,
+        priority=priority,
         dialect=dialect,
     )
 

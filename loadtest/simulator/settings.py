@@ -29,6 +29,15 @@ class Task(enum.StrEnum):
     TRANSCRIPTION = "transcription"
 
 
+class Scheduling(enum.StrEnum):
+    """Who of those that wait is next."""
+
+    FCFS = "fcfs"
+    """vLLM's default: first come, first served, whatever the priority."""
+    PRIORITY = "priority"
+    """The lowest priority, and of those the first that came."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodSettings:
     """One pod. The time model defaults to one for tests, as fast as the loop turns; the command line has its own."""
@@ -55,6 +64,8 @@ class PodSettings:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
     max_num_queued_reqs: int | None = None  # None: the waiting line is unbounded
+    scheduling_policy: Scheduling = Scheduling.FCFS
+    refuse_priorities: bool = False  # a priority other than 0 is a 400
     block_size_tokens: int = 16
     kv_blocks: int = 16384
 

@@ -1,8 +1,10 @@
 """For any interleaving of joining, leaving, handing out and expiring: no waiter is lost, none is served twice, nobody
-waits for what there is, and no caller is served twice while another who could have been is not served once.
+waits for what there is, none is served while one of a lower number could have been, and within a number no caller is
+served twice while another who could have been is not served once.
 """
 
 import asyncio
+from collections import Counter
 from math import inf
 
 from hypothesis import settings
@@ -13,12 +15,20 @@ from gateway.balancing.policy import Wish
 from gateway.balancing.waiting import Turned, Waiter, WaitingLine
 
 CALLERS = "abc"
+PRIORITIES = (-1, 0, 7)
 PODS_OF = {"m": "xy", "adapter": "y"}
 """The pods that each model is served by."""
 LIMIT = 6
 
 Slot = tuple[str, int]
 """A pod, and which of the slots that there ever were."""
+
+Line = tuple[int, str]
+"""A caller's own, of one priority."""
+
+
+def line_of(waiter: Waiter[Slot]) -> Line:
+    return waiter.priority, str(waiter.caller)
 
 
 class Lines(RuleBasedStateMachine):
@@ -35,52 +45,54 @@ class Lines(RuleBasedStateMachine):
         self.cancelled: list[Waiter[Slot]] = []
         """Their client has left, and they have not noticed yet."""
         self.free = dict.fromkeys("xy", 0)
-        self.slots = 0
+        self.came_free = 0
         self.given: dict[Slot, Waiter[Slot]] = {}
-        self.served_before: dict[str, set[str]] = {caller: set() for caller in CALLERS}
-        """Who was served while this caller could have been, since it was last."""
+        self.served_before: dict[Line, set[Line]] = {}
+        """Who of the same priority was served while this caller could have been, since it was last."""
 
     @rule(
         caller=st.sampled_from(CALLERS),
+        priority=st.sampled_from(PRIORITIES),
         model=st.sampled_from([*PODS_OF]),
         excluded=st.sets(st.sampled_from("xy"), max_size=1),
         patience=st.sampled_from([1.0, 3.0, inf]),
     )
-    def join(self, caller: str, model: str, excluded: set[str], patience: float) -> None:
-        waiter: Waiter[Slot] = Waiter(
-            caller, model, Wish(), frozenset(excluded), False, self.now + patience, self.loop.create_future()
-        )
-        counts = {each: self.count(each) for each in CALLERS}
+    def join(self, caller: str, priority: int, model: str, excluded: set[str], patience: float) -> None:
+        came: asyncio.Future[Slot | Turned] = self.loop.create_future()
+        waiter = Waiter(caller, priority, model, Wish(), frozenset(excluded), False, self.now + patience, came)
+        counts = Counter(map(line_of, self.waiting))
         had_place = self.line.join(waiter, LIMIT)
-        evicted = [each for each in self.waiting if each not in self.cancelled and each.came.done()]
+        gone = [each for each in self.waiting if not self.is_in_line(each)]
         if len(self.waiting) < LIMIT:
             assert had_place
-            assert not evicted
+            assert not gone
         else:
-            assert had_place == (max(counts.values()) >= counts[caller] + 2)
-        if had_place and len(self.waiting) == LIMIT:
-            # One made way, of those who had most; a cancelled one makes way without a word.
-            (gone,) = [each for each in self.waiting if not self.is_in_line(each)]
-            assert counts[str(gone.caller)] == max(counts.values())
-            assert [each for each in self.waiting if each.caller == gone.caller][-1] is gone
-            assert gone in self.cancelled or gone.came.result() is Turned.FULL
-            self.goes(gone)
+            highest = max(each.priority for each in self.waiting)
+            most = max(count for (of, _), count in counts.items() if of == highest)
+            has_claim = priority == highest and most >= counts[priority, caller] + 2
+            assert had_place == (priority < highest or has_claim)
+            assert len(gone) == had_place
+            for each in gone:
+                # Of those with the highest number, the youngest of a caller that had most there. A cancelled one makes
+                # way without a word.
+                assert each.priority == highest
+                assert counts[line_of(each)] == most
+                assert [other for other in self.waiting if line_of(other) == line_of(each)][-1] is each
+                assert each in self.cancelled or each.came.result() is Turned.FULL
+                self.goes(each)
         if had_place:
             self.waiting.append(waiter)
 
-    def count(self, caller: str) -> int:
-        return sum(each.caller == caller for each in self.waiting)
-
     def is_in_line(self, waiter: Waiter[Slot]) -> bool:
-        return any(waiter in own for own in self.line._callers.values())
+        return any(waiter in own for rank in self.line._ranks.values() for own in rank.values())
 
     def goes(self, waiter: Waiter[Slot]) -> None:
         self.waiting.remove(waiter)
         self.left.append(waiter)
         if waiter in self.cancelled:
             self.cancelled.remove(waiter)
-        if not self.count(str(waiter.caller)):
-            self.served_before[str(waiter.caller)].clear()
+        if not any(line_of(each) == line_of(waiter) for each in self.waiting):
+            self.served_before.pop(line_of(waiter), None)
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -105,6 +117,7 @@ class Lines(RuleBasedStateMachine):
     @rule(pod=st.sampled_from("xy"), count=st.integers(1, 3), most=st.sampled_from([0, 1, 2, 99]))
     def hand_out(self, pod: str, count: int, most: int) -> None:
         self.free[pod] += count
+        self.came_free += count
         already = len(self.given)
         given = self.line.hand_out(self.offer, most)
         assert given == len(self.given) - already <= most
@@ -123,16 +136,17 @@ class Lines(RuleBasedStateMachine):
         pods = self.pods_for(waiter)
         if not pods:
             return None
-        caller = str(waiter.caller)
         servable = [each for each in self.waiting if self.pods_for(each)]
-        assert waiter is next(each for each in servable if each.caller == caller)
-        for other in {str(each.caller) for each in servable} - {caller}:
-            assert caller not in self.served_before[other]
-            self.served_before[other].add(caller)
-        self.served_before[caller].clear()
+        assert waiter.priority == min(each.priority for each in servable)
+        own = line_of(waiter)
+        assert waiter is next(each for each in servable if line_of(each) == own)
+        for other in {line_of(each) for each in servable if each.priority == waiter.priority} - {own}:
+            before = self.served_before.setdefault(other, set())
+            assert own not in before
+            before.add(own)
+        self.served_before.pop(own, None)
         self.free[pods[0]] -= 1
-        self.slots += 1
-        slot = (pods[0], self.slots)
+        slot = (pods[0], len(self.given))
         self.given[slot] = waiter
         self.goes(waiter)
         return slot
@@ -148,17 +162,21 @@ class Lines(RuleBasedStateMachine):
     @invariant()
     def whoever_waits_is_in_the_line_and_nobody_else(self) -> None:
         assert len(self.line) == len(self.waiting) <= LIMIT
-        assert {id(each) for own in self.line._callers.values() for each in own} == {id(each) for each in self.waiting}
+        assert all(map(self.is_in_line, self.waiting))
         assert all(each in self.cancelled or not each.came.done() for each in self.waiting)
 
     @invariant()
     def every_slot_reached_the_one_it_was_given_to(self) -> None:
         for slot, waiter in self.given.items():
             assert waiter.came.result() == slot
+        assert len(self.given) + sum(self.free.values()) == self.came_free
 
     @invariant()
-    def nothing_is_kept_of_callers_that_do_not_wait(self) -> None:
-        assert {*self.line._callers} == {each.caller for each in self.waiting}
+    def nothing_is_kept_of_callers_and_priorities_that_do_not_wait(self) -> None:
+        kept = [(priority, caller) for priority, rank in self.line._ranks.items() for caller in rank]
+        assert {*kept} == {*map(line_of, self.waiting)}
+        assert all(self.line._ranks.values())
+        assert [*self.line._ranks] == sorted(self.line._ranks)
 
     def teardown(self) -> None:
         self.loop.close()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway import __version__
-from gateway.api.status import EJECTED_FOR, ConfigState, models_without_pods, status_of, why_not_ready
+from gateway.api.status import EJECTED_FOR, ConfigState, LimitsState, models_without_pods, status_of, why_not_ready
 from gateway.balancing.health import Reason
 from gateway.core.fleet import Fleet, Gauges, PodHealth, PodLoad, PodState
 from tests.seeing import CHAT, FLEET, NOW, pod, seen

@@ -1,6 +1,7 @@
 """The line's promises one by one; what holds for any interleaving is in tests/property/test_waiting.py."""
 
 import asyncio
+import re
 from math import inf
 
 import pytest
@@ -11,15 +12,22 @@ from gateway.balancing.waiting import Turned, Waiter, WaitingLine
 Line = WaitingLine[str]
 
 
-def waiter(caller: str, model: str = "m", excluded: frozenset[str] = frozenset(), deadline: float = inf) -> Waiter[str]:
+def waiter(
+    caller: str,
+    model: str = "m",
+    excluded: frozenset[str] = frozenset(),
+    deadline: float = inf,
+    priority: int = 0,
+) -> Waiter[str]:
     came: asyncio.Future[str | Turned] = asyncio.get_running_loop().create_future()
-    return Waiter(caller, model, Wish(), excluded, False, deadline, came)
+    return Waiter(caller, priority, model, Wish(), excluded, False, deadline, came)
 
 
 def line_of(callers: str, limit: int = 100) -> tuple[Line, list[Waiter[str]]]:
-    """A line that one waiter joined for each letter."""
+    """A line that one waiter joined for each letter: `a` with priority 0, `a5` or `a-5` with another."""
     line: Line = WaitingLine()
-    waiters = [waiter(caller) for caller in callers]
+    named = re.findall(r"([a-z])(-?\d*)", callers)
+    waiters = [waiter(caller, priority=int(priority or 0)) for caller, priority in named]
     for each in waiters:
         assert line.join(each, limit)
     return line, waiters
@@ -78,6 +86,114 @@ class TestTurns:
         line.hand_out(anything, 1)
         line.join(waiter("a"), 100)
         assert [each.caller for each in in_which_order(line)] == ["b", "a"]
+
+
+class TestPriorities:
+    @pytest.mark.parametrize(
+        ("came", "served"),
+        [
+            ("a5b0", "ba"),
+            ("a0b5", "ab"),
+            ("a0b-5", "ba"),
+            ("a10b9", "ba"),
+            ("a5a5b5c0c0", "ccaba"),
+            ("a5b5a0b0a5b0", "abbaba"),
+            ("c1b2a3", "cba"),
+            ("a3b2c1", "cba"),
+        ],
+    )
+    async def test_lower_numbers_come_first_and_callers_of_one_number_take_turns(self, came: str, served: str) -> None:
+        line, _ = line_of(came)
+        assert "".join(str(each.caller) for each in in_which_order(line)) == served
+        assert len(line) == 0
+
+    async def test_a_lower_number_that_comes_later_is_served_before_those_who_wait(self) -> None:
+        line, waiters = line_of("a5b5")
+        late = waiter("c", priority=-1)
+        line.join(late, 100)
+        assert in_which_order(line) == [late, *waiters]
+
+    async def test_a_number_that_was_empty_for_a_while_has_its_place_again(self) -> None:
+        line, _ = line_of("a0b5")
+        line.hand_out(anything, 1)
+        for late in (waiter("c", priority=9), waiter("d", priority=0), waiter("e", priority=3)):
+            line.join(late, 100)
+        assert "".join(str(each.caller) for each in in_which_order(line)) == "debc"
+
+    async def test_what_a_lower_number_has_no_use_for_goes_to_the_next(self) -> None:
+        line: Line = WaitingLine()
+        first, second, third = waiter("a", "other"), waiter("b", "m", priority=5), waiter("c", "m", priority=7)
+        for each in (third, second, first):
+            line.join(each, 10)
+        assert line.hand_out(lambda asking: "slot" if asking.model == "m" else None, 1) == 1
+        assert second.came.done()
+        assert not first.came.done()
+        assert not third.came.done()
+
+    async def test_turns_of_one_number_are_not_turns_of_another(self) -> None:
+        line, waiters = line_of("a0a5b5")
+        line.hand_out(anything, 1)
+        assert line.hand_out(anything, 1) == 1
+        assert [each.came.done() for each in waiters] == [True, True, False]
+
+    async def test_whoever_waits_longest_in_a_higher_number_still_has_its_deadline(self) -> None:
+        line: Line = WaitingLine()
+        waiters = [waiter("a", deadline=5.0, priority=priority) for priority in (3, 0, -3)]
+        stays = waiter("a", deadline=6.0, priority=9)
+        for each in (*waiters, stays):
+            line.join(each, 10)
+        line.expire(5.0)
+        assert [each.came.result() for each in waiters] == [Turned.TIMEOUT] * 3
+        assert in_which_order(line) == [stays]
+
+
+class TestPlacesByPriority:
+    async def test_a_full_line_has_a_place_for_a_lower_number(self) -> None:
+        line, waiters = line_of("a5b0c3", limit=3)
+        late = waiter("d", priority=4)
+        assert line.join(late, 3)
+        assert len(line) == 3
+        assert waiters[0].came.result() is Turned.FULL
+        assert in_which_order(line) == [waiters[1], waiters[2], late]
+
+    async def test_a_caller_s_own_later_request_makes_way_for_its_more_urgent_one(self) -> None:
+        line, waiters = line_of("a5a5", limit=2)
+        late = waiter("a", priority=0)
+        assert line.join(late, 2)
+        assert in_which_order(line) == [late, waiters[0]]
+
+    async def test_a_full_line_has_no_place_for_a_higher_number(self) -> None:
+        line, waiters = line_of("a0a0a0", limit=3)
+        assert not line.join(waiter("b", priority=1), 3)
+        assert not any(each.came.done() for each in waiters)
+
+    async def test_the_youngest_of_the_caller_with_most_makes_way_for_a_lower_number(self) -> None:
+        line, waiters = line_of("a9b9b9c9b0", limit=5)
+        assert line.join(waiter("d"), 5)
+        assert [each for each in waiters if each.came.done()] == [waiters[2]]
+
+    async def test_of_several_with_as_many_the_one_whose_turn_is_last_makes_way(self) -> None:
+        line, waiters = line_of("a9b9c9", limit=3)
+        assert line.join(waiter("d"), 3)
+        assert [each for each in waiters if each.came.done()] == [waiters[2]]
+        assert line.join(waiter("e"), 3)
+        assert [each for each in waiters if each.came.done()] == [waiters[1], waiters[2]]
+
+    async def test_within_the_highest_number_only_a_caller_with_two_fewer_there_has_a_claim(self) -> None:
+        line, waiters = line_of("a9a9a9b9b9c0c0", limit=7)
+        assert not line.join(waiter("b", priority=9), 7)
+        assert not any(each.came.done() for each in waiters)
+        # What it has in other numbers is not held against it.
+        late = waiter("c", priority=9)
+        assert line.join(late, 7)
+        assert [each for each in waiters if each.came.done()] == [waiters[2]]
+        assert late in in_which_order(line)
+
+    async def test_who_fills_a_lower_number_keeps_its_places_whoever_has_none_in_a_higher_one(self) -> None:
+        line, waiters = line_of("a0a0a0a0b9", limit=5)
+        assert not line.join(waiter("c", priority=9), 5)
+        assert not line.join(waiter("c", priority=10), 5)
+        assert not any(each.came.done() for each in waiters)
 
 
 class TestBounds:
@@ -146,6 +262,7 @@ class TestLeaving:
         line, _ = line_of("a")
         line.leave(waiter("a"))
         line.leave(waiter("b"))
+        line.leave(waiter("a", priority=1))
         assert len(line) == 1
 
     async def test_who_was_cancelled_is_passed_over_for_the_next(self) -> None:

@@ -184,6 +184,26 @@ def test_an_annotation_limits_the_requests_in_flight_and_a_slip_of_the_pen_leave
     assert one(ready()).max_in_flight is None
 
 
+@pytest.mark.parametrize(
+    ("written", "takes"),
+    [
+        *(("true", True), (" true ", True), ("false", False)),
+        *((slip, False) for slip in ("", "True", "TRUE", "yes", "1", "truе", "true,true", "9" * 5000, True, None, 1)),
+    ],
+)
+def test_an_annotation_says_that_the_engine_takes_priorities_and_a_slip_of_the_pen_that_it_does_not(
+    written: object, takes: bool
+) -> None:
+    pod = one(ready(annotations={"poolgate.dev/priority": written}))
+    assert (pod.takes_priority, pod.state) == (takes, PodState.READY)
+    assert not one(ready()).takes_priority
+
+
+def test_each_port_of_a_pod_takes_priorities_if_the_pod_does() -> None:
+    found = pods_of(ready(annotations={"poolgate.dev/priority": "true", "poolgate.dev/port": "8000,8001"}), RULES)
+    assert [pod.takes_priority for pod in found] == [True, True]
+
+
 def test_names_bear_their_namespace_where_there_are_several() -> None:
     rules = replace(RULES, prefixed=True)
     assert one(ready(), rules).name == "vllm/chat-0"
@@ -220,6 +240,7 @@ PLACES = [
     ("metadata", "name"), ("metadata", "creationTimestamp"), ("metadata", "deletionTimestamp"), ("status", "phase"),
     ("status", "conditions"), ("status", "podIP"), ("status", "containerStatuses"), ("spec", "containers"),
     ("metadata", "annotations", "poolgate.dev/port"), ("metadata", "labels", "poolgate.dev/pool"),
+    ("metadata", "annotations", "poolgate.dev/priority"),
 ]  # fmt: skip
 
 

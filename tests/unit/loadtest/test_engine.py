@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.simulator import PodSettings, TimeModel
+from loadtest.simulator import PodSettings, Scheduling, TimeModel
 from loadtest.simulator.answers import Answer
 from loadtest.simulator.engine import Engine, Sequence
 from loadtest.simulator.prompts import read_prompt
@@ -61,12 +61,12 @@ class Bench:
     def now(self) -> int:
         return round((self.clock.time() - self._start) * 1000)
 
-    def ask(self, *, prompt_tokens: int = 100, tokens: int = 3, text: bytes = b"p") -> Caller:
+    def ask(self, *, prompt_tokens: int = 100, tokens: int = 3, text: bytes = b"p", priority: int = 0) -> Caller:
         """Submit a sequence; its prompt is `text` repeated."""
         caller = Caller(self)
         prompt = read_prompt((text * prompt_tokens * 4)[: prompt_tokens * 4], block_size_tokens=16, salt=None)
         answer = Answer([b" w"] * tokens, "length")
-        caller.sequence = Sequence(caller, 0, prompt, answer, caller.token)
+        caller.sequence = Sequence(caller, 0, prompt, answer, caller.token, priority=priority)
         self.engine.submit([caller.sequence])
         return caller
 
@@ -124,6 +124,22 @@ def test_the_batch_has_a_limit_and_those_behind_it_are_served_in_order() -> None
 
     # Two at a time: 300 + 120, again 300 + 120, then one alone: 200 + 110.
     assert [caller.finished_at for caller in callers] == [420, 420, 840, 840, 1150]
+
+
+@pytest.mark.parametrize(("policy", "order"), [(Scheduling.FCFS, [0, 1, 2, 3]), (Scheduling.PRIORITY, [2, 1, 3, 0])])
+def test_of_those_that_wait_the_lowest_priority_is_next_if_the_engine_schedules_by_it(
+    policy: Scheduling, order: list[int]
+) -> None:
+    bench = Bench(max_num_seqs=1, scheduling_policy=policy)
+    bench.ask(tokens=1, text=b"r", priority=9)
+    bench.clock.move(0.01)
+    callers = [bench.ask(tokens=1, text=b"%d" % n, priority=priority) for n, priority in enumerate((5, 0, -1, 0))]
+    bench.clock.move(5)
+
+    # The first one runs already, and is not preempted.
+    finished = [caller.finished_at or 0 for caller in callers]
+    assert sorted(range(4), key=lambda n: finished[n]) == order
+    assert sorted(finished) == [400, 600, 800, 1000]
 
 
 def test_a_cached_prefix_costs_no_prefill() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -297,6 +298,25 @@ async def test_rejections_are_counted() -> None:
         metrics = (await ask(pod, get("/metrics"))).body.decode()
 
     assert 'vllm:admission_rejections_total{model_name="m",reason="max_num_queued_reqs"} 1.0' in metrics
+
+
+@pytest.mark.parametrize(
+    ("header", "body", "refused"),
+    [
+        *((None, {}, None), (None, {"priority": 0}, None), (None, {"priority": 5}, 5), ("-3", {}, -3)),
+        *(("0", {"priority": 5}, None), ("7", {"priority": 0}, 7), ("soon", {"priority": 5}, 5), ("soon", {}, None)),
+    ],
+)
+async def test_the_header_s_priority_goes_before_the_body_s_and_a_pod_told_so_refuses_it(
+    header: str | None, body: dict[str, object], refused: int | None
+) -> None:
+    asked = post(chat(**body), headers={} if header is None else {"X-Vllm-Priority": header})
+    async with SimulatedPod(M) as usual, SimulatedPod(replace(M, refuse_priorities=True)) as strict:
+        assert (await ask(usual, asked)).status == 200
+        heard = await ask(strict, asked)
+
+    assert heard.status == (200 if refused is None else 400)
+    assert refused is None or f"Got priority {refused} ".encode() in heard.body
 
 
 async def test_tokens_come_as_slowly_as_the_model_of_time_says() -> None:

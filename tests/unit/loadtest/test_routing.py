@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.simulator import PodSettings, SimulatedPod, Task, schema
+from loadtest.simulator import PodSettings, Scheduling, SimulatedPod, Task, schema
 from loadtest.simulator.asked import Refused
 from loadtest.simulator.cli import parser, pods_from
 from loadtest.simulator.connection import ReceivedRequest
@@ -268,6 +268,14 @@ def test_pools_of_several_tasks_are_made_from_the_command_line() -> None:
         ("e5", Task.EMBED),
         ("qwen:7b", Task.SCORE),
     ]
+
+
+def test_how_an_engine_takes_priorities_is_said_on_the_command_line() -> None:
+    (usual,) = pods_from(parser().parse_args([])).values()
+    (told,) = pods_from(parser().parse_args(["--scheduling-policy", "priority", "--refuse-priorities"])).values()
+
+    assert (usual.settings.scheduling_policy, usual.settings.refuse_priorities) == (Scheduling.FCFS, False)
+    assert (told.settings.scheduling_policy, told.settings.refuse_priorities) == (Scheduling.PRIORITY, True)
 
 
 @pytest.mark.parametrize("text", ["chat", "chat:0", "chat:embed", ":1:embed", "chat:1:sing"])
