@@ -90,13 +90,13 @@ class Pipeline:
                     call = call_of(seen, found, visit.operation, visit.tenant)
                     del found
                 models = self._models(call, visit)
-                wish = wish_of(self._fleet.value.routes.get(models[0]), call, seen, visit)
-                # From here on the body lives in the call alone.
-                del body, seen
                 ask = _ask(visit, call)
                 reservation = self._admission.reserve_nowait(ask, trail) or await self._admission.reserve(ask, trail)
                 with reservation:
                     visit.headers = reservation.headers
+                    wish = wish_of(self._fleet.value.routes.get(models[0]), call, seen, visit)
+                    # From here on the body lives in the call alone.
+                    del body, seen
                     await self._forwarder.forward(Request(visit, call, exchange, wish), models)
         except PoolgateError as error:
             self._answer_error(visit, exchange, error)
