@@ -1,0 +1,60 @@
+"""What a pod is told, byte for byte, and that nothing else of a caller's is."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from gateway.upstream.headers import fetch_head, request_head
+
+KEY = b"authorization: Bearer the-pods-own\r\n"
+PLAIN = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nhost: 10.0.0.7:8000\r\ncontent-type: application/json\r\n"
+    b"content-length: 17\r\nx-request-id: abc-1\r\n\r\n"
+)
+
+
+def head(fields: Mapping[bytes, bytes] | None = None, *priority: int, authorization: bytes = b"") -> bytes:
+    path, host = b"/v1/chat/completions", b"10.0.0.7:8000"
+    return request_head(path, host, authorization, fields or {}, b"application/json", "abc-1", 17, *priority)
+
+
+def lines(told: bytes) -> list[bytes]:
+    assert told.endswith(b"\r\n\r\n")
+    return told.split(b"\r\n")[1:-2]
+
+
+def test_a_pod_is_told_as_little_as_it_needs() -> None:
+    assert head() == PLAIN
+    assert KEY.strip() in lines(head(authorization=KEY))
+
+
+@pytest.mark.parametrize("priority", [1, -1, 100, -100])
+def test_a_priority_is_one_line_more(priority: int) -> None:
+    assert sorted(lines(head({}, priority))) == sorted([*lines(PLAIN), b"x-vllm-priority: %d" % priority])
+
+
+def test_the_usual_priority_is_not_told() -> None:
+    assert head({}, 0) == PLAIN
+
+
+@pytest.mark.parametrize("priority", [0, 5])
+def test_a_caller_s_own_priority_and_its_other_headers_stay_here(priority: int) -> None:
+    sent = {
+        b"x-vllm-priority": b"-9",
+        b"authorization": b"Bearer the-caller-s",
+        b"x-data-parallel-rank": b"3",
+        b"x-session-id": b"canary",
+        b"cookie": b"canary",
+    }
+    assert head(sent, priority) == head({}, priority)
+
+
+def test_what_a_trace_needs_passes_unless_it_is_absurdly_long() -> None:
+    sent = {b"accept": b"text/event-stream", b"traceparent": b"00-0af7-b7ad-01", b"tracestate": b"a=b"}
+    assert {*lines(head(sent))} - {*lines(PLAIN)} == {b"%b: %b" % each for each in sent.items()}
+    assert lines(head({b"tracestate": b"a" * 512})) != lines(PLAIN)
+    assert head({b"tracestate": b"a" * 513}) == PLAIN
+
+
+def test_a_pod_is_asked_with_its_own_key() -> None:
+    assert lines(fetch_head(b"/v1/models", b"h:1", KEY)) == [b"host: h:1", KEY.strip(), b"accept: application/json"]
