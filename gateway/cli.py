@@ -19,10 +19,11 @@ import uvloop
 from gateway import __version__, process
 from gateway.app import CannotStart, Gateway
 from gateway.config import Config, ConfigError, ConfigFile, load_config, load_keys
+from gateway.core.clock import Clock
 from gateway.core.globs import overlaps
 from gateway.demo import Demo, DemoFailed
-from gateway.keys_file import add_key
-from gateway.limits.keys import KeyEntry, digest, new_key
+from gateway.keys_file import add_key, disable_key
+from gateway.limits.keys import MAX_KEY_BYTES, KeyEntry, Verdict, digest, judge, new_key, well_formed
 
 app = typer.Typer(
     name="poolgate",
@@ -40,6 +41,18 @@ OPS_URL = "http://127.0.0.1:9090"
 UrlOption = Annotated[str, typer.Option(help="The gateway's ops port.")]
 TokenOption = Annotated[str | None, typer.Option(envvar="POOLGATE_OPS_TOKEN", help="The ops port's token.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The configuration file (YAML).")]
+KeysFileOption = Annotated[Path, typer.Option(help="The keys file.")]
+
+VERDICTS: dict[Verdict, str] = {
+    "good": "it opens",
+    "disabled": "its entry is disabled",
+    "expired": "its entry has expired",
+    "unknown": "it has the form of a key and its checksum is right, but no entry is for it",
+    "mistyped": "its checksum is wrong: a letter of it was mistyped",
+    "malformed": "it has not the form of a key, sk-pg_ and 47 more characters: is it whole, and is it one of ours?",
+}
+"""What `keys verify` says of a key."""
+MAX_EXPIRY_DAYS = 36_500
 
 
 class Refused(Exception):
@@ -48,8 +61,11 @@ class Refused(Exception):
 
 def main() -> None:
     """Run the command line: faults we can name are told in words, without a traceback (unless --debug)."""
-    debug = "--debug" in sys.argv[1:]
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments, debug = sys.argv[1:], False
+    # Of `keys create` it is an option: what the new key may do.
+    if arguments[:2] != ["keys", "create"]:
+        debug = "--debug" in arguments
+        arguments = [argument for argument in arguments if argument != "--debug"]
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     for chatty in ("uvicorn", "httpx2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -85,7 +101,7 @@ def serve(
     def started() -> None:
         typer.echo(f"poolgate {__version__} serves on {_url(public)}, operations on {_url(ops)}", err=True)
 
-    run_gateway(settings, entries, public, ops, started, file)
+    run_gateway(settings, entries, public, ops, started, file, settings.auth.keys_file)
 
 
 def run_gateway(
@@ -95,9 +111,10 @@ def run_gateway(
     ops: socket.socket,
     started: Callable[[], None],
     file: ConfigFile | None = None,
+    keys_file: Path | None = None,
 ) -> None:
-    """Run one gateway on uvloop until a signal begins the drain; the second signal ends it at once. It follows the
-    file, if there is one.
+    """Run one gateway on uvloop until a signal begins the drain; the second signal ends it at once. It follows its
+    files, if it has any.
     """
 
     async def announce(gateway: Gateway) -> None:
@@ -118,7 +135,7 @@ def run_gateway(
             (signal.SIGHUP, 0.0),
         ):
             loop.add_signal_handler(number, stop.ask, linger_seconds)
-        gateway = Gateway(settings, entries, file=file, access_out=sys.stdout.buffer)
+        gateway = Gateway(settings, entries, file=file, keys_file=keys_file, access_out=sys.stdout.buffer)
         tasks: list[asyncio.Task[None]] = []
 
         def up() -> None:
@@ -147,7 +164,9 @@ def check(file: Annotated[Path, typer.Argument(help="The configuration file (YAM
     found = (
         f"{len(discovery.pods)} pods" if discovery.mode == "static" else f"pods in {', '.join(discovery.namespaces)}"
     )
-    typer.echo(f"{file}: valid; {found}, {len(keys)} keys")
+    now = Clock().wall()
+    idle = sum(key.state(now) != "active" for key in keys)
+    typer.echo(f"{file}: valid; {found}, {len(keys)} keys{f' ({idle} disabled or expired)' if idle else ''}")
 
 
 @app.command()
@@ -265,21 +284,81 @@ def create_key(
     team: Annotated[str, typer.Option(help="Who owns the key.")],
     file: Annotated[Path, typer.Option(help="The keys file; made if it does not exist.")],
     models: Annotated[list[str] | None, typer.Option(help="A glob of model names; repeatable.")] = None,
+    rpm: Annotated[int | None, typer.Option(help="Requests per minute, in place of limits.default.")] = None,
+    tpm: Annotated[int | None, typer.Option(help="Tokens per minute, in place of limits.default.")] = None,
+    concurrent: Annotated[
+        int | None, typer.Option(help="Requests running at once, in place of limits.default.")
+    ] = None,
+    priority: Annotated[int, typer.Option(help="Where requests have to wait: lower numbers first.")] = 0,
     expires: Annotated[str | None, typer.Option(help="Days from now, such as 90d.")] = None,
+    note: Annotated[str, typer.Option(help="For people.")] = "",
+    tell_pod: Annotated[bool, typer.Option("--debug", help="Answers say which pod gave them.")] = False,
+    forwards_user: Annotated[bool, typer.Option("--forwards-user", help="It says for which user it asks.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print {id, key} as JSON.")] = False,
 ) -> None:
     """Make a key, add its entry to the file, and print it once."""
     key_id, key = new_key()
-    entry: dict[str, Any] = {
-        "id": key_id,
-        "sha256": digest(key.encode("ascii")),
-        "team": team,
-        "models": models or ["*"],
+    more = {
+        "requests_per_minute": rpm,
+        "tokens_per_minute": tpm,
+        "concurrent": concurrent,
+        "priority": priority or None,
+        "expires": None if expires is None else _expiry(expires),
+        "debug": tell_pod or None,
+        "forwards_user": forwards_user or None,
+        "note": note or None,
     }
-    if expires is not None:
-        entry["expires"] = _expiry(expires)
-    add_key(file, entry)
+    entry = {"id": key_id, "sha256": digest(key.encode("ascii")), "team": team, "models": models or ["*"]}
+    add_key(file, entry | {name: value for name, value in more.items() if value is not None})
     typer.echo(json.dumps({"id": key_id, "key": key}) if as_json else key)
+
+
+@keys_app.command("list")
+def list_keys(
+    file: KeysFileOption,
+    as_json: Annotated[bool, typer.Option("--json", help="Print {keys: [...]} as JSON.")] = False,
+) -> None:
+    """The entries of a keys file, without their digests."""
+    from gateway import keys_table, terminal
+
+    rows = keys_table.rows(load_keys(file), Clock().wall())
+    if as_json:
+        typer.echo(json.dumps({"keys": rows}, indent=2))
+    else:
+        terminal.show(keys_table.page(rows))
+
+
+@keys_app.command("verify")
+def verify_key(
+    file: KeysFileOption,
+    as_json: Annotated[bool, typer.Option("--json", help="Print {verdict, id, team} as JSON.")] = False,
+) -> None:
+    """What a key is worth. It comes by stdin, or is asked for. Exit 0 if it opens, 1 if not, 2 if nobody can tell."""
+    entries = load_keys(file)
+    verdict, entry = judge(_read_key(), entries, Clock().wall())
+    key_id, team = (None, None) if entry is None else (entry.tenant.key_id, entry.tenant.team)
+    if as_json:
+        typer.echo(json.dumps({"verdict": verdict, "id": key_id, "team": team}))
+    else:
+        whose = "" if entry is None else f" (id {key_id}, team {team})"
+        typer.echo(f"{verdict}: {VERDICTS[verdict]}{whose}")
+    if verdict != "good":
+        raise typer.Exit(1)
+
+
+@keys_app.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as 'keys list' shows it.")],
+    file: KeysFileOption,
+) -> None:
+    """Set `disabled: true` in a key's entry. It stays in the file, so that its id goes on telling whose it was."""
+    if well_formed(key_id.encode()):
+        raise Refused("that is a key: give its id, the 8 characters after sk-pg_")
+    entry = disable_key(file, key_id)
+    done = (
+        "was disabled before" if entry.disabled else "is disabled: gateways that follow the file refuse it in seconds"
+    )
+    typer.echo(f"the key {key_id} of {entry.tenant.team} {done}")
 
 
 @app.command()
@@ -294,7 +373,7 @@ def _entries(settings: Config, no_auth: bool) -> tuple[KeyEntry, ...] | None:
     if settings.auth.mode == "none":
         raise Refused("auth.mode is none: add --insecure-no-auth if everyone may really use the pods")
     entries = load_keys(settings.auth.keys_file)
-    if not entries:
+    if not entries and settings.auth.jwt is None:
         raise Refused(f"{settings.auth.keys_file} holds no key: make one with 'poolgate keys create'")
     return entries
 
@@ -319,6 +398,17 @@ def _url(listener: socket.socket) -> str:
 
 
 def _expiry(days: str) -> str:
-    if not days.removesuffix("d").isdigit():
-        raise Refused(f"--expires {days}: give days from now, such as 90d")
-    return (datetime.now(UTC) + timedelta(days=int(days.removesuffix("d")))).isoformat(timespec="seconds")
+    count = days.removesuffix("d")
+    if not (count.isascii() and count.isdigit() and 0 < int(count) <= MAX_EXPIRY_DAYS):
+        raise Refused(f"--expires {days}: give days from now, such as 90d; at most {MAX_EXPIRY_DAYS}d")
+    return (datetime.now(UTC) + timedelta(days=int(count))).isoformat(timespec="seconds")
+
+
+def _read_key() -> bytes:
+    """A key, from stdin: arguments can be read by others, and stay in the shell's history."""
+    if sys.stdin.isatty():
+        return str(typer.prompt("key", hide_input=True, err=True)).strip().encode()
+    key = sys.stdin.buffer.read(MAX_KEY_BYTES + 1).strip()
+    if not key:
+        raise Refused("no key came on stdin")
+    return key

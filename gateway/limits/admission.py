@@ -1,8 +1,8 @@
 """May this request be spent? All of its limits are taken in one step, and settled at its end with what it used.
 
 Tokens are taken before they are known: the prompt's are estimated, and the answer's are `max_tokens`, or, without it,
-what that model's answers have had of late. What the pod reports puts it right. A stream is never cut for a limit: what
-it used beyond its reservation is a debt.
+what that model's answers have had of late: a guess, for which nobody is refused for ever. What the pod reports puts it
+right. A stream is never cut for a limit: what it used beyond its reservation is a debt.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 from gateway.core.call import Trail
 from gateway.core.caller import Tenant
 from gateway.core.errors import Busy, PoolgateError, QuotaExceeded, RateLimited
-from gateway.limits.bucket import DAY, Bucket, Costs, Counts, Taken
+from gateway.limits.bucket import DAY, SLACK, Bucket, Costs, Counts, Taken
 from gateway.limits.rules import LIMITS, Rules, words_of
 from gateway.limits.store import Store
 from gateway.telemetry.series import Count
@@ -23,6 +23,8 @@ MIN_ANSWER_TOKENS = 256
 MAX_ANSWER_TOKENS = 1_000_000_000
 LEARNS = 1 / 16
 """Of each new answer in the running average of its model's."""
+LONGEST_LEARNED = 16
+"""So many times the average at most: one answer, or a pod that counts it wrongly, does no more than double it."""
 MAX_PLANS = 8192
 MAX_MODELS = 4096
 CONCURRENT_RETRY_SECONDS = 1.0
@@ -53,7 +55,7 @@ class Ask(NamedTuple):
 class _Plan:
     """What requests of one caller for one model have in common."""
 
-    __slots__ = ("admitted", "buckets", "requests", "tokens")
+    __slots__ = ("admitted", "buckets", "most_of_answer", "most_of_both", "requests", "tokens")
 
     def __init__(self, buckets: tuple[Bucket, ...], decisions: dict[tuple[str, str], Count]) -> None:
         self.buckets = buckets
@@ -61,6 +63,12 @@ class _Plan:
         rates = [(at, bucket) for at, bucket in enumerate(buckets) if bucket.period]
         self.requests = _Shown("requests", [each for each in rates if each[1].counts is Counts.REQUESTS])
         self.tokens = _Shown("tokens", [each for each in rates if each[1].counts is not Counts.REQUESTS])
+        self.most_of_answer = _smallest(buckets, Counts.COMPLETION)
+        self.most_of_both = _smallest(buckets, Counts.BOTH)
+
+    def guess(self, prompt: int, answer: int) -> int:
+        """What to take an answer for that nobody said the length of: no more than the limits ever allow at once."""
+        return max(0, min(answer, self.most_of_answer, self.most_of_both - prompt))
 
 
 class Admission:
@@ -88,7 +96,7 @@ class Admission:
         Raises `RateLimited`, `QuotaExceeded`, and `Busy` if a limit cannot be checked that must be.
         """
         plan = self._plan(ask)
-        costs = self._costs(ask)
+        costs = self._costs(plan, ask)
         taken = self._store.take_nowait(plan.buckets, costs) if plan.buckets else _FREE
         return None if taken is None else self._decided(plan, costs, taken, ask, trail)
 
@@ -98,7 +106,7 @@ class Admission:
         Raises as `reserve_nowait` does.
         """
         plan = self._plan(ask)
-        costs = self._costs(ask)
+        costs = self._costs(plan, ask)
         return self._decided(plan, costs, await self._store.take(plan.buckets, costs), ask, trail)
 
     def settle(self, reservation: "Reservation") -> None:
@@ -124,17 +132,18 @@ class Admission:
             plan = self._plans[key] = _Plan(self._rules.buckets(*key), self._decisions)
         return plan
 
-    def _costs(self, ask: Ask) -> Costs:
+    def _costs(self, plan: _Plan, ask: Ask) -> Costs:
         prompt, answer = ask.prompt_tokens, 0
-        if ask.choices:
-            each = ask.max_tokens
-            if each is None:
-                each = max(MIN_ANSWER_TOKENS, ceil(self._answers.get(ask.model, 0.0)))
-            answer = min(each * ask.choices, MAX_ANSWER_TOKENS)
+        if ask.max_tokens is not None:
+            answer = min(ask.max_tokens * ask.choices, MAX_ANSWER_TOKENS)
+        elif ask.choices:
+            each = max(MIN_ANSWER_TOKENS, ceil(self._answers.get(ask.model, 0.0)))
+            answer = plan.guess(prompt, each * ask.choices)
         return 1, prompt, answer, prompt + answer
 
     def _learn(self, model: str, tokens: float) -> None:
         before = self._answers.get(model)
+        tokens = min(tokens, max(before or 0.0, MIN_ANSWER_TOKENS) * LONGEST_LEARNED)
         if before is None:
             if len(self._answers) >= MAX_MODELS:
                 self._answers.clear()
@@ -207,16 +216,25 @@ class _Shown:
 
 
 def duration(microseconds: float) -> bytes:
-    """A duration as Go writes it, and OpenAI with it: `12ms`, `1.25s`, `6m0s`; rounded up to milliseconds."""
-    milliseconds = ceil(microseconds / 1000 - 1e-6)
+    """A duration as Go writes it, and OpenAI with it: `0s`, `12ms`, `1.25s`, `6m0s`; rounded up to milliseconds."""
+    milliseconds = _milliseconds(microseconds)
     if milliseconds < 1000:
-        return b"%dms" % milliseconds
+        return b"%dms" % milliseconds if milliseconds else b"0s"
     minutes, rest = divmod(milliseconds, 60_000)
     seconds = b"%gs" % (rest / 1000)
     if not minutes:
         return seconds
     hours, minutes = divmod(minutes, 60)
     return b"%dh%dm%b" % (hours, minutes, seconds) if hours else b"%dm%b" % (minutes, seconds)
+
+
+def _milliseconds(microseconds: float) -> int:
+    """Rounded up, but for what is no more than the noise of sums of fractions: half of what is on time anyway."""
+    return ceil((microseconds - SLACK / 2) / 1000)
+
+
+def _smallest(buckets: tuple[Bucket, ...], counts: Counts) -> int:
+    return min((bucket.amount for bucket in buckets if bucket.counts is counts), default=MAX_ANSWER_TOKENS)
 
 
 def _headers(plan: _Plan, taken: Taken) -> Headers:
@@ -226,11 +244,12 @@ def _headers(plan: _Plan, taken: Taken) -> Headers:
 def _refusal(plan: _Plan, costs: Costs, taken: Taken) -> PoolgateError:
     bucket = taken.refused
     assert bucket is not None  # noqa: S101  # only what was refused comes here
-    limit, shown = words_of(bucket), _headers(plan, taken)
+    limit = words_of(bucket)
     if taken.unchecked:
         return Busy(
             f"the limit of {limit} of {bucket.of} cannot be checked now", retry_after_seconds=UNCHECKED_RETRY_SECONDS
         )
+    shown = _headers(plan, taken)
     level = taken.levels[plan.buckets.index(bucket)]
     if not bucket.period:
         return RateLimited(
@@ -244,8 +263,8 @@ def _refusal(plan: _Plan, costs: Costs, taken: Taken) -> PoolgateError:
     told = f"Rate limit reached: {limit} of {bucket.of}: limit {bucket.amount}, used {used}, asked {asked}."
     if taken.wait == inf:
         return RateLimited(f"{told} That is more than it ever allows at once: ask for less.", shown=shown)
-    seconds = taken.wait / 1e6
-    told = f"{told} Wait {ceil(taken.wait / 1000) / 1000:g} s."
+    seconds = _milliseconds(taken.wait) / 1000
+    told = f"{told} Wait {seconds:.3f}".rstrip("0").rstrip(".") + " s."
     if bucket.period == DAY:
         return QuotaExceeded(told, retry_after_seconds=seconds, shown=shown)
     return RateLimited(told, retry_after_seconds=seconds, shown=shown)

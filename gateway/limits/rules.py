@@ -48,7 +48,7 @@ class Rules:
     def _buckets(self, tenant: Tenant, user: str, model: str) -> Iterator[Bucket]:
         if tenant is not ANONYMOUS:
             own = Rule("key", self._of_key(tenant), on_redis_down=self.on_redis_down)
-            yield from _of_rule(own, "own", tenant.key_id, "this key")
+            yield from _of_rule(own, "own", (tenant.key_id,), "this key")
         for rule in self.rules:
             subject, words = {
                 "key": (tenant.key_id, "this key"),
@@ -59,7 +59,9 @@ class Rules:
             if subject and fnmatchcase(subject, rule.match) and fnmatchcase(model, rule.model):
                 # A model's rule has one bucket a model anyway.
                 over = "" if rule.model == "*" or rule.per == "model" else f", models {rule.model!r}"
-                yield from _of_rule(rule, "rule", subject, words + over)
+                # Applications of two tenants may give two people the same name.
+                whose = (tenant.team, subject) if rule.per == "user" else (subject,)
+                yield from _of_rule(rule, "rule", whose, words + over)
 
     def _of_key(self, tenant: Tenant) -> Sequence[tuple[str, int]]:
         amounts = dict(self.of_keys)
@@ -77,12 +79,13 @@ def words_of(bucket: Bucket) -> str:
     return part + bucket.name.replace("_", " ")
 
 
-def _of_rule(rule: Rule, kind: str, subject: str, words: str) -> Iterable[Bucket]:
+def _of_rule(rule: Rule, kind: str, subject: tuple[str, ...], words: str) -> Iterable[Bucket]:
     for name, amount in rule.amounts:
         unit, _, period = name.partition("_per_")
         yield Bucket(
-            # Not by its amount: a limit that is changed goes on from where it was.
-            _key(kind, rule.per, rule.match, rule.model, rule.count if unit == "tokens" else "", name, subject),
+            # Not by its amount: a limit that is changed goes on from where it was. By all that tells two rules apart,
+            # though: no request may have one bucket twice.
+            _key(kind, rule.per, rule.match, rule.model, rule.count, name, *subject),
             name,
             amount,
             _PERIODS.get(period, 0.0),

@@ -1,0 +1,108 @@
+"""One call of `take.lua`: what it asks, and what it has brought. Pure. The script's head describes all numbers."""
+
+from collections.abc import Iterable, Sequence
+from struct import calcsize, pack, unpack
+from typing import NamedTuple
+
+from gateway.limits.bucket import Bucket, Costs
+from gateway.limits.leases import Lease, Leases, may_lease
+
+PREFIX = b"poolgate:{limits}:"
+"""Of every key. The part in braces is all that a cluster looks at: so it keeps the buckets of a request together."""
+MAX_TOLD = 256
+MAX_LOOKS = 1024
+"""So many buckets one call looks at for its requests. The server does nothing else meanwhile."""
+_DOUBLE = calcsize("<d")
+
+
+class Void(Exception):
+    """The call came too late: nothing was done."""
+
+
+class Garbled(Exception):
+    """What came is no answer of the script."""
+
+
+class Request(NamedTuple):
+    """Whoever asks."""
+
+    buckets: Sequence[Bucket]
+    costs: Costs
+
+
+class Decided(NamedTuple):
+    """What became of a request."""
+
+    levels: Sequence[float]
+    refused: Bucket | None
+    wait: float
+
+
+class Batch:
+    """Tells what of the leases is untold, and asks for some requests, in their order."""
+
+    def __init__(self, leases: Leases, requests: Sequence[Request], untold: Iterable[Lease] = ()) -> None:
+        self._leases = leases
+        self._requests = requests
+        rows = {lease: row for row, lease in enumerate(untold, 1)}
+        asked: list[float] = []
+        counts: list[Lease] = []
+        for buckets, costs in requests:
+            leased = may_lease(buckets, costs)
+            asked.append(len(buckets))
+            for bucket in buckets:
+                lease = leases.of(bucket)
+                cost = costs[bucket.counts]
+                asked += (rows.setdefault(lease, len(rows) + 1), cost)
+                if leased:
+                    lease.wanted = True
+                    lease.used += cost or 1
+                if not bucket.period:
+                    counts.append(lease)
+        self._rows: list[tuple[Lease, int]] = []
+        """Each bucket's lease, and what was told of it."""
+        numbers: list[float] = []
+        for lease in rows:
+            own, wanted = leases.send(lease)
+            numbers += (lease.bucket.amount, lease.bucket.period, own, wanted)
+            self._rows.append((lease, own))
+        for lease in counts:
+            lease.told += 1  # if the call fails, Redis may have let in all of them
+        self._numbers = numbers + asked
+
+    @property
+    def keys(self) -> list[bytes]:
+        """The script's KEYS."""
+        return [PREFIX + lease.bucket.key for lease, _ in self._rows]
+
+    def asked(self, keep: float, not_after: float) -> bytes:
+        """What the script is asked. `keep`: how long counts hold without being told again; `not_after`: from when on
+        the call is void, by the server's clock. Both microseconds."""
+        return pack(f"<{2 + len(self._numbers)}d", keep, not_after, *self._numbers)
+
+    def learn(self, answer: bytes, now: float) -> tuple[float, list[Decided]]:
+        """The server's time, and what became of each request; the leases know it by now. `now`: our own time. Both
+        microseconds. Raises `Void` and `Garbled`."""
+        rows = self._rows
+        size = 1 + 2 * len(rows) + sum(2 + len(buckets) for buckets, _ in self._requests)
+        if not isinstance(answer, bytes) or len(answer) not in (_DOUBLE, _DOUBLE * size):
+            raise Garbled
+        numbers = unpack(f"<{len(answer) // _DOUBLE}d", answer)
+        if len(numbers) != size:
+            raise Void
+        admitted: dict[Lease, int] = {}
+        decided: list[Decided] = []
+        place = 1 + 2 * len(rows)
+        for buckets, _ in self._requests:
+            refused, wait = int(numbers[place]), numbers[place + 1]
+            levels = numbers[place + 2 : place + 2 + len(buckets)]
+            place += 2 + len(buckets)
+            decided.append(Decided(levels, buckets[refused - 1] if refused else None, wait))
+            for bucket in () if refused else buckets:
+                if not bucket.period:
+                    lease = self._leases.began(bucket)
+                    admitted[lease] = admitted.get(lease, 0) + 1
+        for row, (lease, own) in enumerate(rows):
+            level, granted = numbers[1 + 2 * row], int(numbers[2 + 2 * row])
+            self._leases.learn(lease, own + admitted.get(lease, 0), level, granted, now)
+        return numbers[0], decided
