@@ -5,16 +5,17 @@ Two gateways in one process share nothing; that they can be is a test.
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from pathlib import Path
 from random import Random
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from gateway.api.inference import InferenceApp
 from gateway.api.ops import ops_app
 from gateway.api.status import ConfigState, LimitsState, Seen
 from gateway.balancing.balancer import Balancer
 from gateway.balancing.probes import Probes
-from gateway.config import Config, ConfigFile
+from gateway.config import AuthSection, Config, ConfigFile
 from gateway.core.cell import Cell
 from gateway.core.clock import Clock
 from gateway.core.fleet import Fleet
@@ -29,9 +30,9 @@ from gateway.limits.keys import KeyEntry, KeyRing
 from gateway.limits.memory_store import MemoryStore
 from gateway.limits.store import Store
 from gateway.pipeline.forward import Forwarder
-from gateway.pipeline.reception import Reception
+from gateway.pipeline.reception import ForwardedUsers, Reception, Tokens
 from gateway.pipeline.serve import Pipeline
-from gateway.reload import Reload
+from gateway.reload import Followed, FollowedConfig, FollowedKeys, Reload
 from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.journal import Journal
 from gateway.telemetry.metrics import Live, Metrics
@@ -48,7 +49,8 @@ class CannotStart(Exception):
 class Gateway:
     """One gateway. `keys` None: authentication is off. `environment` tells where the cluster is; None: the process'.
 
-    With a `file`, where `config` came from, what changes there takes effect (see `reload`).
+    With a `file`, where `config` came from, and a `keys_file`, where `keys` did, what changes there takes effect (see
+    `reload`).
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Gateway:
         keys: Iterable[KeyEntry] | None,
         *,
         file: ConfigFile | None = None,
+        keys_file: Path | None = None,
         access_out: BinaryIO,
         environment: Mapping[str, str] | None = None,
         clock: Clock | None = None,
@@ -67,7 +70,8 @@ class Gateway:
         self._ops_token = config.server.ops_token
         self._told_replicas = config.limits.replicas
         self._loop_lag = 0.0
-        ring = None if keys is None else KeyRing(keys, self.clock.wall)
+        entries = None if keys is None else tuple(keys)
+        ring = None if entries is None else KeyRing(entries, self.clock.wall)
         chance = (rng or Random()).random  # noqa: S311  # ties and jitter need no secrecy
         self.fleet: Cell[Fleet] = Cell(Fleet())
         self.aliases: Cell[Aliases] = Cell(config.aliases())
@@ -118,7 +122,15 @@ class Gateway:
             chance=chance,
             settle=self.journal.add,
         )
-        self.reception = Reception(ring, config.server.max_body_bytes, config.server.max_upload_bytes)
+        auth = config.auth if ring is not None else AuthSection()
+        tokens, forwarded_users, self._follow_issuer = _issued(auth, self.clock, chance)
+        self.reception = Reception(
+            ring,
+            config.server.max_body_bytes,
+            config.server.max_upload_bytes,
+            tokens=tokens,
+            forwarded_users=forwarded_users,
+        )
         self.edge = Edge(self.pipeline, self.reception, self.clock)
         self.inference = InferenceApp(self.pipeline, self.reception, self.clock)
         self.metrics.watch(
@@ -144,16 +156,14 @@ class Gateway:
         )
 
         self.config_state = Cell(ConfigState(self.clock.monotonic()))
-        self.reload = None
+        followed: list[Followed[Any]] = []
         if file is not None:
-            self.reload = Reload(
-                file,
-                config,
-                apply=self._apply,
-                state=self.config_state,
-                counted=self.metrics.reloaded,
-                clock=self.clock.monotonic,
-            )
+            followed.append(FollowedConfig(file, config, self._apply))
+        if keys_file is not None and entries is not None:
+            followed.append(FollowedKeys(keys_file, entries, self._use_keys))
+        self.reload = Reload(
+            followed, state=self.config_state, counted=self.metrics.reloaded, clock=self.clock.monotonic
+        )
 
     @property
     def stopping(self) -> bool:
@@ -169,8 +179,9 @@ class Gateway:
             group.create_task(self.limits.run())
             group.create_task(self._follow_fleet())
             group.create_task(self._tick())
-            if self.reload is not None:
-                group.create_task(self.reload.run())
+            group.create_task(self.reload.run())
+            if self._follow_issuer is not None:
+                group.create_task(self._follow_issuer())
 
     def seen(self) -> Seen:
         """What the ops port tells of, as it is now."""
@@ -220,6 +231,9 @@ class Gateway:
         if isinstance(self.source, Given) and config.discovery.mode == self.source.mode:
             self.source.give(pods_of(config.static_pods()))
 
+    def _use_keys(self, entries: Iterable[KeyEntry]) -> None:
+        self.reception.keys = KeyRing(entries, self.clock.wall)
+
     async def _follow_fleet(self) -> None:
         """Whoever waits may have a pod now; connections to one that is gone close when their last answer has ended."""
         while True:
@@ -239,6 +253,42 @@ class Gateway:
             self.edge.sweep(now)
             self.pools.sweep(now)
             self.journal.flush()
+
+
+def _issued(
+    auth: AuthSection, clock: Clock, chance: Callable[[], float]
+) -> tuple[Tokens | None, ForwardedUsers | None, Callable[[], Coroutine[Any, Any, None]] | None]:
+    """What believes an issuer's tokens, what an application's, and what follows the issuer; None where there is none.
+
+    Raises `CannotStart`.
+    """
+    section, secret = auth.jwt, auth.forwarded_user_secret
+    if section is None and secret is None:
+        return None, None, None
+    try:
+        # Here, not above: whoever has keys only need not have their library, nor wait a third of a second for it.
+        from gateway.limits import issuer, jwt
+    except ModuleNotFoundError as error:
+        raise CannotStart(
+            f"auth.jwt and auth.forwarded_user_secret want the package {error.name}, which is missing: "
+            "pip install 'poolgate[jwt]'"
+        ) from None
+    users = None if secret is None else jwt.ForwardedUsers(secret, clock.wall)
+    if section is None:
+        return None, users, None
+    published = issuer.Published(section.issuer, section.jwks_url)
+    followed = issuer.Issuer(published.keys, clock=clock.monotonic, chance=chance)
+    tokens = jwt.Tokens(
+        issuer=section.issuer,
+        audience=section.audience,
+        tenant_claim=section.tenant_claim,
+        models=section.models,
+        keys=followed.keys,
+        unknown_signer=followed.ask_soon,
+        retry_after_seconds=followed.retry_after_seconds,
+        wall=clock.wall,
+    )
+    return tokens, users, followed.run
 
 
 def _source(

@@ -10,7 +10,7 @@ Only `app`, `reload` and `cli` import this module; everyone else receives plain 
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from gateway.core.caller import Tenant
+from gateway.core.caller import ISSUED_KEY_ID, Tenant
 from gateway.core.fleet import Deadlines, Policy, Pool
 from gateway.core.naming import Alias, Target
 from gateway.discovery.models import MAX_NAME_CHARACTERS, is_name
@@ -458,11 +458,18 @@ class _KeySection(_Section):
     """The key belongs to an application that says for which of its users it asks, such as Open WebUI; it is believed.
     See `auth.forwarded_user_secret`."""
 
+    @field_validator("id")
+    @classmethod
+    def _check_id(cls, key_id: str) -> str:
+        if key_id.startswith(ISSUED_KEY_ID):
+            raise ValueError(f"ids that begin with {ISSUED_KEY_ID!r} are those of an issuer's tokens: choose another")
+        return key_id
+
     @field_validator("expires", mode="before")
     @classmethod
     def _check_expires(cls, value: Any) -> Any:
         # A number would be read as seconds since 1970: a year, or a count of days, as a moment long past.
-        if value is not None and not isinstance(value, date) and "-" not in str(value)[1:]:
+        if isinstance(value, int | float) or (isinstance(value, str) and value[4:5] != "-"):
             raise ValueError("give a time such as 2027-01-01T00:00:00Z")
         return value
 

@@ -62,14 +62,13 @@ def with_key(text: str, entry: dict[str, Any]) -> str:
         return f"{text}keys:\n{in_lines(entry, 0)}"
     root, keys = found
     start, end = keys.start_mark.index, keys.end_mark.index
-    in_line = yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, default_flow_style=True, width=WIDTH).strip()
     if not keys.value and root.flow_style:
-        return f"{text[:start]}[{in_line}]{text[end:]}"
+        return f"{text[:start]}[{in_one_line(entry)}]{text[end:]}"
     if not keys.value:
         return f"{text[:start].rstrip()}\n{in_lines(entry, root.start_mark.column)}{text[end:].lstrip(' ')}"
     if keys.flow_style:
         last = keys.value[-1].end_mark.index
-        return f"{text[:last]}, {in_line}{text[last:]}"
+        return f"{text[:last]}, {in_one_line(entry)}{text[last:]}"
     # A keys file holds nothing but its list, so the end of the file is the end of the list.
     return f"{text}{'' if text.endswith(chr(10)) else chr(10)}{in_lines(entry, keys.start_mark.column)}"
 
@@ -101,7 +100,22 @@ def _found_in(text: str) -> tuple[yaml.MappingNode, yaml.SequenceNode] | None:
 
 
 def in_lines(entry: dict[str, Any], column: int) -> str:
-    return indent(yaml.safe_dump([entry], sort_keys=False, allow_unicode=True, width=WIDTH), " " * column)
+    """An entry of a list in block form, at a column."""
+    return indent(_dumped([entry], flow=False), " " * column)
+
+
+def in_one_line(entry: dict[str, Any]) -> str:
+    """An entry of a list in flow form."""
+    return _dumped(entry, flow=True).strip()
+
+
+def _dumped(value: Any, *, flow: bool) -> str:
+    def dump(*, as_it_is: bool) -> str:
+        return yaml.safe_dump(value, sort_keys=False, allow_unicode=as_it_is, default_flow_style=flow, width=WIDTH)
+
+    text = dump(as_it_is=True)
+    # This one line break PyYAML reads otherwise than it writes it.
+    return dump(as_it_is=False) if "\x85" in text else text
 
 
 def keys_in(text: str) -> list[dict[str, Any]]:

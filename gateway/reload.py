@@ -1,52 +1,161 @@
-"""Hot reload: the configuration file is looked at every second, and what changed in it takes effect while all runs on.
+"""Hot reload: the files are looked at every second, and what changed in them takes effect while all runs on.
 
 Looked at means read: a file is small, and no clock of a file system is fine enough to tell two writes apart. So it does
 not matter how it changes: written anew, replaced, or, as Kubernetes does it, by a symlink that leads elsewhere. It is
-loaded once two looks in a row saw the same, since an editor may write in pieces; and whole, with the flags and the
-environment of the start. A file that cannot be used changes nothing: the configuration before stays in force.
+loaded once two looks in a row saw the same, since an editor may write in pieces; and whole: a file that cannot be used
+changes nothing, and what was before stays in force.
 
-What a process was built with stays as it is until the next start, and is told.
+The configuration is loaded with the flags and the environment of the start. What a process was built with stays as it
+is until the next start, and is told. The keys take effect as a whole, at once.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from gateway.api.status import ConfigState
-from gateway.config import Config, ConfigError, ConfigFile, differences
+from gateway.config import Config, ConfigError, ConfigFile, differences, load_keys
 from gateway.core.cell import Cell
+from gateway.limits.keys import KeyEntry, with_known_tenants
 
 LOOK_SECONDS = 1.0
 MAX_TOLD = 20
-"""Keys that a log line names."""
+"""Settings, ids of keys, or faults, that a log line names."""
 
 _BUILT_WITH = ("server.host", "server.port", "server.ops_host", "server.ops_port", "limits.redis_url")
 _BUILT_WITH_SECTIONS = ("discovery", "auth")
 
 log = logging.getLogger("poolgate.config")
 
+T = TypeVar("T")
+
+
+class Followed(ABC, Generic[T]):
+    """A file whose content is in force."""
+
+    what: str
+    """It holds that."""
+    waits_for_restart: tuple[str, ...] = ()
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.error = ""
+        """Why what it holds now is not in force."""
+        self._seen: tuple[int, bytes] | str = ""
+        self._loaded: tuple[int, bytes] | str = ""
+
+    async def is_new(self) -> bool:
+        """Look once. True once for each content: when two looks in a row saw it."""
+        before, self._seen = self._seen, await asyncio.to_thread(self._read)
+        if before != self._seen or self._seen == self._loaded:
+            return False
+        self._loaded = self._seen
+        return True
+
+    def _read(self) -> tuple[int, bytes] | str:
+        """What tells one state of the file from another: its content; and its time, so that `touch` has it loaded
+        again after a change of a secret that it names.
+        """
+        try:
+            return self.file.stat().st_mtime_ns, self.file.read_bytes()
+        except OSError as error:
+            return str(error)
+
+    @abstractmethod
+    def load(self) -> T:
+        """What stands there now; called in a thread.
+
+        Raises `ConfigError`.
+        """
+
+    @abstractmethod
+    def use(self, loaded: T) -> bool:
+        """Put it in force and tell the log what is new; False if nothing is.
+
+        Raises `ConfigError`.
+        """
+
+
+class FollowedConfig(Followed[Config]):
+    """The configuration. `apply` takes each new one."""
+
+    what = "configuration"
+
+    def __init__(self, file: ConfigFile, started_with: Config, apply: Callable[[Config], None]) -> None:
+        super().__init__(file.file)
+        self._source = file
+        self._started_with = self._current = started_with
+        self._apply = apply
+
+    def load(self) -> Config:
+        return self._source.load()
+
+    def use(self, loaded: Config) -> bool:
+        changed = differences(self._current, loaded)
+        if not changed:
+            return False
+        self._apply(loaded)
+        self._current = loaded
+        self.waits_for_restart = waits_for_restart(self._started_with, loaded)
+        log.info("a new configuration is in force; it differs in %s", _listed(changed))
+        if self.waits_for_restart:
+            log.warning("until a restart the values of the start are kept for %s", _listed(self.waits_for_restart))
+        return True
+
+
+class FollowedKeys(Followed[tuple[KeyEntry, ...]]):
+    """The keys. `apply` takes all entries whenever one of them is new; who is behind one that is not stays the same
+    `Tenant`.
+    """
+
+    what = "keys"
+
+    def __init__(
+        self, file: Path, started_with: Iterable[KeyEntry], apply: Callable[[tuple[KeyEntry, ...]], None]
+    ) -> None:
+        super().__init__(file)
+        self._current = tuple(started_with)
+        self._apply = apply
+
+    def load(self) -> tuple[KeyEntry, ...]:
+        return with_known_tenants(load_keys(self.file), self._current)
+
+    def use(self, loaded: tuple[KeyEntry, ...]) -> bool:
+        before, now = ({entry.tenant.key_id: entry for entry in entries} for entries in (self._current, loaded))
+        if before == now:
+            return False
+        self._apply(loaded)
+        self._current = loaded
+        parts = (
+            ("added", [key_id for key_id in now if key_id not in before]),
+            ("changed", [key_id for key_id in now if key_id in before and now[key_id] != before[key_id]]),
+            ("removed", [key_id for key_id in before if key_id not in now]),
+        )
+        told = "; ".join(f"{word} {_listed(key_ids)}" for word, key_ids in parts if key_ids)
+        log.info("new keys are in force: %s", told)
+        if not loaded:
+            log.warning("the keys file holds no key: nobody is let in by one")
+        return True
+
 
 class Reload:
-    """Follows one file. `apply` takes each new configuration; `counted` is told `applied` or `refused`."""
+    """Follows files. `counted` is told `applied` or `refused` for each new content."""
 
     def __init__(
         self,
-        file: ConfigFile,
-        started_with: Config,
+        followed: Sequence[Followed[Any]],
         *,
-        apply: Callable[[Config], None],
         state: Cell[ConfigState],
         counted: Callable[[str], None],
         clock: Callable[[], float],
     ) -> None:
-        self._file = file
-        self._started_with = self._current = started_with
-        self._apply = apply
+        self._followed = followed
         self._state = state
         self._counted = counted
         self._clock = clock
-        self._seen: tuple[int, bytes] | str = ""
-        self._loaded: tuple[int, bytes] | str = ""
         self.look_seconds = LOOK_SECONDS
 
     async def run(self) -> None:
@@ -56,51 +165,36 @@ class Reload:
             await asyncio.sleep(self.look_seconds)
 
     async def look(self) -> None:
-        """Look once, and load what was seen if it is new and stays."""
-        before, self._seen = self._seen, await asyncio.to_thread(self._read)
-        if before == self._seen != self._loaded:
-            self._loaded = self._seen
-            await self._reload()
+        """Look at each file once, and load those that are new and stay."""
+        for each in self._followed:
+            if await each.is_new():
+                await self._renew(each)
 
-    def _read(self) -> tuple[int, bytes] | str:
-        """What tells one state of the file from another: its content; and its time, so that `touch` has it loaded
-        again after a change of a secret that it names.
-        """
+    async def _renew(self, followed: Followed[Any]) -> None:
+        before = followed.error
         try:
-            return self._file.file.stat().st_mtime_ns, self._file.file.read_bytes()
-        except OSError as error:
-            return str(error)
-
-    async def _reload(self) -> None:
-        try:
-            config = await asyncio.to_thread(self._file.load)
-            changed = differences(self._current, config)
-            if changed:
-                self._apply(config)
+            loaded = await asyncio.to_thread(followed.load)
+            changed, followed.error = followed.use(loaded), ""
         except ConfigError as error:
-            self._refuse(str(error))
-            return
+            changed, followed.error = False, _listed(str(error).splitlines(), "\n")
         except Exception as error:
-            log.exception("the configuration could not be put in force")
-            self._refuse(f"{self._file.file}: {type(error).__name__}: {error}")
-            return
-        self._current = config
-        waiting = waits_for_restart(self._started_with, config)
-        if changed:
+            log.exception("the %s could not be put in force", followed.what)
+            changed, followed.error = False, f"{followed.file}: {type(error).__name__}: {error}"
+        loaded_at = self._state.value.loaded_at
+        if followed.error:
+            self._counted("refused")
+            why = "; ".join(followed.error.splitlines())
+            log.error("a change of the %s is refused, what was before stays in force: %s", followed.what, why)
+        elif changed:
             self._counted("applied")
-            self._state.set(ConfigState(self._clock(), "", waiting))
-            log.info("a new configuration is in force; it differs in %s", _listed(changed))
-            if waiting:
-                log.warning("until a restart the values of the start are kept for %s", _listed(waiting))
-        elif self._state.value.error:
-            self._state.set(ConfigState(self._state.value.loaded_at, "", waiting))
-            log.info("the file holds the configuration that is in force again")
-
-    def _refuse(self, why: str) -> None:
-        self._counted("refused")
-        before = self._state.value
-        self._state.set(ConfigState(before.loaded_at, why, before.waits_for_restart))
-        log.error("the new configuration is refused, the one before stays in force: %s", "; ".join(why.splitlines()))
+            loaded_at = self._clock()
+        elif before:
+            log.info("the file of the %s holds what is in force again", followed.what)
+        else:
+            return
+        errors = [each.error for each in self._followed if each.error]
+        waits = tuple(key for each in self._followed for key in each.waits_for_restart)
+        self._state.set(ConfigState(loaded_at, "\n".join(errors), waits))
 
 
 def waits_for_restart(started_with: Config, now: Config) -> tuple[str, ...]:
@@ -114,6 +208,6 @@ def waits_for_restart(started_with: Config, now: Config) -> tuple[str, ...]:
     )
 
 
-def _listed(keys: tuple[str, ...]) -> str:
-    more = len(keys) - MAX_TOLD
-    return ", ".join(keys[:MAX_TOLD]) + (f" and {more} more" if more > 0 else "")
+def _listed(told: Sequence[str], between: str = ", ") -> str:
+    more = len(told) - MAX_TOLD
+    return between.join(told[:MAX_TOLD]) + (f" and {more} more" if more > 0 else "")

@@ -58,15 +58,17 @@ leads elsewhere, as Kubernetes mounts a ConfigMap (not with `subPath`: such a mo
   `discovery` but the pods of mode static, `auth` (but not what stands in the keys file) and `limits.redis_url`. What of
   it differs in the file is told in the log, and by `config.waits_for_restart` of `/status.json`.
 - **The keys file** is followed in the same way: a key that is added opens within seconds, and one that is removed,
-  disabled or expired opens nothing more.
+  disabled or expired opens nothing more. A fault in it leaves all keys as they were. More in [keys](keys.md).
 - **A secret** that a `file:` names is not looked at by itself. `touch` the configuration file to have it read again.
 """
 
 KEYS_HEAD = """\
 ## The keys file
 
-`auth.keys_file` names it. `poolgate keys create --team NAME --file FILE` adds an entry and prints the key once.
-The environment is not read for it: do not write `${VAR}` there.
+`auth.keys_file` names it. `poolgate keys create --team NAME --file FILE` adds an entry and prints the key once. How
+keys are made, rotated and revoked, and what happens when the file changes, is in [keys](keys.md). An id, or a digest,
+that stands twice is an error. `keys: []` lets nobody in. The environment is not read for this file: do not write
+`${VAR}` there.
 
 ```yaml
 keys:

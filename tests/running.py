@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import uvicorn
 
 from gateway.app import Gateway
-from gateway.config import ConfigFile, load_config
+from gateway.config import ConfigFile, load_config, load_keys
 from gateway.core.caller import Tenant
 from gateway.core.clock import Clock
 from gateway.core.fleet import PodState
@@ -88,6 +88,7 @@ async def running(
     models: Mapping[str, Any] | None = None,
     limits: Mapping[str, Any] | None = None,
     file: Path | None = None,
+    keys_file: Path | None = None,
     environment: Mapping[str, str] | None = None,
     clock: Clock | None = None,
     rng: Random | None = None,
@@ -97,7 +98,7 @@ async def running(
 
     With `discovery` settings it finds its pods by them (`tests.discovering`), and `pools` are the settings of each.
     No limits hold but those in `limits`. With a `file` all settings are those that stand there, now and whenever it
-    changes.
+    changes; with a `keys_file` all keys are.
     """
     key_id, key = new_key()
     entry = KeyEntry(digest(key.encode()), Tenant(**({"key_id": key_id, "team": "tests"} | dict(tenant or {}))))
@@ -114,10 +115,16 @@ async def running(
     config = load_config(None, {}, settings) if followed is None else followed.load()
     out = io.BytesIO()
     gateway = Gateway(
-        config, (entry, other), file=followed, access_out=out, environment=environment, clock=clock, rng=rng
+        config,
+        (entry, other) if keys_file is None else load_keys(keys_file),
+        file=followed,
+        keys_file=keys_file,
+        access_out=out,
+        environment=environment,
+        clock=clock,
+        rng=rng,
     )
-    if gateway.reload is not None:
-        gateway.reload.look_seconds = 0.01
+    gateway.reload.look_seconds = 0.01
     if bounds is not None:
         gateway.edge.bounds = bounds
     async with AsyncExitStack() as stack:

@@ -24,12 +24,12 @@ EJECTED_FOR = {
 
 @dataclass(frozen=True, slots=True)
 class ConfigState:
-    """Since when the configuration is in force, and what became of its file since."""
+    """Since when the configuration and the keys are as they are, and what became of their files since."""
 
     loaded_at: float
     """Monotonic seconds."""
     error: str = ""
-    """Why what the file holds now is not in force; empty when it is."""
+    """Why what a file holds now is not in force; empty when all is."""
     waits_for_restart: tuple[str, ...] = ()
     """Keys whose new values take effect with the next start."""
 

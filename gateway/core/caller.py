@@ -3,8 +3,14 @@
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+ISSUED_KEY_ID = "jwt-"
+"""How the `key_id` of somebody begins who has an issuer's token: there may be more of them than keys."""
 
-@dataclass(frozen=True, slots=True, eq=False)
+MAX_USER_CHARACTERS = 256
+"""In the name of one for whom somebody asks."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Tenant:
     """The owner of a key; one object for each key, told apart by identity.
 

@@ -342,5 +342,6 @@ class InternalError(PoolgateError):
 
 def _wait(seconds: float) -> tuple[tuple[bytes, bytes], ...]:
     """When to come back, in whole seconds and exactly; never before it is over."""
-    milliseconds = max(1, ceil(seconds * 1000))
+    # 2.007 * 1000 is a little more than 2007.
+    milliseconds = max(1, ceil(seconds * 1000 - 1e-6))
     return (b"retry-after", b"%d" % -(-milliseconds // 1000)), (b"retry-after-ms", b"%d" % milliseconds)

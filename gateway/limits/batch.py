@@ -15,10 +15,6 @@ MAX_LOOKS = 1024
 _DOUBLE = calcsize("<d")
 
 
-class Void(Exception):
-    """The call came too late: nothing was done."""
-
-
 class Garbled(Exception):
     """What came is no answer of the script."""
 
@@ -80,16 +76,16 @@ class Batch:
         the call is void, by the server's clock. Both microseconds."""
         return pack(f"<{2 + len(self._numbers)}d", keep, not_after, *self._numbers)
 
-    def learn(self, answer: bytes, now: float) -> tuple[float, list[Decided]]:
-        """The server's time, and what became of each request; the leases know it by now. `now`: our own time. Both
-        microseconds. Raises `Void` and `Garbled`."""
+    def learn(self, answer: bytes, now: float) -> tuple[float, list[Decided] | None]:
+        """The server's time, and what became of each request, which the leases know by now; None: the call was void.
+        `now`: our own time. Both microseconds. Raises `Garbled`."""
         rows = self._rows
         size = 1 + 2 * len(rows) + sum(2 + len(buckets) for buckets, _ in self._requests)
         if not isinstance(answer, bytes) or len(answer) not in (_DOUBLE, _DOUBLE * size):
             raise Garbled
         numbers = unpack(f"<{len(answer) // _DOUBLE}d", answer)
         if len(numbers) != size:
-            raise Void
+            return numbers[0], None
         admitted: dict[Lease, int] = {}
         decided: list[Decided] = []
         place = 1 + 2 * len(rows)

@@ -115,7 +115,8 @@ class Issuer:
 
     def _miss(self, why: str) -> None:
         if self._well:
-            log.warning("the issuer's keys cannot be read, those that are known stay in force: %s", why)
+            until = "no token is taken" if self.keys.value is None else "those that are known stay in force"
+            log.warning("the issuer's keys cannot be read, until then %s: %s", until, why)
             self._well = False
         if self.keys.value is not None and self._clock() - self._read_at > self._pace.trusted:
             log.error("the issuer's keys could not be read for too long: no token is taken until they are")

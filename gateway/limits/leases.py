@@ -32,7 +32,7 @@ class Lease:
         self.owed = 0
         """Of a rate: to be spent there, or if negative to be given back."""
         self.told = 0
-        """Of a count: how many of ours Redis may believe in."""
+        """Of a count: so many of ours Redis may believe in, at most."""
         self.others = 0.0
         """Of a count: how many ran elsewhere when Redis last answered."""
         self.full_at = 0.0
@@ -157,7 +157,7 @@ class Leases:
             own, lease.owed = lease.owed, 0
         else:
             own = self.running.get(lease.bucket.key, 0) + lease.spare
-            lease.told = own + wanted
+            lease.told = max(lease.told, own + wanted)
         return own, wanted
 
     def learn(self, lease: Lease, own: int, level: float, granted: int, now: float) -> None:

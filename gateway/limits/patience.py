@@ -36,10 +36,9 @@ class Patience:
         self._handle: asyncio.Handle = self._loop.call_at(due, self._ring, due, seconds)
 
     def _ring(self, due: float, seconds: float) -> None:
-        late = self._loop.time() - due
-        if late > LOOP_LATE_SECONDS:
-            # What was sent may have been held up as well: once more, for as long, but without this.
-            self._handle = self._loop.call_later(min(late, seconds), self._give, LAST_TURNS)
+        if self._loop.time() - due > LOOP_LATE_SECONDS:
+            # What was to be sent may have been held up as well. Once more, for as long; not again.
+            self._handle = self._loop.call_later(seconds, self._give, LAST_TURNS)
         else:
             self._give(LAST_TURNS)
 

@@ -24,7 +24,7 @@ from typing import Any
 from redis import exceptions as errors
 from redis.asyncio.connection import AbstractConnection, Connection, parse_url
 
-from gateway.limits.batch import MAX_LOOKS, MAX_TOLD, Batch, Decided, Garbled, Request, Void
+from gateway.limits.batch import MAX_LOOKS, MAX_TOLD, Batch, Decided, Garbled, Request
 from gateway.limits.bucket import Book, Bucket, Costs, Taken
 from gateway.limits.leases import Leases
 from gateway.limits.patience import Patience
@@ -34,8 +34,6 @@ MAX_ASKS = 4096
 """So many wait for the next call. Who comes then is answered here."""
 SLOW_CALLS = 3
 """So many in a row are as bad as one that is too late."""
-VOID_FACTOR = 2.0
-"""A call holds for so many of its deadlines: the server's clock is known that well."""
 NOTHING: Costs = (0, 0, 0, 0)
 
 log = logging.getLogger("poolgate.limits")
@@ -57,7 +55,7 @@ class Pace:
     """So long what runs here counts without being told again, which it is three times as often."""
 
 
-class _Slow(Exception):
+class Slow(Exception):
     """Redis answers, but not soon enough."""
 
 
@@ -105,7 +103,7 @@ class RedisStore:
         self._asks: deque[_Ask] = deque()
         self._under_way: list[_Ask] = []
         self._server_ahead = 0.0
-        """The server's clock less the loop's, at most; microseconds."""
+        """Of the loop's clock, at most; microseconds."""
         self._sweep_due = False
         self._eviction_checked = False
         self._book = self._new_book()
@@ -151,6 +149,7 @@ class RedisStore:
         try:
             while True:
                 await self._use_redis()
+                # Without Redis they only note what runs.
                 self._leases.give_up()
                 self._leases.sweep()
                 await asyncio.sleep(self._pace.probe * (0.8 + 0.4 * self._chance()))
@@ -162,14 +161,15 @@ class RedisStore:
 
     def _new_connection(self) -> AbstractConnection:
         """One that is not open yet. Raises `ValueError` for a URL that cannot be used."""
-        options: dict[str, Any] = {**parse_url(self._url)}
-        kind = options.pop("connection_class", Connection)
-        # All deadlines are ours. No second try, no more commands at its start than are needed.
-        options |= {"socket_timeout": None, "socket_connect_timeout": None, "protocol": 2, "driver_info": None}
         try:
+            options: dict[str, Any] = {**parse_url(self._url)}
+            kind = options.pop("connection_class", Connection)
+            # All deadlines are ours. No second try, and no more commands at its start than are needed.
+            options |= {"socket_timeout": None, "socket_connect_timeout": None, "protocol": 2, "driver_info": None}
             connection: AbstractConnection = kind(**options)
-        except TypeError:
-            raise ValueError("it has options that a connection does not know") from None
+        except (ValueError, TypeError):
+            # Their texts may quote a password.
+            raise ValueError("Redis' URL cannot be used") from None
         return connection
 
     # Without Redis
@@ -212,15 +212,15 @@ class RedisStore:
             if not ask.came.done():
                 ask.came.set_result(self._take_here(*ask.request))
 
-    def _turn_local(self, reason: str) -> None:
-        told = self.reason
-        self.reason = reason
+    def _turn_local(self, error: Exception) -> None:
+        told, self.reason = self.reason, _reason_of(error)
         if self.mode == "redis":
             self.mode, self.since = "local", self._clock()
             self._book = self._new_book()
         elif told != "connecting":
             return
-        log.warning("Redis %s: each replica counts limits for itself, and allows its share", _WORDS[reason])
+        why = f"{_WORDS[self.reason]} ({type(error).__name__.lstrip('_')})"
+        log.warning("Redis %s: each replica counts limits for itself, and allows its share", why)
         self._leases.give_up()
         self._answer_here()
 
@@ -235,13 +235,14 @@ class RedisStore:
             await self._read_clock(connection)
             await self._check_eviction(connection)
             if await self._probe(connection):
-                raise _Slow
+                raise Slow
             log.info("limits are counted in Redis")
             self.mode, self.since, self.reason = "redis", self._clock(), ""
             self._leases.tell_all()
             await self._serve(connection)
-        except _FAILURES as error:
-            self._turn_local(_reason_of(error))
+        except Exception as error:
+            # The client and the loop below raise what is nowhere listed. Whatever it is: no Redis, no waiting.
+            self._turn_local(error)
         finally:
             await connection.disconnect(nowait=True)
 
@@ -267,7 +268,7 @@ class RedisStore:
                 asked_at = loop.time()
                 was_slow = await (self._probe(connection) if batch is None else self._answer(connection, batch))
                 slow = slow + 1 if was_slow else 0
-            raise _Slow
+            raise Slow
         finally:
             sweeping.cancel()
 
@@ -307,18 +308,24 @@ class RedisStore:
     async def _call(self, connection: AbstractConnection, batch: Batch) -> tuple[list[Decided], bool]:
         """(What was decided, whether it took long.)"""
         loop = asyncio.get_running_loop()
-        sent_at = loop.time()
-        not_after = (sent_at + VOID_FACTOR * self._pace.answer) * 1e6 + self._server_ahead
         keys = batch.keys
-        asked: tuple[Any, ...] = (len(keys), *keys, self._replica, batch.asked(self._pace.keep * 1e6, not_after))
-        async with Patience(self._pace.answer, self._pace.slow) as patience:
-            try:
-                answer = await _ask(connection, "EVALSHA", self._script_name, *asked)
-            except errors.NoScriptError:
-                answer = await _ask(connection, "EVAL", self._script, *asked)
-        server_now, decided = batch.learn(answer, self._clock() * 1e6)
-        self._server_ahead = server_now - sent_at * 1e6
-        return decided, patience.slow
+        # If it is void, we held it up ourselves, or the server's clock has been set: it is known better now.
+        for _ in range(2):
+            sent_at = loop.time()
+            asked = batch.asked(self._pace.keep * 1e6, (sent_at + self._pace.answer) * 1e6 + self._server_ahead)
+            async with Patience(self._pace.answer, self._pace.slow) as patience:
+                answer = await self._evaluate(connection, len(keys), *keys, self._replica, asked)
+            server_now, decided = batch.learn(answer, self._clock() * 1e6)
+            self._server_ahead = server_now - sent_at * 1e6
+            if decided is not None:
+                return decided, patience.slow
+        raise Slow
+
+    async def _evaluate(self, connection: AbstractConnection, *asked: bytes | int) -> Any:
+        try:
+            return await _ask(connection, "EVALSHA", self._script_name, *asked)
+        except errors.NoScriptError:
+            return await _ask(connection, "EVAL", self._script, *asked)
 
     async def _probe(self, connection: AbstractConnection) -> bool:
         """A call that writes as requests do, a key that lives for a moment. Whether it was slow."""
@@ -329,8 +336,12 @@ class RedisStore:
     async def _read_clock(self, connection: AbstractConnection) -> None:
         sent_at = asyncio.get_running_loop().time()
         async with Patience(self._pace.answer):
-            seconds, microseconds = await _ask(connection, "TIME")
-        self._server_ahead = int(seconds) * 1e6 + int(microseconds) - sent_at * 1e6
+            told = await _ask(connection, "TIME")
+        try:
+            seconds, microseconds = map(int, told)
+        except (TypeError, ValueError):
+            raise Garbled from None
+        self._server_ahead = (seconds - sent_at) * 1e6 + microseconds
 
     async def _check_eviction(self, connection: AbstractConnection) -> None:
         """Warn, once, of a server that would throw buckets away. Not every server says what it would do."""
@@ -342,7 +353,7 @@ class RedisStore:
             except errors.ResponseError:
                 told = []
         self._eviction_checked = True
-        settings = dict(zip(told[::2], told[1::2], strict=False))
+        settings = dict(zip(told[::2], told[1::2], strict=False)) if isinstance(told, list) else {}
         policy = settings.get(b"maxmemory-policy", b"noeviction")
         if policy != b"noeviction" and settings.get(b"maxmemory") != b"0":
             log.warning(
@@ -370,8 +381,8 @@ class RedisStore:
                 await _open(connection)
                 while untold := self._leases.next_untold(MAX_TOLD):
                     await self._call(connection, Batch(self._leases, (), untold))
-        except _FAILURES:
-            return
+        except (errors.RedisError, OSError, Garbled, Slow):
+            return  # what it holds ends by itself
         finally:
             await connection.disconnect(nowait=True)
 
@@ -381,14 +392,17 @@ async def _open(connection: AbstractConnection) -> None:
 
 
 async def _ask(connection: AbstractConnection, *command: bytes | int | str) -> Any:
-    await connection.send_command(*command)
+    try:
+        await connection.send_command(*command)
+    except RuntimeError:
+        # What uvloop says of a connection that the other side has reset.
+        raise ConnectionResetError from None
     return await connection.read_response()
 
 
-_FAILURES = (errors.RedisError, OSError, Void, Garbled, _Slow)
 _REASONS: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     ((TimeoutError, errors.TimeoutError), "timeout"),
-    ((Void, _Slow), "slow"),
+    ((Slow,), "slow"),
     ((errors.AuthenticationError, errors.AuthorizationError, errors.NoPermissionError), "denied"),
     ((errors.ReadOnlyError,), "readonly"),
     ((errors.OutOfMemoryError,), "memory"),

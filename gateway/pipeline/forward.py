@@ -50,6 +50,8 @@ OFF_LOOP_BYTES = 262_144
 """A body larger than this is not walked on the loop's thread."""
 SUSPECT_SECONDS = 2.0
 """Requests that nothing came for in so long are looked at."""
+MOST_UNSEEN_TOKENS = 1 << 20
+"""What a prompt may have beside its text, as images do, and an answer that nobody bounded."""
 
 _DEATHS = (Failure.STALE, Failure.RESET, Failure.ENGINE_DEAD)
 """What a pod that dies of a request does, among others."""
@@ -519,14 +521,19 @@ def _note_usage(reader: AnswerReader, request: Request) -> None:
     if visit.operation.takes_tokens:
         usage = reader.usage()
         if usage is None or _is_a_lie(usage, call):
-            usage = Usage(call.prompt_tokens_estimate, reader.content_events, estimated=True)
+            seen = reader.content_events - reader.openings
+            usage = Usage(call.prompt_tokens_estimate, seen, estimated=True)
         trail.usage = usage
 
 
 def _is_a_lie(usage: Usage, call: Call) -> bool:
-    """More was answered than was asked for; by the slack a pod may count otherwise than we do."""
+    """More than can be: a prompt has no more tokens than bytes, an answer no more than were asked for; by the slack a
+    pod may count otherwise than we do.
+    """
+    if usage.prompt_tokens > call.body_length + MOST_UNSEEN_TOKENS:
+        return True
     if call.max_tokens is None or call.choices is None:
-        return False
+        return usage.completion_tokens > MOST_UNSEEN_TOKENS * (call.choices or 1)
     return usage.completion_tokens > 2 * call.max_tokens * call.choices + 1024
 
 

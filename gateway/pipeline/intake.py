@@ -91,7 +91,8 @@ class _StreamOptions(msgspec.Struct):
 
 
 _UNSET = msgspec.UNSET
-_NO_MAXIMUM = (_UNSET,) * 3
+_UNREAD = MAX_TOKENS + 1
+_MAX_DIGITS = len(str(MAX_TOKENS))
 _NONE_SENT = (_UNSET,) * len(GUARDED_FIELDS)
 _guarded = attrgetter(*GUARDED_FIELDS)
 _fields = msgspec.json.Decoder(_Fields)
@@ -204,6 +205,7 @@ def call_of(seen: Look, found: list[Member] | None, operation: Operation, tenant
         body_length=length,
         content_type=JSON,
         prompt_tokens_estimate=len(body) // BYTES_PER_TOKEN,
+        max_tokens=_max_tokens(fields, operation),
         says_priority=fields.priority is not _UNSET,
     )
 
@@ -285,20 +287,30 @@ def _wants_usage(options: bytes) -> bool:
     return bool(told.include_usage)
 
 
-def _max_tokens(fields: _Fields) -> int | None:
-    """The most tokens of an answer, in any of the three spellings; what is no number is left to the pod to refuse."""
-    asked = (fields.max_tokens, fields.max_completion_tokens, fields.max_output_tokens)
-    if asked == _NO_MAXIMUM:
-        return None
-    return max(_tokens(bytes(each)) for each in asked if each is not _UNSET) or None
+def _max_tokens(fields: _Fields, operation: Operation) -> int | None:
+    """The most tokens of an answer, in the spellings that this operation has: its pods do not heed the others.
+
+    None where none is said, or in a form that is left to the pod to read or refuse.
+    """
+    most = _tokens(fields.max_output_tokens if operation is RESPONSES_API else fields.max_tokens)
+    if operation is CHAT and fields.max_completion_tokens is not _UNSET:
+        most = max(most, _tokens(fields.max_completion_tokens))
+    return most if 0 < most < _UNREAD else None
 
 
-def _tokens(text: bytes) -> int:
-    """A number in any form that a pod would take; 0 for what is none."""
+def _tokens(said: _Optional) -> int:
+    """A number in any form that a pod would take; 0 where none is said."""
+    if said is _UNSET:
+        return 0
+    text = bytes(said)
+    if text.isdigit() and len(text) < _MAX_DIGITS:
+        return int(text)
+    if text == b"null":
+        return 0
     try:
         number = float(text.strip(b'"'))
     except ValueError:
-        return 0
+        return _UNREAD
     return int(min(number, MAX_TOKENS)) if number > 0 else 0
 
 

@@ -1,4 +1,4 @@
-"""What is decided on a request's head, before its body is read: route, caller, bounds.
+"""What is decided on a request's head, before its body is read: route, caller, for whom, bounds.
 
 A caller that cannot be told leaves no trace but one line and one count: nothing it sent is kept, as a label or
 otherwise.
@@ -6,9 +6,11 @@ otherwise.
 
 import os
 import re
+from typing import Protocol
+from urllib.parse import unquote_to_bytes
 
 from gateway.core.call import Trail
-from gateway.core.caller import ANONYMOUS, Tenant
+from gateway.core.caller import ANONYMOUS, MAX_USER_CHARACTERS, Tenant
 from gateway.core.errors import (
     BodyTooLarge,
     ExpectationFailed,
@@ -26,6 +28,36 @@ from gateway.pipeline.operations import JSON, MODELS, Body, Operation, dialect_a
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 _ONCE = (b"authorization", b"x-api-key", b"content-type", b"x-request-id", b"expect")
+_USER = b"x-openwebui-user-id"
+_SIGNED_USER = b"x-openwebui-user-jwt"
+_TASK = b"x-openwebui-task"
+BACKGROUND = 10
+"""How much later comes what a program does beside its users' messages, such as a chat's title: nobody watches it, and
+there are several for each message. Anybody is believed who says so of himself. More than one step, so that keys can be
+put in between."""
+MAX_PRIORITY = 1000
+
+
+class Tokens(Protocol):
+    """Tells callers by their tokens."""
+
+    def caller_of(self, token: bytes) -> tuple[Tenant, str]:
+        """(whose token it is, who uses it).
+
+        Raises `InvalidApiKey`, and `Busy` if that cannot be told now.
+        """
+        ...
+
+
+class ForwardedUsers(Protocol):
+    """Tells for whom an application asks, by a token that it signs."""
+
+    def user_of(self, token: bytes, name: str) -> str:
+        """The user. `name` is what the token is called in a refusal.
+
+        Raises `InvalidApiKey`.
+        """
+        ...
 
 
 class Visit:
@@ -72,12 +104,25 @@ class RequestIds:
 
 
 class Reception:
-    """Tells who calls and what for. `keys` None: authentication is off. All three may be replaced at any time."""
+    """Tells who calls and what for. `keys` None: authentication is off. These three may be replaced at any time.
 
-    def __init__(self, keys: KeyRing | None, max_body_bytes: int, max_upload_bytes: int) -> None:
+    `tokens` are taken beside keys. With `forwarded_users` an application is believed only by these for whom it asks.
+    """
+
+    def __init__(
+        self,
+        keys: KeyRing | None,
+        max_body_bytes: int,
+        max_upload_bytes: int,
+        *,
+        tokens: Tokens | None = None,
+        forwarded_users: ForwardedUsers | None = None,
+    ) -> None:
         self.keys = keys
         self.max_body_bytes = max_body_bytes
         self.max_upload_bytes = max_upload_bytes
+        self._tokens = tokens
+        self._forwarded_users = forwarded_users
         self._ids = RequestIds()
 
     def receive(self, head: Head) -> Visit:
@@ -96,7 +141,12 @@ class Reception:
             trail.operation = operation.label
             if head.repeated:
                 self._check_repeated(head.repeated)
-            visit.tenant = trail.tenant = self._identify(fields)
+            tenant = self._identify(visit, fields)
+            visit.tenant = trail.tenant = tenant
+            if tenant.forwards_user:
+                visit.user = self._forwarded_user(head)
+            if tenant.priority or _TASK in fields:
+                visit.priority = _priority(tenant, fields)
             if b"expect" in fields and fields[b"expect"].lower() != b"100-continue":
                 raise ExpectationFailed("the only expectation that is met is 100-continue")
             if operation.body is not Body.NONE:
@@ -119,7 +169,11 @@ class Reception:
             if name in repeated:
                 raise InvalidRequest(f"the header {name.decode()} came more than once")
 
-    def _identify(self, fields: dict[bytes, bytes]) -> Tenant:
+    def _identify(self, visit: Visit, fields: dict[bytes, bytes]) -> Tenant:
+        """Who calls. A token says as well who uses it, which is noted in the visit.
+
+        Raises `InvalidApiKey` and `Busy`.
+        """
         if self.keys is None:
             return ANONYMOUS
         authorization = fields.get(b"authorization")
@@ -133,8 +187,34 @@ class Reception:
             raise InvalidApiKey("no API key: send 'Authorization: Bearer KEY'")
         tenant = self.keys.tenant_of(key)
         if tenant is None:
-            raise InvalidApiKey("this API key is unknown, disabled or expired")
+            if self._tokens is None or key.count(b".") != 2 or key.startswith(b"sk-"):
+                raise InvalidApiKey("this API key is unknown, disabled or expired")
+            tenant, visit.user = self._tokens.caller_of(key)
         return tenant
+
+    def _forwarded_user(self, head: Head) -> str:
+        """For whom the application says that it asks; empty: it does not say.
+
+        Raises `InvalidRequest` and `InvalidApiKey`.
+        """
+        name = _USER if self._forwarded_users is None else _SIGNED_USER
+        if name in head.repeated:
+            raise InvalidRequest(f"the header {name.decode()} came more than once")
+        said = head.fields.get(name)
+        if not said:
+            return ""
+        if self._forwarded_users is not None:
+            return self._forwarded_users.user_of(said, f"the header {name.decode()}")
+        try:
+            user = unquote_to_bytes(said).decode("utf-8")
+        except UnicodeDecodeError:
+            user = ""
+        if not 0 < len(user) <= MAX_USER_CHARACTERS or not user.isprintable():
+            raise InvalidRequest(
+                f"the header {name.decode()} names no user: {MAX_USER_CHARACTERS} printable characters at most, "
+                "percent-encoded as UTF-8"
+            )
+        return user
 
     def _check_body(self, visit: Visit, fields: dict[bytes, bytes]) -> None:
         if b"content-encoding" in fields and fields[b"content-encoding"].lower() != b"identity":
@@ -148,6 +228,14 @@ class Reception:
         length = fields.get(b"content-length")
         if length is not None and int(length) > visit.max_body_bytes:
             raise too_large(visit)
+
+
+def _priority(tenant: Tenant, fields: dict[bytes, bytes]) -> int:
+    """Its place in the line: lower comes first."""
+    task = fields.get(_TASK, b"").strip()
+    # What was not put in its place stands for an ordinary message.
+    later = BACKGROUND if task and not task.startswith(b"{{") else 0
+    return max(-MAX_PRIORITY, min(MAX_PRIORITY, tenant.priority + later))
 
 
 def too_large(visit: Visit) -> BodyTooLarge:

@@ -150,13 +150,13 @@ class Relay:
     def commit(self, exchange: Exchange) -> None:
         """The answer's head is on its way: send what is held, and from now on what comes."""
         self._exchange = exchange
-        self._ending = b""
         exchange.source = self
         if exchange.paused:
             self.pause()
-        held, self._held = self._held, []
+        held, self._held = b"".join(self._held), []
+        self._ending = held[-KEPT_ENDING_BYTES:]
         if held:
-            exchange.write(b"".join(held))
+            exchange.write(held)
 
     def fail(self, failure: Failure, error: PoolgateError) -> None:
         """End the attempt: before the first moment for another try, after it with the error."""
@@ -223,7 +223,9 @@ class Relay:
             self.first.set_result(self._judge(b"".join(self._held)))
         elif not by_close and self._head is not None:
             described = self._head.fields.get(_DESCRIPTION) if self._head.content_type != _JSON else None
-            self.reader.read_ending(described or self._ending[-KEPT_ENDING_BYTES:])
+            # It may end in the very read that made it too large to be held, or behind a client that is leaving.
+            ending = self._ending if self._exchange is not None else b"".join(self._held)
+            self.reader.read_ending(described or ending[-KEPT_ENDING_BYTES:])
         # Nothing tells whether a body that ends by a close is whole, and one this large is not read.
         self.end(Ended(b"", StreamTruncated("the pod closed inside its answer") if by_close else None))
 

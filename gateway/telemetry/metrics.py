@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from gateway.core.call import Outcome, Trail, Usage
+from gateway.core.caller import ISSUED_KEY_ID, Tenant
 from gateway.core.fleet import Fleet
 from gateway.telemetry.series import Buckets, Count, Counters, Histograms
 
@@ -25,6 +26,8 @@ QUEUE_WAIT_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 7.5, 10, 15,
 
 OTHER = "other"
 TOKEN_KINDS = ("prompt", "completion", "cached")
+MAX_ISSUED_TEAMS = 200
+"""Tenants with series of their own that an issuer of tokens has named: it may know everybody. The rest are `other`."""
 LIMIT_MODES = ("memory", "redis", "local")
 
 
@@ -89,6 +92,7 @@ class Metrics:
         )
         self._held: dict[_Kind, _RequestSeries] = {}
         self._spent: dict[tuple[str, str], tuple[Count, Count, Count]] = {}
+        self._issued_teams: set[str] = set()
 
     def _counters(self, name: str, text: str, *labels: str) -> Counters:
         family = Counters(f"poolgate_{name}", text, labels)
@@ -120,16 +124,26 @@ class Metrics:
         if trail.queue_seconds:
             self._queue_wait.of(trail.pool).observe(trail.queue_seconds)
         if trail.usage is not None and trail.tenant is not None:
-            self._spend(model, trail.tenant.team, trail.usage)
+            self._spend(model, trail.tenant, trail.usage)
 
-    def _spend(self, model: str, team: str, usage: Usage) -> None:
-        held = self._spent.get((model, team))
+    def _spend(self, model: str, tenant: Tenant, usage: Usage) -> None:
+        held = self._spent.get((model, tenant.team))
         if held is None:
+            team = self._label_of(tenant)
             prompt, completion, cached = (self._tokens.of(model, kind, team) for kind in TOKEN_KINDS)
             held = self._spent[model, team] = prompt, completion, cached
         held[0].value += usage.prompt_tokens
         held[1].value += usage.completion_tokens
         held[2].value += usage.cached_tokens
+
+    def _label_of(self, tenant: Tenant) -> str:
+        team, issued = tenant.team, self._issued_teams
+        if not tenant.key_id.startswith(ISSUED_KEY_ID) or team in issued:
+            return team
+        if len(issued) >= MAX_ISSUED_TEAMS:
+            return OTHER
+        issued.add(team)
+        return team
 
     def _series(
         self,

@@ -86,6 +86,10 @@ class NamedEventReader(EventReader):
         self.content_events += 1
         return EventKind.CONTENT
 
+    def _open(self) -> EventKind:
+        self.openings += 1
+        return self._content()
+
     def _fail(self, data: bytes) -> EventKind:
         told = _decoded(_error, data)
         if isinstance(told.error, msgspec.UnsetType):
@@ -128,7 +132,7 @@ class MessagesReader(NamedEventReader):
             told = _decoded(_message_delta, data)
             self._note_usage(told.usage)
             self._finish = told.delta.stop_reason or ""
-        return EventKind.OTHER if self.answered else self._content()
+        return EventKind.OTHER if self.answered else self._open()
 
     def _note(self, seen: WholeAnswer) -> None:
         self._finish = seen.stop_reason or ""
@@ -152,7 +156,7 @@ class ResponsesReader(NamedEventReader):
             return self._fail(data)
         if name in (b"response.completed", b"response.incomplete", b"response.failed"):
             return self._close(name, data)
-        return EventKind.OTHER if self.answered else self._content()
+        return EventKind.OTHER if self.answered else self._open()
 
     def _close(self, name: bytes, data: bytes) -> EventKind:
         response = _decoded(_closing, data).response

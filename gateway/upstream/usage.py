@@ -85,6 +85,8 @@ class PodError(msgspec.Struct):
     code: int | str | None = None
 
 
+_OPENING = b'"delta":{"role":"assistant","content":""'
+"""Of a chat: each choice begins with it. Inside a string the quotes would be escaped."""
 _UNSET = msgspec.UNSET
 _decode_event = msgspec.json.Decoder(_Event).decode
 _decode_whole = msgspec.json.Decoder(WholeAnswer).decode
@@ -108,14 +110,16 @@ it can be matched in two ways, so it never backtracks.
 class AnswerReader:
     """Follows one answer that is no stream, or the whole answer of an operation that might have streamed."""
 
-    __slots__ = ("_raw_usage", "answered", "content_events")
+    __slots__ = ("_raw_usage", "answered", "content_events", "openings")
 
     def __init__(self, choices: int | None = None) -> None:
         self._raw_usage: msgspec.Raw | bytes | None = None
         self.answered = False
         """Whether anything of an answer was read."""
         self.content_events = 0
-        """Events of a stream that carry a piece of the answer, one token each as a rule."""
+        """Events of a stream that carry a piece of the answer, one token each as a rule, or open it."""
+        self.openings = 0
+        """Those of them that only open it, and bear no token."""
 
     def read_whole(self, body: bytes) -> bool:
         """Note what a whole answer says; False when it is no JSON object."""
@@ -214,7 +218,7 @@ class ChoicesReader(EventReader):
         # One is made for every chat: the fields of the classes above are set here, at the cost of one frame.
         self._raw_usage = None
         self.answered = False
-        self.content_events = 0
+        self.content_events = self.openings = 0
         self.error = None
         self.choices = choices
         self.finished: dict[int, str] = {}
@@ -251,6 +255,8 @@ class ChoicesReader(EventReader):
         if seen.choices:
             self.answered = True
             self.content_events += 1
+            if _OPENING in event:
+                self.openings += 1
             for choice in seen.choices:
                 if choice.finish_reason is not None:
                     self.finished[choice.index] = choice.finish_reason

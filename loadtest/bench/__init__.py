@@ -9,5 +9,6 @@ processes  child processes pinned to a core, which never outlive the run
 accounting CPU time, time spent waiting for a core, and memory, from /proc
 scenarios  one round: warm up, watch a window, end cleanly
 report     rounds -> medians, ratios, bars, one Markdown table
+limits     the same requests through gateways with different limits: a table of its own
 discovery, choice   benches of their own: 1,000 pods watched, and the choice of one of many
 """

@@ -17,13 +17,14 @@ import tempfile
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Final, NamedTuple
 
 import uvloop
 
-from loadtest.bench import report
+from loadtest.bench import limits, report
 from loadtest.bench.backend import GRID_US
 from loadtest.bench.client import NotWhole
 from loadtest.bench.processes import BenchError, allow_many_files, alone, tail
@@ -33,29 +34,53 @@ from loadtest.bench.targets import TARGETS, Site, Target, new_key, pods
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED: Final = 130
+NOTES: Final = (
+    "CPU is user and system time of the target's process tree; for `direct`, of the client and the pods.",
+    "The gateway runs with keys, metrics and its access line on, nginx with its access log off.",
+)
 RESULTS: Final = Path(__file__).resolve().parents[1] / "results"
+
+
+class Chosen(NamedTuple):
+    """What is to be measured."""
+
+    scenarios: Sequence[Scenario]
+    """Those with the targets."""
+    targets: Sequence[Target]
+    limited: Sequence[Scenario]
+    """Those with gateways that have limits."""
+
+
+def chosen(scenarios: Sequence[str] | None, targets: Sequence[str] | None, *, quick: bool = False) -> Chosen:
+    """By names; None: all. Limits are measured with the gateway, and need no other target."""
+
+    def named(each: Sequence[Scenario]) -> list[Scenario]:
+        return [scenario for scenario in each if scenarios is None or scenario.name.split()[0] in scenarios]
+
+    beside_nginx = named(QUICK if quick else FULL)
+    wanted = [name for name in TARGETS if targets is None or name in targets]
+    limited = named(limits.QUICK if quick else limits.FULL) if "gateway" in wanted else []
+    if not beside_nginx:
+        wanted = ["gateway"] if limited else []
+    return Chosen(beside_nginx, [TARGETS[name]() for name in wanted], limited)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description="the gateway beside nginx, one table")
-    parser.add_argument("--quick", action="store_true", help="a look in about 45 s: fewer and shorter rounds")
+    parser.add_argument("--quick", action="store_true", help="a look in about a minute: fewer and shorter rounds")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of every scenario")
-    parser.add_argument("--scenario", action="append", choices=["requests", "chunks", "memory", "large"])
-    parser.add_argument("--target", action="append", choices=list(TARGETS), help="default: all")
+    parser.add_argument("--scenario", action="append", choices=["requests", "chunks", "memory", "large", "limits"])
+    parser.add_argument("--target", action="append", choices=list(TARGETS), help="default: all; limits: gateway")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every round's figures, as JSON")
     parser.add_argument("--grid-us", type=int, default=GRID_US, metavar="N", help=f"default {GRID_US}; 0: no grid")
     asked = parser.parse_args(arguments)
-
-    scenarios = [
-        scenario
-        for scenario in (QUICK if asked.quick else FULL)
-        if asked.scenario is None or scenario.name.split()[0] in asked.scenario
-    ]
-    targets = [TARGETS[name]() for name in TARGETS if asked.target is None or name in asked.target]
+    what = chosen(asked.scenario, asked.target, quick=asked.quick)
+    if not what.targets:
+        parser.error("limits are measured with the gateway: add --target gateway")
     listen_for_signals()
     try:
         with alone(Path(tempfile.gettempdir()) / "poolgate-bench.lock"):
-            return _run(asked, scenarios, targets)
+            return _run(asked, what)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -81,8 +106,10 @@ async def until_signalled(measuring: Coroutine[None, None, Figures]) -> Figures:
     return await measuring
 
 
-def _run(asked: argparse.Namespace, scenarios: Sequence[Scenario], targets: Sequence[Target]) -> int:
-    versions = {target.name: target.version() for target in targets}
+def _run(asked: argparse.Namespace, what: Chosen) -> int:
+    versions = {target.name: target.version() for target in what.targets}
+    if what.limited:
+        versions["Redis"] = limits.redis_version()
     versions["client and pods"] = f"uvloop {version('uvloop')}, httptools {version('httptools')}"
     allow_many_files()
     cores = sorted(os.sched_getaffinity(0))
@@ -100,7 +127,9 @@ def _run(asked: argparse.Namespace, scenarios: Sequence[Scenario], targets: Sequ
     ):
         bench = Bench(new_key(), apparatus=(os.getpid(), pod_pid), pods=ports)
         try:
-            for scenario, number, target in in_turn(scenarios, targets, asked.rounds):
+            beside_nginx = in_turn(what.scenarios, what.targets, asked.rounds)
+            beside_unlimited = in_turn(what.limited, limits.LIMITED, asked.rounds)
+            for scenario, number, target in chain(beside_nginx, beside_unlimited):
                 results.append(_round(scenario, number, target, bench, target_core))
         except BenchError as error:
             if not results:
@@ -108,7 +137,7 @@ def _run(asked: argparse.Namespace, scenarios: Sequence[Scenario], targets: Sequ
             stopped = error  # what was measured before is still worth its table
     facts = report.host_facts(versions, {"target": target_core, "client and pods": apparatus_core})
     facts.append(f"tokens sent on a grid of {asked.grid_us} µs, phases spread evenly")
-    text = _page(results, [target.name for target in targets], facts)
+    text = _page(results, [target.name for target in what.targets], facts)
     return publish("bench", text, facts, results, asked.json, stopped)
 
 
@@ -150,13 +179,16 @@ def _measured(scenario: Scenario, number: int, target: Target, bench: Bench, cor
 
 
 def _page(results: Sequence[Round], targets: Sequence[str], facts: Sequence[str]) -> str:
-    notes = [
-        "Medians over the rounds that count [min–max]; `?`: no round of that target could be trusted.",
-        "CPU is user and system time of the target's process tree; for `direct`, of the client and the pods.",
-        "The gateway runs with keys, metrics and its access line on, nginx with its access log off.",
-        *report.remarks(results),
-    ]
-    return "\n".join([report.table(results, targets), "", *(f"- {n}" for n in notes), "", *(f"- {f}" for f in facts)])
+    limited = [result for result in results if result.target in {target.name for target in limits.LIMITED}]
+    tables, notes = [], ["Medians over the rounds that count [min–max]; `?`: no round of that target could be trusted."]
+    if len(limited) < len(results):
+        tables.append(report.table(results, targets))
+        notes += NOTES
+    if limited:
+        tables.append(limits.table(limited))
+        notes += limits.notes(*limits.arithmetic())
+    notes += report.remarks(results)
+    return "\n\n".join([*tables, "\n".join(f"- {n}" for n in notes), "\n".join(f"- {f}" for f in facts)])
 
 
 def publish(

@@ -13,19 +13,18 @@ import argparse
 import asyncio
 import dataclasses
 import gc
-import http.client
 import json
 import os
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import uvloop
 import yaml
@@ -36,9 +35,9 @@ from loadtest.bench.accounting import Cpu, cpu_of, difference, memory_of, proces
 from loadtest.bench.backend import FINISH_PATH
 from loadtest.bench.client import ClosedLoop, NotWhole, RequestLoad, StreamLoad, open_streams
 from loadtest.bench.processes import BenchError, allow_many_files, alone, child, free_port, tail, wait_until
-from loadtest.bench.report import Cell, Round, cell, host_facts, remarks, written
+from loadtest.bench.report import Cell, Round, cell, host_facts, remarks, side_by_side, written
 from loadtest.bench.scenarios import Bench, Figures, Requests, percentile
-from loadtest.bench.targets import Gateway, Running, keys_entry, new_key, status_of
+from loadtest.bench.targets import NO_LIMITS, Gateway, Running, keys_entry, new_key, status_of, told_by
 from loadtest.bench.wire import Wish, chat_body, chat_request, spread, stream_body
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
@@ -173,9 +172,10 @@ def config_of(variant: Variant, pod_port: int, keys: Path) -> dict[str, object]:
     given = [{"url": f"http://127.1.0.{number}:{pod_port}", "pool": "few"} for number in range(1, variant.pods + 1)]
     discovery = {"namespaces": ["vllm"], "pod_networks": [NETWORK]}
     return {
-        "server": {"host": HOST, "ops_host": HOST},
+        "server": {"host": HOST, "ops_host": HOST, "drain_seconds": 0},
         "discovery": discovery if variant.kubernetes else {"mode": "static", "pods": given},
         "auth": {"mode": "keys", "keys_file": str(keys)},
+        "limits": {"default": NO_LIMITS},
     }
 
 
@@ -227,19 +227,9 @@ def _serving(
 
 def _see_all_ready(variant: Variant, ops_port: int) -> None:
     """Raises `BenchError` when ready did not mean that all pods are."""
-    pools = _status(ops_port)["pools"]
+    pools = told_by(ops_port)["pools"]
     if {name: counts["ready"] for name, counts in pools.items()} != dict(variant.pools):
         raise BenchError(f"{variant.name}: /readyz said 200, but not all pods were ready: {pools}")
-
-
-def _status(ops_port: int) -> dict[str, Any]:
-    connection = http.client.HTTPConnection(HOST, ops_port, timeout=5)
-    try:
-        connection.request("GET", "/status.json")
-        told: dict[str, Any] = json.loads(connection.getresponse().read())
-        return told
-    finally:
-        connection.close()
 
 
 # --- the load -------------------------------------------------------------------------------------------------
@@ -364,7 +354,7 @@ async def all_busy(started: Started, lab: Lab, pods: int) -> Figures:
     before, began = started.cpu(), time.monotonic()
     await load.watch(lab.lengths.idle)
     spent, lasted = difference(before, started.cpu()), time.monotonic() - began
-    told = await asyncio.to_thread(_status, started.ops_port)
+    told = await asyncio.to_thread(told_by, started.ops_port)
     believed = sum(pod["load"]["in_flight"] is not None for pod in told["pods"])
     if not load.begun == load.open == pods:
         raise NotWhole(f"{load.begun} of {pods} streams had begun, {load.open} were open")
@@ -493,22 +483,9 @@ CHURN_LINES: Final = (
 
 
 def beside(rounds: Sequence[Round], line: Line) -> Cell | None:
-    """kubernetes against static, over the rounds in which both can be trusted, else over all that both came through."""
-    whole = {(r.target, r.number): r for r in rounds if r.scenario == line.part and r.failed is None}
-    pairs = [
-        (whole["static", number], ours)
-        for (target, number), ours in whole.items()
-        if target == "kubernetes" and ("static", number) in whole
-    ]
-    trusted = [pair for pair in pairs if all(r.doubt() is None for r in pair)]
-    compare: Callable[[float, float], float] = (
-        (lambda a, b: b - a) if line.beside == "-" else (lambda a, b: b / a if a else 0.0)
-    )
-    found = sorted(compare(a.values[line.key], b.values[line.key]) for a, b in trusted or pairs)
-    if not found:
-        return None
-    middle = (found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2
-    return Cell(middle, found[0], found[-1], len(found), trusted=bool(trusted))
+    """kubernetes against static."""
+    sign: Literal["-", "/"] = "-" if line.beside == "-" else "/"
+    return side_by_side(rounds, line.part, line.key, ours="kubernetes", theirs="static", sign=sign)
 
 
 def _over(rounds: Sequence[Round], line: Line, variant: str) -> str:

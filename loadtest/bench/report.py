@@ -1,10 +1,10 @@
 """Rounds → medians, ratios against nginx, bars met or missed, one Markdown table.
 
 A round counts if it can be trusted: the target hardly waited for a core, the client got about one chunk
-per read (a starved proxy finds several chunks at once and looks cheaper), and the pods kept their pace. If
-a target has no such round in a scenario its figures are shown all the same, marked, and no bar is judged
-by them. A ratio is the median of the ratios of rounds that ran side by side, so that a slow minute of the
-host weighs on both.
+per read (a starved proxy finds several chunks at once and looks cheaper), the pods kept their pace, and
+limits were counted where they should be. If a target has no such round in a scenario its figures are shown
+all the same, marked, and no bar is judged by them. A ratio is the median of the ratios of rounds that ran
+side by side, so that a slow minute of the host weighs on both.
 """
 
 import os
@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 MAX_WAITED: Final = 0.08
 MAX_CHUNKS_PER_READ: Final = 1.1
@@ -40,6 +40,8 @@ class Round:
             return f"{self.values['chunks_per_read']:.2f} chunks per read"
         if self.values.get("on_pace", 1.0) < MIN_ON_PACE:
             return f"only {self.values['on_pace']:.0%} of the pace"
+        if not self.values.get("in_mode", 1.0):
+            return "limits were not counted where they should be all the time"
         if self.target != "direct" and self.waited > MAX_WAITED:  # client and pods wait for each other by design
             return f"waited {self.waited:.0%} for a core"
         return None
@@ -96,19 +98,28 @@ def cell(rounds: Iterable[Round], figure: Callable[[Round], float]) -> Cell | No
     return Cell(statistics.median(values), min(values), max(values), len(values), trusted=bool(trusted))
 
 
-def ratios(rounds: Sequence[Round], scenario: str, key: str) -> Cell | None:
-    """gateway ÷ nginx, over the rounds in which both can be trusted, else all that both came through."""
+def side_by_side(
+    rounds: Sequence[Round], scenario: str, key: str, *, ours: str, theirs: str, sign: Literal["-", "/"]
+) -> Cell | None:
+    """One target's figure less another's, or divided by it, over the rounds in which both can be trusted, else over
+    all that both came through."""
     whole = {(r.target, r.number): r for r in rounds if r.scenario == scenario and r.failed is None}
     pairs = [
-        (round_, whole["nginx", number])
+        (round_, whole[theirs, number])
         for (target, number), round_ in whole.items()
-        if target == "gateway" and ("nginx", number) in whole
+        if target == ours and (theirs, number) in whole
     ]
     trusted = [pair for pair in pairs if all(r.doubt() is None for r in pair)]
-    values = [ours.values[key] / theirs.values[key] for ours, theirs in trusted or pairs if theirs.values[key]]
+    both = [(mine.values[key], other.values[key]) for mine, other in trusted or pairs]
+    values = [mine - other for mine, other in both] if sign == "-" else [mine / other for mine, other in both if other]
     if not values:
         return None
     return Cell(statistics.median(values), min(values), max(values), len(values), trusted=bool(trusted))
+
+
+def ratios(rounds: Sequence[Round], scenario: str, key: str) -> Cell | None:
+    """gateway ÷ nginx."""
+    return side_by_side(rounds, scenario, key, ours="gateway", theirs="nginx", sign="/")
 
 
 def verdict(row: Row, ratio: Cell | None, gateway: Cell | None) -> str:

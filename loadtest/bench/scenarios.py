@@ -68,12 +68,16 @@ class Requests:
         load = RequestLoad()
         await _loops(load, target, bench, self.body_bytes, self.connections)
         await load.watch(self.warm_seconds)
+        watched = target.watch()
         before, begin = load.answered, _Edge.of(target, bench)
         await load.watch(self.window_seconds)
         answered, window = load.answered - before, begin.until(_Edge.of(target, bench))
+        more = watched(answered)
         load.stop()
         await load.ended(_END_SECONDS)
-        return window.figures(answered)
+        # Each connection always waits for one answer, so this is how long one takes.
+        answer_us = 1e6 * self.connections * window.seconds / max(1, answered)
+        return window.figures(answered, answer_us=answer_us, **more)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ import string
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from types import MappingProxyType
+from typing import Any, Final, Protocol
 
 import yaml
 
@@ -42,6 +43,14 @@ class Site:
     key: str
 
 
+Watched = Callable[[int], dict[str, float]]
+"""Called at a window's end with the count of requests in it: further figures of the round."""
+
+
+def nothing_else() -> Watched:
+    return lambda requests: {}
+
+
 @dataclass(frozen=True)
 class Running:
     """A target that answers: where (connections are dealt out over `ports`), and whose CPU is its cost."""
@@ -49,10 +58,13 @@ class Running:
     ports: tuple[int, ...]
     processes: Callable[[], tuple[int, ...]]
     log: Path | None
+    watch: Callable[[], Watched] = nothing_else
+    """Called at a window's beginning, for what is beside the target and no part of its cost."""
 
 
 class Target(Protocol):
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def version(self) -> str: ...
 
@@ -155,28 +167,42 @@ class Gateway:
 
     @contextmanager
     def running(self, site: Site) -> Iterator[Running]:
-        port, ops_port = free_port(), free_port()
-        keys = site.folder / "keys.yaml"
-        keys.write_text(yaml.safe_dump({"keys": [keys_entry(site.key)]}, sort_keys=False))
-        config = site.folder / "poolgate.yaml"
-        config.write_text(yaml.safe_dump(gateway_config(site.pods, keys), sort_keys=False))
-        log = site.folder / "gateway.log"
-        command = [
-            sys.executable, "-m", "gateway", "serve", "--config", str(config),
-            "--port", str(port), "--ops-port", str(ops_port),
-        ]  # fmt: skip
-        with child(command, core=site.core, log=log, cwd=_REPOSITORY) as process:
-            wait_until(lambda: status_of(ops_port, "/readyz") == 200, process, log)
-            yield Running((port,), lambda: process_tree(process.pid), log)
+        with serving(site) as (running, _ops_port):
+            yield running
 
 
-def gateway_config(pods: tuple[int, ...], keys: Path) -> dict[str, object]:
-    """What would refuse the load (`limits.default`, `pools.bench.max_in_flight_per_pod`) is to stand here, out of
-    reach, from the day the gateway knows it; until then it would refuse the file."""
+@contextmanager
+def serving(
+    site: Site, own_limits: Mapping[str, int] = MappingProxyType({}), redis_url: str | None = None
+) -> Iterator[tuple[Running, int]]:
+    """`poolgate serve` once it is ready, and its ops port; its caller's key has these limits, counted there."""
+    port, ops_port = free_port(), free_port()
+    keys = site.folder / "keys.yaml"
+    keys.write_text(yaml.safe_dump({"keys": [keys_entry(site.key) | dict(own_limits)]}, sort_keys=False))
+    config = site.folder / "poolgate.yaml"
+    config.write_text(yaml.safe_dump(gateway_config(site.pods, keys, redis_url), sort_keys=False))
+    log = site.folder / "gateway.log"
+    command = [
+        sys.executable, "-m", "gateway", "serve", "--config", str(config),
+        "--port", str(port), "--ops-port", str(ops_port),
+    ]  # fmt: skip
+    with child(command, core=site.core, log=log, cwd=_REPOSITORY) as process:
+        wait_until(lambda: status_of(ops_port, "/readyz") == 200, process, log)
+        yield Running((port,), lambda: process_tree(process.pid), log), ops_port
+
+
+NO_LIMITS: Final = {"requests_per_minute": None, "tokens_per_minute": None, "concurrent": None}
+"""`limits.default` that refuses no load."""
+
+
+def gateway_config(pods: tuple[int, ...], keys: Path, redis_url: str | None = None) -> dict[str, object]:
+    """What would refuse or hold the load is out of its reach, and SIGTERM ends it at once."""
     return {
-        "server": {"host": _HOST, "ops_host": _HOST},
+        "server": {"host": _HOST, "ops_host": _HOST, "drain_seconds": 0},
         "discovery": {"mode": "static", "pods": [{"url": f"http://{_HOST}:{pod}", "pool": MODEL} for pod in pods]},
+        "pools": {MODEL: {"max_in_flight_per_pod": 100_000}},
         "auth": {"mode": "keys", "keys_file": str(keys)},
+        "limits": {"redis_url": redis_url, "default": NO_LIMITS},
     }
 
 
@@ -209,6 +235,17 @@ def status_of(port: int, path: str) -> int | None:
         return connection.getresponse().status
     except (OSError, http.client.HTTPException):
         return None
+    finally:
+        connection.close()
+
+
+def told_by(ops_port: int) -> dict[str, Any]:
+    """A gateway's `/status.json`."""
+    connection = http.client.HTTPConnection(_HOST, ops_port, timeout=5)
+    try:
+        connection.request("GET", "/status.json")
+        told: dict[str, Any] = json.loads(connection.getresponse().read())
+        return told
     finally:
         connection.close()
 

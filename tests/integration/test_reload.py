@@ -1,9 +1,11 @@
 """The configuration changes while requests run: what is new holds for what comes, and what runs goes on."""
 
 import asyncio
+import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,13 @@ import httpx2
 import pytest
 import yaml
 
+from gateway.config import load_config
 from gateway.core.fleet import Fleet, PodState
+from gateway.keys_file import add_key, disable_key
+from gateway.limits.keys import digest, new_key
 from tests.discovering import fleet_until, ready_names
 from tests.fakes import STREAM_HEAD, Hang, ScriptedPod, Step, answer, chunk
-from tests.integration.test_process import started
+from tests.integration.test_process import ROOT, environment, started
 from tests.raw import RawClient, ask, chat, request
 from tests.running import HasUrl, Running, running
 
@@ -233,3 +238,198 @@ async def test_the_process_follows_its_file_and_keeps_its_flags(tmp_path: Path, 
             process.signal(signal.SIGINT)
             await process.ended_well()
             assert "until a restart" not in "".join(process.err)
+
+
+# The keys.
+
+OPENS_WITHIN_SECONDS = 5.0
+
+
+class Keys:
+    """A keys file, and the keys that were made for it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def make(self, **more: Any) -> str:
+        """A key whose entry stands in the file now."""
+        key_id, key = new_key()
+        add_key(self.file, {"id": key_id, "sha256": digest(key.encode()), "team": "acme", **more})
+        return key
+
+    def revoke(self, key: str) -> None:
+        disable_key(self.file, key[6:14])
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    return Keys(tmp_path / "keys.yaml")
+
+
+async def status(gateway: Running, key: str, **more: Any) -> int:
+    """The status of one answer to this key."""
+    return (await ask(gateway.port, request(chat(**more), key=key))).status
+
+
+async def test_a_key_that_is_added_opens_and_one_that_is_revoked_does_not(keys: Keys) -> None:
+    first = keys.make()
+    async with ScriptedPod([[GOOD]]) as pod, running([pod], keys_file=keys.file) as gateway, ops_of(gateway) as ops:
+        second, _ = new_key()
+        assert [await status(gateway, key) for key in (first, second)] == [200, 401]
+        made: list[str] = []
+        await reloaded(gateway, lambda: made.append(keys.make(models=["other"])))
+        assert [await status(gateway, key) for key in (first, *made)] == [200, 403]
+        await reloaded(gateway, lambda: keys.revoke(first))
+        refused = await ask(gateway.port, request(chat(), key=first))
+        assert (refused.status, refused.error["code"]) == (401, "invalid_api_key")
+        assert await status(gateway, *made) == 403
+        assert gateway.sample("poolgate_config_reloads_total", result="applied") == 2
+        assert (await ops.get("/status.json")).json()["config"]["error"] == ""
+
+
+async def test_a_stream_of_a_key_that_is_revoked_goes_on_to_its_end(keys: Keys) -> None:
+    key = keys.make()
+    go_on = asyncio.Event()
+    script: list[Step] = [STREAM_HEAD, chunk(TOKEN), go_on, chunk(FINAL), chunk(DONE), b"0\r\n\r\n"]
+    async with ScriptedPod([script]) as pod, running([pod], keys_file=keys.file) as gateway:
+        client = await RawClient.connect(gateway.port)
+        client.send(request(chat(stream=True), key=key))
+        begun = await client.reader.readuntil(TOKEN)
+        await reloaded(gateway, lambda: keys.revoke(key))
+        assert await status(gateway, key) == 401
+        go_on.set()
+        came = await client.answer(begun=begun)
+        assert (came.clean, came.body.endswith(FINAL + DONE)) == (True, True)
+        # The connection lives on, and opens nothing more.
+        client.send(request(chat(), key=key))
+        assert (await client.answer()).status == 401
+        client.leave()
+        await gateway.settled()
+        assert len(pod.requests) == 1
+
+
+@pytest.mark.parametrize("text", ["keys: [\n", "", "keys: [{id: a}]\n", None], ids=["cut", "empty", "fault", "gone"])
+async def test_a_keys_file_that_cannot_be_used_changes_nothing_and_the_gateway_says_so(
+    keys: Keys, text: str | None
+) -> None:
+    key = keys.make()
+    good = keys.file.read_text()
+    async with ScriptedPod([[GOOD]]) as pod, running([pod], keys_file=keys.file) as gateway, ops_of(gateway) as ops:
+        await reloaded(gateway, keys.file.unlink if text is None else lambda: keys.file.write_text(text))
+        assert gateway.sample("poolgate_config_reloads_total", result="refused") == 1
+        told = (await ops.get("/status.json")).json()["config"]
+        assert str(keys.file) in told["error"]
+        assert await status(gateway, key) == 200
+        await reloaded(gateway, lambda: keys.file.write_text(good))
+        assert (await ops.get("/status.json")).json()["config"]["error"] == ""
+        assert await status(gateway, key) == 200
+        await reloaded(gateway, lambda: keys.file.write_text("keys: []\n"))
+        assert await status(gateway, key) == 401
+
+
+async def test_keys_are_followed_through_the_symlinks_of_a_secret(tmp_path: Path) -> None:
+    def publish(name: str) -> Keys:
+        (tmp_path / name).mkdir()
+        keys = Keys(tmp_path / name / "keys.yaml")
+        made.append(keys.make())
+        (tmp_path / "..data_tmp").symlink_to(name)
+        os.replace(tmp_path / "..data_tmp", tmp_path / "..data")
+        return keys
+
+    made: list[str] = []
+    publish("..2026_01")
+    file = tmp_path / "keys.yaml"
+    file.symlink_to("..data/keys.yaml")
+    async with ScriptedPod([[GOOD]]) as pod, running([pod], keys_file=file) as gateway:
+        assert await status(gateway, made[0]) == 200
+        await reloaded(gateway, lambda: publish("..2026_02"))
+        assert [await status(gateway, key) for key in made] == [401, 200]
+
+
+async def test_a_key_is_rotated_while_both_are_good(keys: Keys) -> None:
+    """At no moment is the team without a key that opens."""
+    old = keys.make()
+    async with ScriptedPod([[GOOD]]) as pod, running([pod], keys_file=keys.file) as gateway:
+        made: list[str] = []
+        await reloaded(gateway, lambda: made.append(keys.make()))
+        (new,) = made
+        assert [await status(gateway, key) for key in (old, new)] == [200, 200]
+        await reloaded(gateway, lambda: keys.revoke(old))
+        assert [await status(gateway, key) for key in (old, new)] == [401, 200]
+        lines = gateway.lines()
+        assert [(line["tenant"], line["status"]) for line in lines] == [
+            ("acme", 200),
+            ("acme", 200),
+            (None, 401),
+            ("acme", 200),
+        ]
+        assert (lines[0]["key_id"], lines[1]["key_id"]) == (old[6:14], new[6:14])
+
+
+async def test_who_calls_stays_the_same_object_while_other_keys_come_and_go(keys: Keys) -> None:
+    key = keys.make(concurrent=1)
+    async with ScriptedPod([[GOOD]]) as pod, running([pod], keys_file=keys.file) as gateway:
+        ring = gateway.gateway.reception.keys
+        assert ring is not None
+        before = ring.tenant_of(key.encode())
+        await reloaded(gateway, lambda: keys.make())
+        assert gateway.gateway.reception.keys is not ring
+        assert gateway.gateway.reception.keys is not None
+        assert gateway.gateway.reception.keys.tenant_of(key.encode()) is before
+
+
+async def test_another_keys_file_waits_for_a_restart_and_the_one_of_the_start_is_followed_on(
+    tmp_path: Path, keys: Keys
+) -> None:
+    key, elsewhere = keys.make(), Keys(tmp_path / "elsewhere.yaml")
+    other_key = elsewhere.make()
+    file = tmp_path / "poolgate.yaml"
+    async with ScriptedPod([[GOOD]]) as pod:
+        file.write_text(text_of([pod], auth={"keys_file": str(keys.file)}))
+        assert load_config(file, {}).auth.keys_file == keys.file
+        async with running([], file=file, keys_file=keys.file) as gateway, ops_of(gateway) as ops:
+            there = {"keys_file": str(elsewhere.file)}
+            await reloaded(gateway, lambda: file.write_text(text_of([pod], auth=there)))
+            assert [await status(gateway, each) for each in (key, other_key)] == [200, 401]
+            await reloaded(gateway, lambda: keys.revoke(key))
+            assert await status(gateway, key) == 401
+            told = (await ops.get("/status.json")).json()["config"]
+            assert told["waits_for_restart"] == ["auth.keys_file"]
+
+
+async def command(*arguments: str) -> str:
+    """What a command of ours prints."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", *arguments), cwd=ROOT, env=environment(), stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    return out.decode()
+
+
+async def test_within_five_seconds_a_process_lets_a_new_key_in_and_a_revoked_one_no_more(keys: Keys) -> None:
+    """By the commands, at the pace of a real gateway."""
+    key = keys.make()
+    config = keys.file.with_name("poolgate.yaml")
+
+    async def until(port: int, key: str, wanted: int) -> None:
+        async with asyncio.timeout(OPENS_WITHIN_SECONDS):
+            while (await ask(port, request(chat(), key=key))).status != wanted:
+                await asyncio.sleep(0.05)
+
+    async with ScriptedPod([[GOOD]]) as pod:
+        config.write_text(text_of([pod], auth={"keys_file": str(keys.file)}))
+        async with started("serve", "--config", str(config), "--port", "0", "--ops-port", "0") as process:
+            port = int((await process.said(r"serves on http://[\d.]+:(\d+)"))[1])
+            await until(port, key, 200)
+            made = json.loads(await command("keys", "create", "--team", "new", "--file", str(keys.file), "--json"))
+            await until(port, made["key"], 200)
+            await command("keys", "revoke", key[6:14], "--file", str(keys.file))
+            await until(port, key, 401)
+            await until(port, made["key"], 200)
+            keys.file.write_text("keys: [\n")
+            await process.said(r"ERROR poolgate\.config: a change of the keys is refused")
+            await until(port, made["key"], 200)
+            assert made["key"] not in "".join(process.err)
+            process.signal(signal.SIGINT)
+            await process.ended_well()

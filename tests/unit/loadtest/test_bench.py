@@ -39,8 +39,8 @@ from loadtest.bench.backend import METRICS_BYTES, metrics_body, serving
 from loadtest.bench.client import NotWhole, RequestLoad, Streamed, StreamLoad, open_loops, open_streams
 from loadtest.bench.pacer import Pacer, on_grid
 from loadtest.bench.processes import BenchError, alone, child, free_port, wait_until
-from loadtest.bench.report import Cell, Round, Row, cell, ratios, table, verdict, written
-from loadtest.bench.scenarios import FULL, QUICK, Bench, Chunks, Figures, Requests, percentile
+from loadtest.bench.report import Cell, Round, Row, cell, ratios, side_by_side, table, verdict, written
+from loadtest.bench.scenarios import FULL, QUICK, Bench, Chunks, Figures, OpenStreams, Requests, percentile
 from loadtest.bench.targets import TARGETS, Nginx, Running, gateway_config, keys_entry, new_key, nginx_config
 from loadtest.bench.wire import (
     COMPLETION,
@@ -508,11 +508,14 @@ def test_the_pods_process_listens_on_a_given_port_of_all_addresses() -> None:
 async def test_the_scenarios_run_against_the_pods_themselves() -> None:
     async with serving(2, 1000) as ports:
         me = (os.getpid(),)
-        target, bench = Running(ports, lambda: me, None), Bench("key", me, ports)
+        target = Running(ports, lambda: me, None, watch=lambda: lambda requests: {"seen": float(requests)})
+        bench = Bench("key", me, ports)
         requests = await Requests("requests", 1, 400, 4, 0.05, 0.3).measure(target, bench)
         chunks = await Chunks("chunks", 1, 20, 50, 0.1, 0.5).measure(target, bench)
         assert requests.values["per_second"] > 100
         assert requests.values["cpu_us"] > 0
+        assert requests.values["answer_us"] == pytest.approx(4e6 / requests.values["per_second"])
+        assert requests.values["seen"] > 30  # what is beside the target is told per request
         assert 0.5 < chunks.values["on_pace"] < 1.5
         assert chunks.values["chunks_per_read"] >= 1
         assert chunks.values["transit_p99_us"] >= chunks.values["transit_p50_us"] > 0
@@ -564,6 +567,14 @@ def test_a_ratio_is_the_median_of_the_ratios_of_rounds_side_by_side() -> None:
 
 def test_rounds_of_different_numbers_are_not_compared() -> None:
     assert ratios([a_round("nginx", 1, 20.0), a_round("gateway", 2, 24.0)], "chunks", "cpu_us") is None
+
+
+def test_a_difference_too_is_that_of_rounds_side_by_side_and_nothing_is_divided_by_zero() -> None:
+    rounds = [a_round("a", 1, 20.0), a_round("b", 1, 24.0), a_round("a", 2, 0.0), a_round("b", 2, 1.0)]
+    more = side_by_side(rounds, "chunks", "cpu_us", ours="b", theirs="a", sign="-")
+    times = side_by_side(rounds, "chunks", "cpu_us", ours="b", theirs="a", sign="/")
+    assert more == Cell(2.5, 1.0, 4.0, 2)
+    assert times == Cell(1.2, 1.2, 1.2, 1)
 
 
 BAR = Row("chunks", "CPU µs per chunk", "cpu_us", ".1f", ratio=True, max_ratio=1.3)
@@ -648,7 +659,19 @@ def test_the_gateway_accepts_the_configuration_the_bench_gives_it(tmp_path: Path
     config = load_config(file, {})
     assert [(pod.pool, pod.port) for pod in config.static_pods()] == [(MODEL, 9101), (MODEL, 9102)]
     assert well_formed(key.encode())
-    assert KeyRing(load_keys(keys), time.time).tenant_of(key.encode()) is not None
+    tenant = KeyRing(load_keys(keys), time.time).tenant_of(key.encode())
+    assert tenant is not None
+
+
+def test_no_load_of_the_bench_is_refused_or_held_and_a_signal_ends_the_gateway_at_once(tmp_path: Path) -> None:
+    keys, file = tmp_path / "keys.yaml", tmp_path / "poolgate.yaml"
+    keys.write_text(yaml.safe_dump({"keys": [keys_entry(new_key())]}))
+    file.write_text(yaml.safe_dump(gateway_config((9101, 9102), keys)))
+    config, (entry,) = load_config(file, {}), load_keys(keys)
+    assert config.limit_rules().buckets(entry.tenant, "", MODEL) == ()
+    streams = max(scenario.streams for scenario in FULL if isinstance(scenario, Chunks | OpenStreams))
+    assert config.pool_values()[MODEL].max_in_flight_per_pod >= streams
+    assert config.server.drain_seconds == 0
 
 
 def test_nginx_neither_buffers_nor_logs_nor_renews_connections() -> None:

@@ -71,7 +71,9 @@ def test_the_pods_of_the_file_are_those_that_have_the_requests_in_the_cluster(tm
     file = tmp_path / "poolgate.yaml"
     (tmp_path / "keys.yaml").touch()
     file.write_text(yaml.safe_dump(config_of(VARIANTS[0], 7000, tmp_path / "keys.yaml")))
-    listed = load_config(file, {}).static_pods()
+    config = load_config(file, {})
+    assert (config.server.drain_seconds, config.limit_rules().of_keys) == (0, ())
+    listed = config.static_pods()
     assert [(pod.host, pod.port) for pod in listed] == [(pod.object["status"]["podIP"], 7000) for pod in few]
 
 

@@ -7,9 +7,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.core.call import Outcome, Trail, Usage
-from gateway.core.caller import Tenant
+from gateway.core.caller import ISSUED_KEY_ID, Tenant
 from gateway.core.fleet import Fleet, Pod, PodState, Pool, Route
-from gateway.telemetry.metrics import Live, Metrics
+from gateway.telemetry.metrics import MAX_ISSUED_TEAMS, Live, Metrics
 from tests.unit.telemetry.trails import refused, trail
 
 # As the contract has them: name → labels. `_total` is the sample's, not the family's.
@@ -164,6 +164,31 @@ def test_lists_and_refusals_of_discovery_are_counted_by_reason() -> None:
 def test_two_keys_of_one_team_are_one_tenant() -> None:
     metrics = observed(*(trail(tenant=Tenant(key_id=f"k{n}", team="acme"), usage=Usage(1, 0)) for n in range(3)))
     assert value(metrics, "poolgate_tokens_total", model="org/m", kind="prompt", tenant="acme") == 3
+
+
+def test_an_issuer_of_tokens_can_name_only_so_many_tenants_and_the_rest_are_other() -> None:
+    def spent(team: str) -> float | None:
+        return value(metrics, "poolgate_tokens_total", model="org/m", kind="prompt", tenant=team)
+
+    def spend(key_id: str, team: str) -> None:
+        metrics.observe(trail(tenant=Tenant(key_id=key_id, team=team), usage=Usage(1, 0)))
+
+    metrics = Metrics()
+    for n in range(2 * MAX_ISSUED_TEAMS):
+        spend(f"{ISSUED_KEY_ID}{n}", f"issued-{n}")
+    for team in ("issued-0", f"issued-{MAX_ISSUED_TEAMS - 1}", "issued-300", "issued-300"):
+        spend(f"{ISSUED_KEY_ID}again", team)
+    metrics.observe(trail(model="org/n", tenant=Tenant(key_id=f"{ISSUED_KEY_ID}0", team="issued-0"), usage=Usage(7, 0)))
+    assert value(metrics, "poolgate_tokens_total", model="org/n", kind="prompt", tenant="issued-0") == 7
+    # Those of the keys file are as many as somebody wrote there.
+    for n in range(2 * MAX_ISSUED_TEAMS):
+        spend(f"k{n}", f"written-{n}")
+    assert spent("issued-0") == spent(f"issued-{MAX_ISSUED_TEAMS - 1}") == 2
+    assert spent(f"issued-{MAX_ISSUED_TEAMS}") is None
+    assert spent("other") == MAX_ISSUED_TEAMS + 2
+    assert spent("written-0") == spent(f"written-{2 * MAX_ISSUED_TEAMS - 1}") == 1
+    tenants = {sample.labels["tenant"] for sample in families(metrics)["poolgate_tokens"].samples}
+    assert len(tenants) == 3 * MAX_ISSUED_TEAMS + 1
 
 
 def test_attempts_and_retries_are_counted_one_by_one() -> None:

@@ -1,0 +1,122 @@
+"""How long an answer may be, as its request says it: what is reserved of the caller's limits goes by it."""
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.core.call import Call
+from gateway.core.caller import ANONYMOUS
+from gateway.pipeline.intake import call_of, call_of_form, look
+from gateway.pipeline.operations import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES_API, Operation
+from gateway.upstream.usage import MAX_TOKENS
+
+LONG = "once upon a time " * 1000
+
+
+def call(operation: Operation, fields: str) -> Call:
+    body = f'{{"model":"m",{fields}}}'.encode()
+    return call_of(look(body, operation), None, operation, ANONYMOUS)
+
+
+def most(operation: Operation, **fields: Any) -> int | None:
+    return call(operation, json.dumps(fields)[1:-1]).max_tokens
+
+
+@pytest.mark.parametrize(
+    ("operation", "spellings"),
+    [
+        (CHAT, ("max_tokens", "max_completion_tokens")),
+        (COMPLETIONS, ("max_tokens",)),
+        (MESSAGES, ("max_tokens",)),
+        (RESPONSES_API, ("max_output_tokens",)),
+    ],
+    ids=lambda value: value.label if isinstance(value, Operation) else "",
+)
+class TestSpellings:
+    def test_a_maximum_is_read_in_the_operations_own_spellings(
+        self, operation: Operation, spellings: tuple[str, ...]
+    ) -> None:
+        for spelling in spellings:
+            assert most(operation, **{spelling: 7}) == 7
+            assert most(operation, messages=[LONG], prompt=LONG, input=LONG, **{spelling: 7}) == 7
+
+    def test_what_its_pods_do_not_heed_is_no_maximum(self, operation: Operation, spellings: tuple[str, ...]) -> None:
+        """Or who said it would reserve little, and his long answers would pass for miscounted."""
+        for spelling in {"max_tokens", "max_completion_tokens", "max_output_tokens"} - set(spellings):
+            assert most(operation, **{spelling: 1}) is None
+            assert most(operation, **{spelling: 1, spellings[0]: 500}) == 500
+
+    def test_without_one_nothing_is_said(self, operation: Operation, spellings: tuple[str, ...]) -> None:
+        assert most(operation, messages=[]) is None
+        for spelling in spellings:
+            assert most(operation, **{spelling: None}) is None
+
+
+class TestBothOfAChat:
+    def test_of_two_the_larger_is_reserved_whichever_the_pod_heeds(self) -> None:
+        assert most(CHAT, max_tokens=7, max_completion_tokens=9) == 9
+        assert most(CHAT, max_tokens=9, max_completion_tokens=7) == 9
+
+    def test_null_is_none(self) -> None:
+        assert most(CHAT, max_tokens=None, max_completion_tokens=9) == 9
+        assert most(CHAT, max_tokens=9, max_completion_tokens=None) == 9
+
+    def test_one_that_cannot_be_read_may_be_the_one_that_is_heeded(self) -> None:
+        assert call(CHAT, r'"max_tokens":1,"max_completion_tokens":"\u0035000"').max_tokens is None
+        assert call(CHAT, r'"max_tokens":{},"max_completion_tokens":1').max_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("said", "tokens"),
+    [
+        ("1", 1),
+        ("4096", 4096),
+        # Pods take these for whole numbers.
+        ("7.0", 7),
+        ("7e2", 700),
+        ('"7"', 7),
+        ('"7.0"', 7),
+        ('" 7 "', 7),
+        ('"1_000"', 1000),
+        # And these for none: they refuse the request.
+        ("0", None),
+        ("-5", None),
+        ("0.5", None),
+        ("true", None),
+        ('""', None),
+        ('"seven"', None),
+        ('"0x10"', None),
+        ('"nan"', None),
+        ("[7]", None),
+        ('{"a":7}', None),
+        ('"７"', None),
+        # More than there can be is bounded.
+        (str(MAX_TOKENS + 1), MAX_TOKENS),
+        ("1e300", MAX_TOKENS),
+        ("9" * 400, MAX_TOKENS),
+        ('"inf"', MAX_TOKENS),
+        ('"-inf"', None),
+    ],
+)
+def test_a_number_counts_in_each_form_that_a_pod_takes(said: str, tokens: int | None) -> None:
+    assert call(CHAT, f'"max_tokens":{said}').max_tokens == tokens
+
+
+def test_of_two_of_one_spelling_the_last_one_counts_as_it_does_to_pods() -> None:
+    assert call(CHAT, '"max_tokens":1,"max_tokens":9').max_tokens == 9
+
+
+def test_what_says_it_in_another_place_does_not_say_it() -> None:
+    assert call(CHAT, '"stop":"\\"max_tokens\\":1","metadata":{"max_tokens":1}').max_tokens is None
+
+
+def test_it_is_said_where_nothing_is_generated_too_and_in_no_form() -> None:
+    assert most(EMBEDDINGS, max_tokens=7) == 7
+    form = call_of_form({"model": "m"}, b"", b"multipart/form-data; boundary=x", ANONYMOUS)
+    assert form.max_tokens is None
+
+
+def test_the_number_of_answers_is_told_beside_it() -> None:
+    several = call(COMPLETIONS, '"prompt":["a","b"],"n":3,"max_tokens":5')
+    assert (several.choices, several.max_tokens) == (6, 5)

