@@ -70,9 +70,7 @@ class Metrics:
         self._ejections = self._counters("ejections", "Pods taken out for a while and why", "pool", "reason")
         self._quarantined = self._counters("quarantined", "Requests refused because pods died of them").of()
         self._reloads = self._counters("config_reloads", "Changed configurations and what came of them", "result")
-        self._decisions = self._counters(
-            "limit_decisions", "Limits and what they decided", "limit", "decision"
-        )
+        self._decisions = self._counters("limit_decisions", "Limits and what they decided", "limit", "decision")
         self._relists = self._counters("discovery_relists", "Full lists of pods and why", "reason")
         self._rejected = self._counters("discovery_rejected", "Pods and model names refused and why", "reason")
         self._seconds = self._histograms(
