@@ -1,8 +1,8 @@
 """May this request be spent? All of its limits are taken in one step, and settled at its end with what it used.
 
 Tokens are taken before they are known: the prompt's are estimated, and the answer's are `max_tokens`, or, without it,
-what that model's answers have had of late: a guess, for which nobody is refused for ever. What the pod reports puts it
-right. A stream is never cut for a limit: what it used beyond its reservation is a debt.
+what that model's answers have had of late. Both are guesses, for which nobody is refused for ever. What the pod reports
+puts it right. A stream is never cut for a limit: what it used beyond its reservation is a debt.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,7 @@ class Ask(NamedTuple):
 class _Plan:
     """What requests of one caller for one model have in common."""
 
-    __slots__ = ("admitted", "buckets", "most_of_answer", "most_of_both", "requests", "tokens")
+    __slots__ = ("admitted", "buckets", "most_of_answer", "most_of_both", "most_of_prompt", "requests", "tokens")
 
     def __init__(self, buckets: tuple[Bucket, ...], decisions: dict[tuple[str, str], Count]) -> None:
         self.buckets = buckets
@@ -63,12 +63,10 @@ class _Plan:
         rates = [(at, bucket) for at, bucket in enumerate(buckets) if bucket.period]
         self.requests = _Shown("requests", [each for each in rates if each[1].counts is Counts.REQUESTS])
         self.tokens = _Shown("tokens", [each for each in rates if each[1].counts is not Counts.REQUESTS])
+        self.most_of_prompt = _smallest(buckets, Counts.PROMPT)
+        """What the limits allow at once, here and below."""
         self.most_of_answer = _smallest(buckets, Counts.COMPLETION)
         self.most_of_both = _smallest(buckets, Counts.BOTH)
-
-    def guess(self, prompt: int, answer: int) -> int:
-        """What to take an answer for that nobody said the length of: no more than the limits ever allow at once."""
-        return max(0, min(answer, self.most_of_answer, self.most_of_both - prompt))
 
 
 class Admission:
@@ -133,12 +131,14 @@ class Admission:
         return plan
 
     def _costs(self, plan: _Plan, ask: Ask) -> Costs:
+        """What to take. What is guessed is never more than the limits allow at once; what was asked for may be."""
         prompt, answer = ask.prompt_tokens, 0
         if ask.max_tokens is not None:
             answer = min(ask.max_tokens * ask.choices, MAX_ANSWER_TOKENS)
-        elif ask.choices:
+        prompt = min(prompt, plan.most_of_prompt, max(0, plan.most_of_both - answer))
+        if ask.max_tokens is None and ask.choices:
             each = max(MIN_ANSWER_TOKENS, ceil(self._answers.get(ask.model, 0.0)))
-            answer = plan.guess(prompt, each * ask.choices)
+            answer = max(0, min(each * ask.choices, plan.most_of_answer, plan.most_of_both - prompt))
         return 1, prompt, answer, prompt + answer
 
     def _learn(self, model: str, tokens: float) -> None:

@@ -9,8 +9,8 @@ from gateway.limits.leases import Lease, Leases, may_lease
 
 PREFIX = b"poolgate:{limits}:"
 """Of every key. The part in braces is all that a cluster looks at: so it keeps the buckets of a request together."""
-MAX_TOLD = 256
-MAX_LOOKS = 1024
+MAX_TOLD = 64
+MAX_LOOKS = 256
 """So many buckets one call looks at for its requests. The server does nothing else meanwhile."""
 _DOUBLE = calcsize("<d")
 

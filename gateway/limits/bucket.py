@@ -111,7 +111,7 @@ class Book:
             if not bucket.period:
                 running = held.get(bucket.key, 0)
                 levels.append(running)
-                if running + 1 > max(1, floor(bucket.amount * share)):
+                if running + 1 > max(1, floor(bucket.amount * share + 1e-9)):
                     refused = refused or bucket
                 continue
             tat = tats.get(bucket.key, 0.0)

@@ -40,7 +40,7 @@ from gateway.upstream.connection import PodConnection
 from gateway.upstream.failure import Failure
 from gateway.upstream.headers import request_head
 from gateway.upstream.pool import ConnectFailed, PodPool, Pools
-from gateway.upstream.usage import AnswerReader, EventReader
+from gateway.upstream.usage import BYTES_PER_TOKEN, EventReader
 
 TAIL_BUDGET_BYTES = 128 << 20
 NO_POD_RETRY_SECONDS = 5.0
@@ -282,7 +282,7 @@ class Forwarder:
                 connection.drop(relay)
                 del self._running[relay]
                 relay.discard()
-                _note_usage(relay.reader, request)
+                _note_usage(relay, request)
             failed = await self._diagnosed(first, lease, request)
             outcome = failed.failure
             return self._blamed(failed, lease, visit)
@@ -508,20 +508,22 @@ def begin(
     trail.committed_at = clock()
 
 
-def _note_usage(reader: AnswerReader, request: Request) -> None:
+def _note_usage(relay: Relay, request: Request) -> None:
     """What the last attempt that said anything spent: the pod's own count, or what was seen of it."""
-    visit, call = request.visit, request.call
-    trail = visit.trail
+    visit, call, reader = request.visit, request.call, relay.reader
+    operation, trail = visit.operation, visit.trail
     if reader.answered:
         trail.finish = reader.finish
         trail.content_events = reader.content_events
-    elif not request.exchange.client_gone:
+    elif trail.committed_at is None and not request.exchange.client_gone:
         return
     # A pod works on a prompt from the moment it has it: who leaves before the first token has spent that much.
-    if visit.operation.takes_tokens:
+    if operation.takes_tokens:
         usage = reader.usage()
         if usage is None or _is_a_lie(usage, call):
             seen = reader.content_events - reader.openings
+            if not seen and operation.streams and not call.stream and trail.committed_at is not None:
+                seen = relay.body_bytes // BYTES_PER_TOKEN
             usage = Usage(call.prompt_tokens_estimate, seen, estimated=True)
         trail.usage = usage
 

@@ -5,7 +5,7 @@ characters, trailing bytes, broken escapes are errors). It does not check UTF-8 
 pass, at a hundredth of the price.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -34,6 +34,9 @@ WORTH_CUTTING_BYTES = 4096
 BYTES_PER_AUDIO_TOKEN = 640
 """Speech models hear some 50 tokens a second, of 16-bit samples at 16 kHz. For estimates only."""
 
+TOKENS_PER_IMAGE = 1024
+"""Of a middling one. For estimates only, as well."""
+
 GUARDED_FIELDS = (
     "priority",
     "cache_salt",
@@ -50,6 +53,13 @@ _ROUTED = frozenset(("model", "stream", "stream_options"))
 
 FORM_FIELDS = frozenset(("model", "stream", "stream_include_usage", *GUARDED_FIELDS))
 """What is read of a form; each may stand in it once."""
+
+_MEDIA: tuple[tuple[bytes, Callable[[int], int]], ...] = (
+    (b";base64,", lambda size: min(TOKENS_PER_IMAGE, size // BYTES_PER_TOKEN)),
+    (b'"input_audio":{"data":"', lambda size: size // BYTES_PER_AUDIO_TOKEN),
+    (b'"input_audio": {"data": "', lambda size: size // BYTES_PER_AUDIO_TOKEN),
+)
+"""What base64 begins behind, in the spellings of the SDKs, and how many tokens so many bytes of it are."""
 
 _Optional = msgspec.Raw | msgspec.UnsetType
 
@@ -204,7 +214,7 @@ def call_of(seen: Look, found: list[Member] | None, operation: Operation, tenant
         body=parts,
         body_length=length,
         content_type=JSON,
-        prompt_tokens_estimate=len(body) // BYTES_PER_TOKEN,
+        prompt_tokens_estimate=_prompt_tokens(body),
         max_tokens=_max_tokens(fields, operation),
         says_priority=fields.priority is not _UNSET,
     )
@@ -285,6 +295,24 @@ def _wants_usage(options: bytes) -> bool:
     if (key := repeated(members(options), frozenset(("include_usage", "continuous_usage_stats")))) is not None:
         raise InvalidJson(f"the key {key!r} stands in stream_options twice", param="stream_options")
     return bool(told.include_usage)
+
+
+def _prompt_tokens(body: bytes) -> int:
+    """About how many tokens a prompt has. Images and sound stand in it as base64, which is no text."""
+    if len(body) <= WORTH_CUTTING_BYTES:
+        return len(body) // BYTES_PER_TOKEN
+    text, tokens = len(body), 0
+    for mark, of_media in _MEDIA:
+        end = 0
+        while (start := body.find(mark, end)) >= 0:
+            start += len(mark)
+            end = body.find(b'"', start)
+            if end < 0:
+                break
+            if body.find(b" ", start, end) < 0:
+                text -= end - start
+                tokens += of_media(end - start)
+    return text // BYTES_PER_TOKEN + tokens
 
 
 def _max_tokens(fields: _Fields, operation: Operation) -> int | None:

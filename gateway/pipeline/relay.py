@@ -112,8 +112,8 @@ class Relay:
         "_exchange",
         "_head",
         "_held",
-        "_held_bytes",
         "_paused",
+        "body_bytes",
         "connection",
         "ended",
         "first",
@@ -139,8 +139,9 @@ class Relay:
         self._exchange: Exchange | None = None
         self._head: AnswerHead | None = None
         self._held: list[bytes] = []
-        self._held_bytes = 0
         self._paused = False
+        self.body_bytes = 0
+        """So much has come of an answer; of a stream, before it was passed on."""
         self.sent_at = 0.0
         """When the request left for the pod."""
         self.first_content_at: float | None = None
@@ -205,13 +206,13 @@ class Relay:
         self._head = head
 
     def body_received(self, data: bytes) -> None:
+        self.body_bytes += len(data)
         if self._exchange is not None:
             self._ending = (self._ending + data)[-KEPT_ENDING_BYTES:] if len(data) < KEPT_ENDING_BYTES else data
             self._exchange.write(data)
             return
         self._held.append(data)
-        self._held_bytes += len(data)
-        if self._held_bytes > MAX_WHOLE_BYTES and not self.first.done():
+        if self.body_bytes > MAX_WHOLE_BYTES and not self.first.done():
             head = self._head
             if head is not None and _is_acceptable(head, self._accepted) and self._accepted is not _EVENTS:
                 self.first.set_result(Large(head.content_length, head.content_type, _kept(head)))
@@ -424,11 +425,11 @@ class StreamRelay(Relay):
             self._exchange.write(data)
             return
         self._held.append(data)
-        self._held_bytes += len(data)
+        self.body_bytes += len(data)
         if self.first_content_at is not None:
             if not self.first.done():
                 self.first.set_result(CONTENT)
-        elif self._held_bytes > MAX_TAIL_BYTES:
+        elif self.body_bytes > MAX_TAIL_BYTES:
             self.fail(Failure.JUNK, UpstreamBadResponse("the pod sent events but no content"))
 
     def _begin_at_the_end(self) -> None:

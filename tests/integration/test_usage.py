@@ -255,6 +255,29 @@ async def test_who_gives_no_lines_at_a_terminal_is_told_so() -> None:
     assert done.stderr == "poolgate: give files of access lines, or send lines to stdin\n"
 
 
+LARGE = (
+    b'{"choices":[{"index":0,"finish_reason":"stop","message":{"content":"' + b"x" * (3 << 20) + b'"}}],'
+    b'"usage":{"prompt_tokens":1000,"completion_tokens":5000}}'
+)
+
+
+@pytest.mark.parametrize("ending", [Close, Hang], ids=["cut by the pod", "left by its caller"])
+async def test_all_but_the_last_byte_of_a_large_answer_is_not_free(ending: type[Close] | type[Hang]) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(LARGE)
+    script: list[Step] = [head, LARGE[:-1], ending]
+    async with ScriptedPod([script]) as pod, running([pod]) as gateway:
+        client = await RawClient.connect(gateway.port)
+        client.send(request(chat(), key=gateway.key))
+        await client.reader.readuntil(b"\r\n\r\n")
+        await client.reader.readexactly(len(LARGE) - 1)
+        client.leave()
+        line = await gateway.last_line()
+    assert (line["status"], line["usage_source"]) == (200, "estimated")
+    assert line["prompt_tokens"] > 0
+    # By the bytes that came of it: a few may still be unread when its caller leaves.
+    assert line["completion_tokens"] == pytest.approx((len(LARGE) - 1) // 4, rel=0.1)
+
+
 # Its page.
 
 PAGE = (ROOT / "docs" / "usage.md").read_text("utf-8")

@@ -7,6 +7,7 @@ what it made; and the gateway, in its access line and in what it told its store.
 
 import asyncio
 import json
+import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable
@@ -22,6 +23,7 @@ from gateway.limits.memory_store import MemoryStore
 from loadtest.simulator import Fault, FaultKind, PodSettings, SimulatedPod, Task, TimeModel
 from loadtest.simulator.connection import Exchange
 from loadtest.simulator.engine import Sequence
+from tests.discovering import eventually
 from tests.fakes import Hands
 from tests.integration.test_limits import CHAT, COMPLETIONS, EMBEDDINGS, Recording, recording
 from tests.raw import RawClient, request
@@ -213,7 +215,9 @@ async def pods(arrived: dict[str, asyncio.Event]) -> AsyncIterator[list[Counting
         yield made
 
 
-async def test_of_thousands_of_requests_that_end_in_every_way_callers_are_charged_what_pods_made(side: Side) -> None:
+async def test_of_thousands_of_requests_that_end_in_every_way_callers_are_charged_what_pods_made(
+    side: Side, caplog: pytest.LogCaptureFixture
+) -> None:
     count = REQUESTS if side == "edge" else REQUESTS // 10
     rng = Random(7)
     asked = wishes(count, rng)
@@ -245,19 +249,22 @@ async def test_of_thousands_of_requests_that_end_in_every_way_callers_are_charge
                 await given[ended // step % CHATTING].start()
 
         await asyncio.gather(*(client() for _ in range(CLIENTS)))
+        # Who left at once may be heard of later.
+        await eventually(lambda: len(gateway.lines()) == count)
         await gateway.settled(10)
         lines = {line["request_id"]: line for line in gateway.lines()}
         made = made_by(given)
         tally = Counter(judge(each, lines.pop(each.wish.id), made[each.wish.id]) for each in seen)
         print(f"{count} requests over {side}: {dict(tally)}, {told.used[3]} tokens")
         assert not lines
-        assert tally["completed"] > count / 2
+        assert tally["completed"] > count / 3
         assert min(tally["cut by a pod"], tally["left"], tally["left before its first token"]) > count / 1000
         assert_all_know_the_same(gateway, told)
         assert store.book.held == {}
         (tat,) = store.book.tats.values()
         assert (tat - store.since * 1e6) / (DAY / TOKENS_PER_DAY) == pytest.approx(told.used[3])
         assert len(told.taken) == len(told.settled)
+        assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def made_by(given: Iterable[Counting]) -> defaultdict[str, dict[int, Made]]:

@@ -1,19 +1,19 @@
 """Three gateways, each a process of its own, that count limits in one Redis; who calls them, and what they may get.
 
-The pod is in the test's process, and counts what runs there. What is admitted is compared with the bucket itself, as it
-stands in Redis, and with that server's clock. How quick this machine is decides nothing: a gateway that leaves Redis on
-its own accord, since the machine is busy, says so, and the bounds of an outage hold then.
+The pod is in the test's process, and counts what runs there. What was let in is compared with the bucket itself, as it
+stands in Redis, and with that server's clock. How quick this machine is decides nothing: a gateway that leaves Redis
+because everything is slow says so, and a test then knows that other bounds hold, those of an outage.
 """
 
 import asyncio
 import json
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,54 +24,69 @@ from gateway.limits.bucket import Bucket
 from gateway.limits.keys import digest, new_key
 from gateway.limits.rules import Rules
 from tests.fakes import ScriptedPod, Step, answer
-from tests.integration.rollout.lines import Answer, Line
+from tests.integration.rollout.lines import Line
 from tests.integration.test_process import SECONDS, Served, started
 from tests.raw import chat, request
 from tests.running import NO_LIMITS
 from tests.valkey import Valkey
 
 REPLICAS = 3
-TEAM = "canary-team"
 LEFT = "each replica counts limits for itself"
 FOUND = "limits are counted in Redis"
 """What a gateway's log says of Redis."""
-ROUNDING = 100.0
-"""Microseconds: doubles of this size have fractions of one, and a bucket is a sum of many."""
 
 
-def says(**usage: int) -> bytes:
-    """A pod's answer that reports this usage."""
+def says(prompt: int, completion: int) -> bytes:
+    """A pod's answer that reports so many tokens."""
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion}
     told = {"choices": [{"index": 0, "finish_reason": "stop"}], "usage": usage}
     return answer(json.dumps(told).encode())
 
 
-def costing(tokens: int) -> dict[str, Any]:
-    """A chat that is taken for so many tokens, its prompt and its answer together."""
-    prompt = len(json.dumps(chat(max_tokens=tokens))) // 4
-    body = chat(max_tokens=tokens - prompt)
-    assert len(json.dumps(body)) // 4 == prompt
-    return body
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """Callers with one limit, and what each of their requests takes of it."""
+
+    limits: Mapping[str, int]
+    cost: int = 1
+    body: Mapping[str, Any] = field(default_factory=dict)
+    answer: bytes = says(1, 1)
+
+    @classmethod
+    def of_tokens(cls, per_minute: int, each: int) -> Self:
+        """Each request is taken for so many tokens, and uses them."""
+        prompt = len(json.dumps(chat(max_tokens=each))) // 4
+        body = {"max_tokens": each - prompt}
+        assert len(json.dumps(chat(**body))) // 4 == prompt
+        return cls({"tokens_per_minute": per_minute}, each, body, says(prompt, each - prompt))
+
+    @property
+    def at_once(self) -> int:
+        """So many requests a full bucket lets in."""
+        (amount,) = self.limits.values()
+        return amount // self.cost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Caller:
-    """Who has a key of its own, and limits of its own."""
+    """Who has a key of its own, and so buckets of its own."""
 
+    kind: Kind
     key: str
     tenant: Tenant
 
     @classmethod
-    def make(cls, **more: Any) -> Self:
+    def of(cls, kind: Kind, team: str = "acme", **more: Any) -> Self:
         key_id, key = new_key()
-        return cls(key, Tenant(key_id, TEAM, **more))
+        own: dict[str, Any] = {**kind.limits, **more}
+        return cls(kind, key, Tenant(key_id, team, **own))
 
     @property
     def entry(self) -> dict[str, Any]:
         """Its own in the keys file."""
         tenant = self.tenant
-        limits = {name: getattr(tenant, name) for name in NO_LIMITS}
-        told = {"id": tenant.key_id, "sha256": digest(self.key.encode()), "team": TEAM}
-        return {**told, **limits, "forwards_user": tenant.forwards_user}
+        told = {"id": tenant.key_id, "sha256": digest(self.key.encode()), "team": tenant.team}
+        return {**told, **self.kind.limits, "forwards_user": tenant.forwards_user}
 
     @property
     def bucket(self) -> Bucket:
@@ -79,13 +94,18 @@ class Caller:
         (found,) = Rules().buckets(self.tenant, "", "m")
         return found
 
-    def asks(self, **body: Any) -> bytes:
-        """A request of its."""
-        return request(chat(**body), key=self.key)
+    @property
+    def step(self) -> float:
+        """What one of its requests costs of a rate, in microseconds."""
+        return self.bucket.interval * self.kind.cost
+
+    def asks(self, *, headers: dict[str, str] | None = None, **body: Any) -> bytes:
+        """A request of its own."""
+        return request(chat(**{**self.kind.body, **body}), key=self.key, headers=headers)
 
 
 class _Work(asyncio.Event):
-    """What a request waits for in the pod; `over` is called before the pod answers."""
+    """What a request waits for in the pod. `over` is called before the pod answers."""
 
     def __init__(self, over: Callable[[], None]) -> None:
         super().__init__()
@@ -99,16 +119,21 @@ class _Work(asyncio.Event):
 
 
 class Pod(ScriptedPod):
-    """Answers at once, or, while it `holds`, when it is told to."""
+    """Answers at once; while it `holds`, when it is told to."""
 
     def __init__(self) -> None:
         super().__init__(script_of=self._begin)
-        self.answer = says(prompt_tokens=1, completion_tokens=1)
+        self.answer = says(1, 1)
         self.holds = False
         self.running = 0
         self.most = 0
         """So many ran at once."""
         self._held: dict[_Work, bytes] = {}
+
+    async def start(self) -> None:
+        # As many connections as gateways open in one moment: asyncio's own backlog is a hundred.
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=2048)
+        self.port = self._server.sockets[0].getsockname()[1]
 
     def _begin(self, sent: bytes) -> Sequence[Step]:
         work = _Work(self._end)
@@ -123,24 +148,23 @@ class Pod(ScriptedPod):
     def _end(self) -> None:
         self.running -= 1
 
-    def let_go(self, most: int | None = None, word: bytes = b"") -> int:
-        """Answer the oldest of what it holds, of those with this word in them; how many."""
-        found = list(islice((work for work, sent in self._held.items() if word in sent), most))
-        for work in found:
+    def let_go(self, most: int | None = None, word: bytes = b"") -> None:
+        """Answer the oldest of those that it holds with this word in them."""
+        for work in list(islice((work for work, sent in self._held.items() if word in sent), most)):
             del self._held[work]
             work.set()
-        return len(found)
 
 
 class ServersClock:
-    """What the server's clock says, in microseconds, at a moment of our loop's. It is not known to the last one."""
+    """What the server's clock says at a moment of our loop's, in microseconds: no earlier, and no later than that."""
 
     def __init__(self, server: Valkey) -> None:
         time = asyncio.get_running_loop().time
         before = time()
         seconds, microseconds = server.client.time()
-        now = seconds * 1e6 + microseconds
-        self._most, self._least = now - before * 1e6, now - time() * 1e6
+        after = time()
+        now = int(seconds) * 1e6 + int(microseconds)
+        self._least, self._most = now - after * 1e6, now - before * 1e6
 
     def earliest(self, moment: float) -> float:
         return moment * 1e6 + self._least
@@ -149,18 +173,81 @@ class ServersClock:
         return moment * 1e6 + self._most
 
 
-@dataclass
-class Load:
-    """What callers were answered, with times of the loop."""
+class Told(NamedTuple):
+    """One request, with times of the loop."""
 
-    clock: ServersClock
+    status: int
     sent_at: float
-    """The first was not sent before."""
-    answers: list[Answer] = field(default_factory=list)
+    ended_at: float
+    clean: bool
+
+
+class Load:
+    """What callers ask, and are told. In a `with` block: at its end all have their answers, which are 200 or 429; of
+    those that a gateway has left behind, what `cut` says."""
+
+    def __init__(self, gateways: Sequence[Served], clock: ServersClock) -> None:
+        self._gateways = gateways
+        self.clock = clock
+        self.began_at = asyncio.get_running_loop().time()
+        self.told: list[Told] = []
+        self.over = False
+        """Nobody asks any more."""
+        self.cut: set[int] = set()
+        """What else may come of a request: 0, a lost connection, and 503, where a gateway goes."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lines: set[Line] = set()
+        self._idle: defaultdict[int, list[Line]] = defaultdict(list)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if kind is None:
+                await self.answered()
+                assert set(self.statuses) <= {200, 429} | self.cut, self.statuses
+                assert all(each.clean for each in self.told if each.status)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for line in self._lines:
+                line.leave()
+
+    async def send(self, data: bytes, count: int, *, to: Sequence[Served] = ()) -> None:
+        """So many requests, spread over the gateways, in one moment, each on a connection of its own."""
+        for line in await self._spread(count, to):
+            self._start(self._ask(line, data))
+
+    async def ask(self, data: bytes, to: Served) -> Told:
+        """One request, to its end."""
+        return await self._ask(await self._line(to.port), data)
+
+    async def ask_in_turn(self, data: bytes, count: int, lines: int, *, to: Sequence[Served] = ()) -> None:
+        """So many requests on so many connections, each of which asks again when it has its answer."""
+        left = iter(range(count))
+        await asyncio.gather(*(self._repeat(line, data, left) for line in await self._spread(lines, to)))
+
+    def keep_asking(self, asked: Iterable[bytes], per_second: float) -> None:
+        """From now on, one request after the other in even steps, whether the ones before have their answers or not."""
+        self._start(self._pace(cycle(asked), 1 / per_second))
+
+    async def answered(self) -> None:
+        """Wait until everybody has an answer; who keeps asking ends with it."""
+        self.over = True
+        async with asyncio.timeout(SECONDS):
+            while self._tasks:
+                await asyncio.gather(*self._tasks)
+
+    @property
+    def open(self) -> int:
+        """Requests without an answer."""
+        return len(self._tasks)
 
     @property
     def statuses(self) -> Counter[int]:
-        return Counter(each.status for each in self.answers)
+        return Counter(each.status for each in self.told)
 
     @property
     def admitted(self) -> int:
@@ -168,18 +255,58 @@ class Load:
 
     @property
     def admitted_at(self) -> list[float]:
-        """When who was let in had its answer."""
-        return sorted(each.ended_at for each in self.answers if each.status == 200)
+        """When those that were let in had their answers."""
+        return sorted(each.ended_at for each in self.told if each.status == 200)
 
     @property
     def seconds(self) -> float:
-        """From the first request to the last answer."""
-        return max(each.ended_at for each in self.answers) - self.sent_at
+        """From the beginning to the last answer."""
+        return max(each.ended_at for each in self.told) - self.began_at
 
-    def assert_answered(self) -> None:
-        """Each was let in or refused, and nothing else came of it."""
-        assert set(self.statuses) <= {200, 429}, self.statuses
-        assert all(each.clean for each in self.answers)
+    async def _spread(self, count: int, to: Sequence[Served]) -> list[Line]:
+        return await asyncio.gather(*(self._line(each.port) for each in islice(cycle(to or self._gateways), count)))
+
+    async def _line(self, port: int) -> Line:
+        while idle := self._idle[port]:
+            if (line := idle.pop()).usable:
+                return line
+        line = await Line.connect(port)
+        self._lines.add(line)
+        return line
+
+    async def _ask(self, line: Line, data: bytes) -> Told:
+        told = await self._told(line, data)
+        self._idle[line.port].append(line)
+        return told
+
+    async def _repeat(self, line: Line, data: bytes, left: Iterator[int]) -> None:
+        for _ in left:
+            await self._told(line, data)
+        self._idle[line.port].append(line)
+
+    async def _told(self, line: Line, data: bytes) -> Told:
+        sent_at = asyncio.get_running_loop().time()
+        came = await line.ask(data)
+        self.told.append(Told(came.status, sent_at, came.ended_at, came.clean))
+        return self.told[-1]
+
+    async def _pace(self, asked: Iterator[bytes], step: float) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        for gateway in cycle(self._gateways):
+            if self.over:
+                return
+            self._start(self._ask(await self._line(gateway.port), next(asked)))
+            due += step
+            await asyncio.sleep(due - loop.time())
+
+    def _start(self, work: Coroutine[Any, Any, object]) -> None:
+        async def run() -> None:
+            await work
+
+        task = asyncio.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 @dataclass
@@ -189,12 +316,17 @@ class Replicas:
     gateways: list[Served]
     server: Valkey
     pod: Pod
-    callers: list[Caller]
-    """All with the same limits."""
+    _clock: ServersClock
+    _callers: dict[Kind, list[Caller]]
 
-    @property
-    def clock(self) -> ServersClock:
-        return ServersClock(self.server)
+    def callers(self, kind: Kind) -> Iterator[Caller]:
+        """Callers nobody has heard of yet, and the pod answers them as it should."""
+        self.pod.answer = kind.answer
+        while self._callers[kind]:
+            yield self._callers[kind].pop()
+
+    def load(self) -> Load:
+        return Load(self.gateways, self._clock)
 
     @property
     def outages(self) -> int:
@@ -206,61 +338,43 @@ class Replicas:
         return await asyncio.gather(*(mode_of(gateway) for gateway in self.gateways))
 
     async def until(self, mode: str, *reasons: str) -> float:
-        """Wait until all gateways are in this mode, for one of these reasons if there are such. How long that took."""
+        """Wait until all gateways are in this mode, for one of these reasons if any are given. How long that took."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         async with asyncio.timeout(SECONDS):
             while not all(each[0] == mode and each[1] in (reasons or each) for each in await self.modes()):
                 await asyncio.sleep(0.01)
-            # What it has said comes by another way.
-            while mode == "redis" and any(unsettled("".join(gateway.err)) for gateway in self.gateways):
+            took = loop.time() - began
+            # What they say of it comes by another way.
+            while mode == "redis" and any(_left_last("".join(gateway.err)) for gateway in self.gateways):
                 await asyncio.sleep(0.01)
-        return loop.time() - began
-
-    async def at_once(self, data: bytes, count: int, *, to: Sequence[Served] = ()) -> Load:
-        """So many requests, spread over the gateways, all sent in one moment, each on a connection of its own."""
-        gateways = to or self.gateways
-        lines = await asyncio.gather(*(Line.connect(each.port) for each in islice(cycle(gateways), count)))
-        load = Load(self.clock, asyncio.get_running_loop().time())
-        try:
-            async with asyncio.timeout(SECONDS):
-                load.answers += await asyncio.gather(*(line.ask(data) for line in lines))
-        finally:
-            for line in lines:
-                line.leave()
-        load.assert_answered()
-        return load
+        return took
 
     async def until_refused(self, data: bytes, load: Load) -> float:
-        """Ask for more, one after another, until one is refused; when that was sent."""
-        loop = asyncio.get_running_loop()
+        """Ask for more, one after another, until one is refused. When that one was sent."""
         for gateway in cycle(self.gateways):
-            line = await Line.connect(gateway.port)
-            sent_at = loop.time()
-            load.answers.append(await line.ask(data))
-            line.leave()
-            if load.answers[-1].status == 429:
-                return sent_at
+            told = await load.ask(data, gateway)
+            if told.status == 429:
+                return told.sent_at
         raise AssertionError
 
-    def full_at(self, bucket: Bucket) -> float:
-        """As Redis has it: the server's clock, in microseconds."""
-        return float(self.server.client.get(PREFIX + bucket.key) or 0)
+    def full_at(self, caller: Caller) -> float:
+        """When its bucket will be full, as Redis has it: in microseconds of the server's clock."""
+        return float(self.server.client.get(PREFIX + caller.bucket.key) or 0)
 
-    def runs(self, bucket: Bucket) -> dict[bytes, tuple[int, float]]:
-        """As Redis has it, for each replica: (how many, until when that holds)."""
-        told = self.server.client.hgetall(PREFIX + bucket.key)
+    def runs(self, caller: Caller) -> dict[bytes, tuple[int, float]]:
+        """What runs, as Redis has it, for each replica: (how many, until when that holds)."""
+        told = self.server.client.hgetall(PREFIX + caller.bucket.key)
         parts = {replica: value.split() for replica, value in told.items()}
         return {replica: (int(count), float(until)) for replica, (count, until) in parts.items()}
 
 
-def unsettled(log: str) -> bool:
-    """A gateway is in Redis, and its log does not say so yet."""
+def _left_last(log: str) -> bool:
     return log.rfind(FOUND) <= log.rfind(LEFT)
 
 
 async def mode_of(gateway: Served) -> tuple[str, str]:
-    """(mode, reason), where its metrics and its status agree."""
+    """(mode, reason), once its metrics and its status agree."""
     while True:
         limits = json.loads((await gateway.ops("/status.json")).body)["limits"]
         families = text_string_to_metric_families((await gateway.ops("/metrics")).body.decode())
@@ -275,39 +389,39 @@ async def mode_of(gateway: Served) -> tuple[str, str]:
 
 @asynccontextmanager
 async def replicas(
-    folder: Path, callers: list[Caller], *, redis_url: str = "", rules: Sequence[dict[str, Any]] = ()
+    folder: Path,
+    callers: Iterable[Caller],
+    server: Valkey,
+    *,
+    redis_url: str = "",
+    rules: Sequence[Mapping[str, Any]] = (),
 ) -> AsyncIterator[Replicas]:
-    """The gateways, ready, and in Redis, which is behind `redis_url` or a server of their own."""
-    async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(Valkey())
-        async with serving(folder, callers, server, redis_url or server.url, rules) as found:
-            yield found
-
-
-@asynccontextmanager
-async def serving(
-    folder: Path, callers: list[Caller], server: Valkey, redis_url: str, rules: Sequence[dict[str, Any]] = ()
-) -> AsyncIterator[Replicas]:
-    """The gateways, ready, and in Redis."""
+    """The gateways, ready, and in this Redis, by another way than the straight one if a URL says so."""
+    known: defaultdict[Kind, list[Caller]] = defaultdict(list)
+    for caller in callers:
+        known[caller.kind].append(caller)
+    keys, file = folder / "keys.yaml", folder / "poolgate.yaml"
+    keys.write_text(yaml.safe_dump({"keys": [caller.entry for each in known.values() for caller in each]}))
     async with AsyncExitStack() as stack:
         pod = await stack.enter_async_context(Pod())
-        keys, file = folder / "keys.yaml", folder / "poolgate.yaml"
-        keys.write_text(yaml.safe_dump({"keys": [caller.entry for caller in callers]}))
-        limits = {"redis_url": redis_url, "replicas": REPLICAS, "default": NO_LIMITS, "rules": list(rules)}
         settings = {
-            "server": {"host": "127.0.0.1", "port": 0, "ops_port": 0, "drain_seconds": 5},
+            "server": {"host": "127.0.0.1", "port": 0, "ops_port": 0},
             "discovery": {"mode": "static", "pods": [{"url": pod.url, "pool": "chat"}]},
             "pools": {"chat": {"max_in_flight_per_pod": 1000, "queue_limit": 10_000}},
+            "upstream": {"connect_seconds": 10},
             "auth": {"keys_file": str(keys)},
-            "limits": limits,
+            "limits": {
+                "redis_url": redis_url or server.url,
+                "replicas": REPLICAS,
+                "default": NO_LIMITS,
+                "rules": [dict(rule) for rule in rules],
+            },
         }
         file.write_text(yaml.safe_dump(settings))
-        processes = await asyncio.gather(
-            *(stack.enter_async_context(started("serve", "--config", str(file))) for _ in range(REPLICAS))
-        )
-        gateways = [await Served.up(process, "") for process in processes]
+        starting = (stack.enter_async_context(started("serve", "--config", str(file))) for _ in range(REPLICAS))
+        gateways = [await Served.up(process, "") for process in await asyncio.gather(*starting)]
         for gateway in gateways:
             await gateway.until_ready()
-        found = Replicas(gateways, server, pod, callers)
+        found = Replicas(gateways, server, pod, ServersClock(server), known)
         await found.until("redis")
         yield found

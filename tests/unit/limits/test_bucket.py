@@ -306,6 +306,14 @@ class TestMemory:
             assert swept == (number + 1 in (FIRST_SWEEP, 2 * FIRST_SWEEP, 4 * FIRST_SWEEP))
         assert len(book.tats) == 4 * FIRST_SWEEP
 
+    def test_sweeping_is_rare_where_all_are_soon_full(self) -> None:
+        book, swept = Book(), 0
+        for number in range(4 * FIRST_SWEEP):
+            before = book.tats
+            book.take([rate(60, key=b"%d" % number)], ONE, NOW + number * 1e6)
+            swept += book.tats is not before
+        assert swept == 4
+
     def test_of_too_many_those_that_will_be_full_last_are_kept(self) -> None:
         book, day = Book(), rate(24, DAY, key=b"day")
         book.take([day], ONE, NOW)

@@ -54,6 +54,16 @@ def test_settling_gives_back_what_ran_and_what_was_not_used(store: Store, clock:
     assert (after.refused, list(after.levels)) == (None, [13e6, 1])
 
 
+def test_what_turns_out_to_be_more_is_spent_when_it_is_known(store: Store, clock: Hands) -> None:
+    taken = store.take_nowait([RATE], TEN)
+    assert taken is not None
+    clock.now += 600.0
+    store.settle(taken, [RATE], TEN, (1, 4, 66, 70))
+    after = store.take_nowait([RATE], (1, 1, 0, 1))
+    assert after is not None
+    assert (after.refused, after.wait) == (RATE, 1e6)
+
+
 def test_two_stores_share_nothing(store: Store, clock: Hands) -> None:
     assert refused(store, [SLOTS]) is None
     assert refused(MemoryStore(clock), [SLOTS]) is None

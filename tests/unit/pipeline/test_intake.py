@@ -7,7 +7,7 @@ import pytest
 
 from gateway.core.call import Call
 from gateway.core.caller import ANONYMOUS
-from gateway.pipeline.intake import call_of, call_of_form, look
+from gateway.pipeline.intake import BYTES_PER_AUDIO_TOKEN, TOKENS_PER_IMAGE, call_of, call_of_form, look
 from gateway.pipeline.operations import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES_API, Operation
 from gateway.upstream.usage import MAX_TOKENS
 
@@ -120,3 +120,31 @@ def test_it_is_said_where_nothing_is_generated_too_and_in_no_form() -> None:
 def test_the_number_of_answers_is_told_beside_it() -> None:
     several = call(COMPLETIONS, '"prompt":["a","b"],"n":3,"max_tokens":5')
     assert (several.choices, several.max_tokens) == (6, 5)
+
+
+class TestMediaInAPrompt:
+    IMAGE = "iVBORw0KGgo" * 50_000
+    SOUND = "UklGRiQAAABXQVZF" * 40_000
+
+    def prompt_tokens(self, *parts: Any, separators: tuple[str, str] | None = None) -> int:
+        body = json.dumps({"model": "m", "messages": [{"role": "user", "content": parts}]}, separators=separators)
+        return call_of(look(body.encode(), CHAT), None, CHAT, ANONYMOUS).prompt_tokens_estimate
+
+    def test_an_image_is_a_number_of_tokens_and_not_its_bytes(self) -> None:
+        image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{self.IMAGE}"}}
+        one = self.prompt_tokens({"type": "text", "text": LONG}, image)
+        both = self.prompt_tokens({"type": "text", "text": LONG}, image, image)
+        assert len(LONG) // 4 + TOKENS_PER_IMAGE < one < len(LONG) // 4 + TOKENS_PER_IMAGE + 60
+        assert TOKENS_PER_IMAGE < both - one < TOKENS_PER_IMAGE + 30
+
+    @pytest.mark.parametrize("separators", [None, (",", ":")])
+    def test_sound_is_tokens_by_its_length(self, separators: tuple[str, str]) -> None:
+        sound = {"type": "input_audio", "input_audio": {"data": self.SOUND, "format": "wav"}}
+        told = self.prompt_tokens(sound, separators=separators)
+        assert len(self.SOUND) // BYTES_PER_AUDIO_TOKEN < told < len(self.SOUND) // BYTES_PER_AUDIO_TOKEN + 60
+
+    def test_text_does_not_pass_for_an_image(self) -> None:
+        assert self.prompt_tokens({"type": "text", "text": f"see ;base64,{LONG}"}) >= len(LONG) // 4
+
+    def test_what_is_cut_off_is_left_as_it_is(self) -> None:
+        assert self.prompt_tokens({"type": "text", "text": LONG + ";base64,"}) >= len(LONG) // 4

@@ -1,0 +1,531 @@
+"""Limits across replicas: three gateway processes on one Redis, whatever becomes of it or of them.
+
+Figures are printed (`pytest -s`). What is asserted are counts, order, and the server's clock.
+"""
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from gateway.limits.batch import PREFIX
+from tests.discovering import eventually
+from tests.integration.limits.replicas import LEFT, REPLICAS, Caller, Kind, Load, Replicas, Told, replicas, says
+from tests.integration.test_process import SECONDS, Served
+from tests.valkey import SlowLine, Valkey
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+REQUESTS = Kind({"requests_per_minute": 100})
+TOKENS = Kind.of_tokens(per_minute=60_000, each=1000)
+LEASED = Kind({"requests_per_minute": 6000})
+RUNNING = Kind({"concurrent": 30})
+PATIENT = Kind({"concurrent": 63})
+"""They have no lease, and never come to their limit: each request waits for Redis, and has room."""
+ROOMY = Kind({"requests_per_minute": 640})
+"""They have leases, and it takes long until what they took has come back."""
+NAMED = Kind({"requests_per_minute": 20}, body={"messages": [{"role": "user", "content": "canary-prompt"}]})
+RULES: tuple[dict[str, Any], ...] = (
+    {"per": "user", "match": "canary*", "requests_per_minute": 30, "concurrent": 15},
+    {"per": "tenant", "match": "canary*", "tokens_per_minute": 10_000_000, "concurrent": 1000},
+)
+EASY = Kind({"requests_per_minute": 600_000})
+"""They have leases, and never come to their limit."""
+TRIES = 6
+"""On a busy machine a gateway may leave Redis because it is slow; then there is another try, with another caller."""
+ROUNDING = 100.0
+"""Microseconds. A bucket is a sum of many numbers that have no more than fractions of one."""
+LONGEST_SECONDS = 2.0
+"""That a request may take, however busy the machine is."""
+Fault = Callable[[Valkey], None]
+FAULTS: dict[str, Fault] = {"stopped": Valkey.pause, "killed": Valkey.kill}
+WHY: dict[Fault, tuple[str, ...]] = {Valkey.pause: ("timeout",), Valkey.kill: ("refused", "timeout")}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Valkey]:
+    valkey = Valkey()
+    valkey.start_now()
+    yield valkey
+    valkey.stop_now()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(server: Valkey, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Replicas]:
+    kinds = {REQUESTS: 3 * TRIES, TOKENS: 4 * TRIES, LEASED: TRIES, RUNNING: 3 * TRIES, PATIENT: 1, EASY: 1}
+    callers = [Caller.of(kind) for kind, count in kinds.items() for _ in range(count)]
+    callers.append(Caller.of(NAMED, "canary-team", forwards_user=True))
+    async with replicas(tmp_path_factory.mktemp("replicas"), callers, server, rules=RULES) as found:
+        yield found
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def found(shared: Replicas) -> Replicas:
+    """The gateways, in Redis, with nothing running."""
+    await shared.until("redis")
+    shared.pod.holds, shared.pod.most = False, 0
+    assert shared.pod.running == 0
+    return shared
+
+
+async def tries(found: Replicas, kind: Kind) -> AsyncIterator[Caller]:
+    """Each with a caller of its own, in Redis."""
+    for number, caller in enumerate(found.callers(kind)):
+        assert number < TRIES, "Redis was too slow on this machine for any of them"
+        await found.until("redis")
+        yield caller
+
+
+def most(caller: Caller, load: Load, outages: int, full_buckets: int = 1) -> float:
+    """What may be let in: full buckets, and what comes back meanwhile; and with each outage of a gateway its share."""
+    back = load.seconds * 1e6 / caller.step
+    return (
+        full_buckets * caller.kind.at_once + back + (outages * caller.kind.at_once / REPLICAS + back if outages else 0)
+    )
+
+
+def first_taken(found: Replicas, caller: Caller, requests: int) -> float:
+    """When the first was taken of so many that were, if not one was taken too much or too little: a bucket that never
+    was full since will be full so many steps later."""
+    return found.full_at(caller) - requests * caller.step
+
+
+async def taken_in_all(found: Replicas, caller: Caller, requests: int, since: float, until: float) -> None:
+    """Wait until Redis has so many of a caller's requests, the first of them between these moments."""
+    await eventually(lambda: since < first_taken(found, caller, requests) < until)
+
+
+async def what_runs_is_told(found: Replicas, caller: Caller) -> None:
+    """Wait until Redis knows of all that run."""
+    await eventually(lambda: sum(count for count, _ in found.runs(caller).values()) == found.pod.running)
+
+
+async def nothing_runs(found: Replicas, caller: Caller) -> None:
+    """Wait until Redis knows of nothing that runs."""
+    await eventually(lambda: not found.runs(caller))
+
+
+# Exact.
+
+
+@pytest.mark.parametrize("kind", [REQUESTS, TOKENS], ids=["requests", "tokens"])
+async def test_of_a_thousand_at_once_exactly_the_limit_is_let_in_and_what_came_back_meanwhile(
+    found: Replicas, kind: Kind
+) -> None:
+    async for caller in tries(found, kind):
+        outages, reached = found.outages, len(found.pod.requests)
+        async with found.load() as load:
+            await load.send(caller.asks(), 1000)
+            await load.answered()
+            refused_at = await found.until_refused(caller.asks(), load)
+        assert len(found.pod.requests) - reached == load.admitted
+        first = first_taken(found, caller, load.admitted)
+        await found.until("redis")
+        assert load.admitted <= most(caller, load, found.outages - outages)
+        if found.outages > outages:
+            continue
+        assert load.clock.earliest(load.began_at) - ROUNDING < first < load.clock.latest(load.admitted_at[0]) + ROUNDING
+        came_back = (load.clock.latest(load.admitted_at[-1]) - first) / caller.step
+        assert load.admitted <= kind.at_once + came_back + 0.01
+        came_back = (load.clock.earliest(refused_at) - first) / caller.step
+        assert load.admitted > kind.at_once - 1 + came_back - 0.01
+        print(f"\n{load.admitted} of {len(load.told)} in {load.seconds:.3f} s, {came_back:.2f} came back")
+        return
+
+
+async def test_with_leases_never_more_is_let_in_and_none_is_lost(found: Replicas) -> None:
+    def calls() -> int:
+        told = found.server.client.info("commandstats")
+        return int(told["cmdstat_evalsha"]["calls"])
+
+    async for caller in tries(found, LEASED):
+        outages = found.outages
+        async with found.load() as load:
+            await load.ask_in_turn(caller.asks(), 300, lines=300)
+            primed_at = max(each.ended_at for each in load.told)
+            before = calls()
+            await load.ask_in_turn(caller.asks(), 300, lines=3)
+            asked = calls() - before
+            await load.ask_in_turn(caller.asks(), 9400, lines=300)
+            refused_at = await found.until_refused(caller.asks(), load)
+        await found.until("redis")
+        assert load.admitted <= most(caller, load, found.outages - outages)
+        if found.outages > outages:
+            continue
+        assert asked < 200, "far from a limit they waited"
+        lease = caller.bucket.amount // 64
+        # While the first ones came the bucket may have been full again.
+        since, until = load.clock.earliest(load.began_at) - ROUNDING, load.clock.latest(primed_at)
+        await taken_in_all(found, caller, load.admitted, since, until)
+        first = first_taken(found, caller, load.admitted)
+        assert load.admitted <= LEASED.at_once + (load.clock.latest(load.admitted_at[-1]) - first) / caller.step + 0.01
+        came_back = (load.clock.earliest(refused_at) - first) / caller.step
+        assert load.admitted > LEASED.at_once - 1 + came_back - REPLICAS * lease
+        short = LEASED.at_once + came_back - load.admitted
+        print(
+            f"\n{load.admitted} of {len(load.told)} in {load.seconds:.3f} s, {came_back:.2f} came back, {short:.2f} less"
+        )
+        print(f"far from the limit 300 requests made {asked} calls")
+        return
+
+
+async def test_tokens_become_what_was_used_wherever_they_were_reserved(found: Replicas) -> None:
+    async for caller in tries(found, TOKENS):
+        found.pod.answer = says(50, 200)
+        outages = found.outages
+        async with found.load() as load:
+            await load.send(caller.asks(), 40)
+        await found.until("redis")
+        if found.outages > outages:
+            continue
+        assert load.admitted == 40
+        since, until = load.clock.earliest(load.began_at) - ROUNDING, load.clock.latest(load.admitted_at[0]) + ROUNDING
+        # A quarter of what was reserved.
+        await taken_in_all(found, caller, 10, since, until)
+        return
+
+
+async def test_never_more_run_at_once_and_a_slot_that_is_free_is_anyones(found: Replicas) -> None:
+    async for caller in tries(found, RUNNING):
+        outages, found.pod.most, found.pod.holds = found.outages, 0, True
+        async with found.load() as load:
+            await all_slots_taken(found, load, caller)
+            for count in (1, 7, 30):
+                found.pod.let_go(count)
+                await all_slots_taken(found, load, caller)
+            most_at_once = found.pod.most
+            found.pod.holds = False
+            found.pod.let_go()
+        assert most_at_once <= 30 + (found.outages - outages) * 10
+        await nothing_runs(found, caller)
+        if found.outages > outages:
+            continue
+        assert most_at_once == 30
+        return
+
+
+async def all_slots_taken(found: Replicas, load: Load, caller: Caller) -> None:
+    """Ask for more until so many run, each of which is held by the pod; all others have been refused."""
+    await load.send(caller.asks(), 300)
+    await eventually(lambda: load.open == found.pod.running, SECONDS)
+    while found.pod.running < caller.kind.at_once:
+        # It takes a moment until a slot that is free is known to be.
+        await load.send(caller.asks(), 3)
+        await eventually(lambda: load.open == found.pod.running, SECONDS)
+
+
+# Redis goes, and comes back.
+
+
+@asynccontextmanager
+async def out_of_order(found: Replicas, fault: Fault) -> AsyncIterator[None]:
+    """Redis, for the length of a block. What is new there has forgotten everything."""
+    fault(found.server)
+    try:
+        yield
+    finally:
+        if fault is Valkey.kill:
+            await found.server.start()
+        else:
+            found.server.resume()
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("kind", [REQUESTS, TOKENS], ids=["requests", "tokens"])
+async def test_an_outage_costs_a_share_at_each_replica_and_no_request(
+    found: Replicas, kind: Kind, fault: Fault
+) -> None:
+    caller = next(found.callers(kind))
+    outages, share = found.outages, kind.at_once // REPLICAS
+    async with found.load() as load:
+        load.keep_asking([caller.asks()], per_second=400)
+        await eventually(lambda: load.admitted >= kind.at_once // 2)
+        async with out_of_order(found, fault):
+            before = load.admitted
+            left = await found.until("local", *WHY[fault])
+            reasons = {reason for _, reason in await found.modes()}
+            await eventually(lambda: load.admitted >= before + REPLICAS * share, SECONDS)
+            refused = load.statuses[429]
+            await eventually(lambda: load.statuses[429] > refused + 50, SECONDS)
+            meanwhile = load.admitted - before
+        back = await found.until("redis")
+        refused = load.statuses[429]
+        await eventually(lambda: load.statuses[429] > refused + 50, SECONDS)
+    outages = found.outages - outages
+    assert outages >= REPLICAS
+    bound = most(caller, load, outages, 2 if fault is Valkey.kill else 1)
+    assert load.admitted <= bound
+    print(
+        f"\nlocal after {left:.3f} s ({', '.join(reasons)}), in Redis again {back:.3f} s after it was back, {outages} "
+        f"times a gateway left; of {len(load.told)} let in: {before} before, {meanwhile} meanwhile, "
+        f"{load.admitted - before - meanwhile} after; {bound:.1f} might be"
+    )
+    print_latency("all of it", load.told)
+
+
+async def test_without_redis_each_replica_allows_its_share(found: Replicas) -> None:
+    caller = next(found.callers(REQUESTS))
+    async with out_of_order(found, Valkey.pause):
+        await found.until("local")
+        for gateway in found.gateways:
+            assert json.loads((await gateway.ops("/status.json")).body)["replicas"] == REPLICAS
+            async with found.load() as load:
+                await load.send(caller.asks(), 200, to=[gateway])
+            share = REQUESTS.at_once / REPLICAS
+            assert int(share) <= load.admitted <= share + load.seconds * 1e6 / caller.step / REPLICAS
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+async def test_what_runs_is_known_through_an_outage(found: Replicas, fault: Fault) -> None:
+    async for caller in tries(found, RUNNING):
+        outages, found.pod.holds = found.outages, True
+        async with found.load() as load:
+            await all_slots_taken(found, load, caller)
+            await what_runs_is_told(found, caller)
+            counts = [count for count, _ in found.runs(caller).values()]
+            async with out_of_order(found, fault):
+                await load.send(caller.asks(), 300)
+                await eventually(lambda: load.open == found.pod.running, SECONDS)
+                # Those with more than their share took none, the others what was left of it.
+                share = RUNNING.at_once // REPLICAS
+                expected = sum(max(count, share) for count in counts) + share * (REPLICAS - len(counts))
+                meanwhile = found.pod.running
+            await found.until("redis")
+            await what_runs_is_told(found, caller)
+            await load.send(caller.asks(), 60)
+            await eventually(lambda: load.open == found.pod.running, SECONDS)
+            afterwards = found.pod.running
+            found.pod.let_go()
+            await nothing_runs(found, caller)
+            await all_slots_taken(found, load, caller)
+            found.pod.most = found.pod.running
+            found.pod.let_go(15)
+            await all_slots_taken(found, load, caller)
+            most_in_the_end = found.pod.most
+            found.pod.holds = False
+            found.pod.let_go()
+        assert meanwhile <= RUNNING.at_once + (found.outages - outages) * share
+        if found.outages - outages != REPLICAS:
+            continue
+        assert meanwhile == afterwards == expected
+        assert most_in_the_end == RUNNING.at_once
+        print(f"\n{counts} ran, and {meanwhile} without Redis")
+        return
+
+
+async def test_a_redis_that_stops_is_felt_once_and_briefly(found: Replicas) -> None:
+    (patient,), (easy,) = found.callers(PATIENT), found.callers(EASY)
+    marks: list[tuple[str, float]] = []
+    now = asyncio.get_running_loop().time
+    async with found.load() as load:
+        load.keep_asking([patient.asks(), easy.asks()], per_second=200)
+        marks.append(("starting", now()))
+        await more_answers(load, 50)
+        marks.append(("before", now()))
+        await more_answers(load, 250)
+        async with out_of_order(found, Valkey.pause):
+            # Who had asked already waits as well.
+            marks.append(("as it stops", now() - 0.05))
+            left = await found.until("local")
+            await more_answers(load, 20)
+            marks.append(("while it is stopped", now()))
+            await more_answers(load, 500)
+        marks.append(("as it comes back", now()))
+        back = await found.until("redis")
+        marks.append(("after", now()))
+        await more_answers(load, 250)
+    print(f"\n200 requests a second; local after {left:.3f} s, in Redis again after {back:.3f} s")
+    assert max(each.ended_at - each.sent_at for each in load.told) < LONGEST_SECONDS
+    for (name, since), (_, until) in pairwise([*marks, ("", now())]):
+        print_latency(name, [each for each in load.told if since <= each.sent_at < until])
+
+
+async def more_answers(load: Load, count: int) -> None:
+    count += len(load.told)
+    await eventually(lambda: len(load.told) >= count, SECONDS)
+
+
+def print_latency(name: str, told: Sequence[Told]) -> None:
+    took = sorted(1000 * (each.ended_at - each.sent_at) for each in told) or [0.0]
+    p50, p99 = took[len(took) // 2], took[len(took) * 99 // 100]
+    print(f"{name:>22}: {len(told):5} requests, p50 {p50:6.1f} ms, p99 {p99:6.1f} ms, at most {took[-1]:6.1f} ms")
+
+
+async def test_a_redis_that_is_slow_holds_nobody_up(server: Valkey, tmp_path: Path) -> None:
+    callers = [Caller.of(PATIENT), Caller.of(EASY)]
+    now = asyncio.get_running_loop().time
+    spans: list[tuple[str, float, float, str]] = []
+
+    async def seen(name: str, mode: str, *reasons: str) -> None:
+        began = now()
+        took = await found.until(mode, *reasons)
+        await more_answers(load, 100)
+        spans.append((name, began, now(), f"{mode} after {took:.3f} s"))
+
+    async with (
+        SlowLine(server.port) as line,
+        replicas(tmp_path, callers, server, redis_url=line.url) as found,
+        found.load() as load,
+    ):
+        load.keep_asking([caller.asks() for caller in callers], per_second=200)
+        await more_answers(load, 50)
+        await seen("quick", "redis")
+        line.seconds = 0.03
+        await seen("30 ms", "local", "slow", "timeout")
+        line.seconds = 0.01
+        await seen("10 ms", "redis")
+        line.seconds = 0.1
+        await seen("100 ms", "local", "timeout")
+        line.seconds = 0.0
+        await seen("quick again", "redis")
+        line.seconds = 3600.0
+        await seen("nothing comes", "local", "timeout")
+        await line.cut()
+        await seen("cut", "local", "refused")
+        line.seconds = 0.0
+        await line.open()
+        await seen("there again", "redis")
+        await line.cut()
+        await seen("cut at once", "local", "refused")
+        await line.open()
+        await seen("and there again", "redis")
+    assert max(each.ended_at - each.sent_at for each in load.told) < LONGEST_SECONDS
+    print()
+    for name, since, until, came in spans:
+        print_latency(name, [each for each in load.told if since <= each.sent_at < until])
+        print(f"{'':24}{came}")
+
+
+# A gateway goes.
+
+
+async def test_a_gateway_that_goes_gives_back_what_it_holds_and_a_killed_one_loses_it(
+    server: Valkey, tmp_path: Path
+) -> None:
+    callers = [Caller.of(kind) for kind in (ROOMY, ROOMY, RUNNING)]
+    of_leaving, of_killed, slots = callers
+    async with replicas(tmp_path, callers, server) as found:
+        leaving, killed, staying = found.gateways
+        found.pod.holds = True
+        async with found.load() as held:
+            held.cut = {0, 503}
+            for gateway, word in ((leaving, "leaving"), (killed, "killed"), (staying, "staying")):
+                await held.send(slots.asks(user=word), 10, to=[gateway])
+            await eventually(lambda: found.pod.running == 30, SECONDS)
+            assert [count for count, _ in found.runs(slots).values()] == [10, 10, 10]
+            found.pod.holds = False
+
+            async with leased(found, of_leaving, leaving) as load:
+                leaving.signal(signal.SIGTERM)
+                leaving.signal(signal.SIGINT)
+                await leaving.ended_well()
+            assert lost(found, of_leaving, load) == 0
+            assert [count for count, _ in found.runs(slots).values()] == [10, 10]
+            found.pod.let_go(word=b"leaving")
+
+            async with leased(found, of_killed, killed) as load:
+                killed.signal(signal.SIGKILL)
+                await killed.ended()
+            assert 0 < lost(found, of_killed, load) <= of_killed.bucket.amount // 64
+            now = held.clock.latest(asyncio.get_running_loop().time())
+            assert all(count == 10 and now < until < now + 30e6 for count, until in found.runs(slots).values())
+            found.pod.let_go(word=b"killed")
+
+            # What the one had that went is free, what the other had is not, until that is over.
+            found.pod.holds = True
+            for expected in (20, 30):
+                while found.pod.running < expected:
+                    await held.send(slots.asks(), 20, to=[staying])
+                    await eventually(lambda: held.open == found.pod.running, SECONDS)
+                assert found.pod.running == expected
+                assert (await held.ask(slots.asks(), staying)).status == 429
+                for replica, (count, _) in found.runs(slots).items():
+                    if count == 10:
+                        server.client.hset(PREFIX + slots.bucket.key, replica, f"{count} {now:.0f}")
+            found.pod.holds = False
+            found.pod.let_go()
+        await nothing_runs(found, slots)
+
+
+@asynccontextmanager
+async def leased(found: Replicas, caller: Caller, gateway: Served) -> AsyncIterator[Load]:
+    """A load on one gateway, which has a lease at its end; after it the block, in which the gateway goes."""
+    async with found.load() as load:
+        await load.send(caller.asks(), 50, to=[gateway])
+        await load.answered()
+        await load.ask_in_turn(caller.asks(), 50, 1, to=[gateway])
+    assert load.admitted == 100
+    yield load
+
+
+def lost(found: Replicas, caller: Caller, load: Load) -> int:
+    """So many requests were taken and let nobody in."""
+    since, until = load.clock.earliest(load.began_at) - ROUNDING, load.clock.latest(load.admitted_at[0]) + ROUNDING
+    taken = round((found.full_at(caller) - since) / caller.step)
+    assert since < first_taken(found, caller, taken) < until
+    return taken - load.admitted
+
+
+# What is told of callers.
+
+
+async def test_nothing_in_redis_or_in_a_log_tells_who_asks_or_what(found: Replicas) -> None:
+    (caller,) = found.callers(NAMED)
+    data = caller.asks(headers={"X-OpenWebUI-User-Id": "canary-user"})
+    found.pod.holds = True
+    async with heard_by(found.server) as traffic, found.load() as load:
+        await load.send(data, 30)
+        await eventually(lambda: 0 < load.open == found.pod.running, SECONDS)
+        client = found.server.client
+        names = found.server.names()
+        assert len(names) >= 5
+        held = [(name, client.dump(name)) for name in names]
+        assert all(client.pttl(name) > 0 for name in names)
+        async with out_of_order(found, Valkey.pause):
+            await load.send(data, 30)
+            await found.until("local")
+        await found.until("redis")
+        found.pod.holds = False
+        found.pod.let_go()
+    assert 0 < load.admitted < 60
+
+    def told() -> list[str]:
+        return [line for gateway in found.gateways for line in gateway.out if "canary-team" in line]
+
+    await eventually(lambda: len(told()) == 60)
+    assert traffic.count(b"poolgate:{limits}:") > len(names)
+    lines = "".join(told()).encode()
+    logs = ["".join(gateway.err) for gateway in found.gateways]
+    assert all(LEFT in log for log in logs)
+    rest = bytes(traffic) + repr(held).encode() + "".join(logs).encode()
+    for secret in (caller.key, caller.key[15:], "canary-user", "canary-prompt"):
+        assert secret.encode() not in lines + rest
+    for name in ("canary", caller.tenant.key_id):
+        assert name.encode() not in rest
+
+
+@asynccontextmanager
+async def heard_by(server: Valkey) -> AsyncIterator[bytearray]:
+    """All that the server is asked."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    heard = bytearray()
+
+    async def listen() -> None:
+        while data := await reader.read(1 << 16):
+            heard.extend(data)
+
+    writer.write(b"MONITOR\r\n")
+    listening = asyncio.create_task(listen())
+    try:
+        await eventually(lambda: heard.startswith(b"+OK"))
+        yield heard
+    finally:
+        listening.cancel()
+        writer.close()
