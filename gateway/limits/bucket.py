@@ -107,36 +107,38 @@ class Book:
         refused: Bucket | None = None
         longest = 0.0
         for bucket in buckets:
-            cost = costs[bucket.counts]
-            if not bucket.period:
+            period = bucket.period
+            if not period:
                 running = held.get(bucket.key, 0)
                 levels.append(running)
-                if running + 1 > max(1, floor(bucket.amount * share + 1e-9)):
+                if running + 1 > (bucket.amount if share == 1.0 else max(1, floor(bucket.amount * share + 1e-9))):
                     refused = refused or bucket
                 continue
             tat = tats.get(bucket.key, 0.0)
             backlog = tat - now if tat > now else 0.0
             levels.append(backlog)
+            cost = costs[bucket.counts]
+            if not cost:
+                # Whoever owes tokens may still ask for what takes none.
+                continue
             if cost > bucket.amount:
                 refused, longest = bucket, inf
                 continue
             if share == 1.0:
-                over = backlog + cost * bucket.interval - bucket.period
+                over = backlog + cost * bucket.interval - period
             else:
-                over = backlog + min(cost * interval_of(bucket, share), bucket.period) - bucket.period
+                over = backlog + min(cost * interval_of(bucket, share), period) - period
             if over > SLACK and over > longest:
                 refused, longest = bucket, over
         if refused is not None:
             return Taken(levels, refused, longest, source=self)
         for at, bucket in enumerate(buckets):
-            if bucket.period:
-                spent = costs[bucket.counts] * interval_of(bucket, share)
-                levels[at] += spent
-                if spent:
-                    tats[bucket.key] = now + levels[at]
-            else:
-                held[bucket.key] = held.get(bucket.key, 0) + 1
+            if not bucket.period:
                 levels[at] += 1
+                held[bucket.key] = held.get(bucket.key, 0) + 1
+            elif spent := costs[bucket.counts] * (bucket.interval if share == 1.0 else interval_of(bucket, share)):
+                levels[at] += spent
+                tats[bucket.key] = now + levels[at]
         if len(tats) >= self._sweep_at:
             self._sweep(now)
         return Taken(levels, source=self)
@@ -144,15 +146,13 @@ class Book:
     def settle(self, buckets: Sequence[Bucket], reserved: Costs, used: Costs, now: float, share: float = 1.0) -> None:
         """The request has ended: what it runs is given back, and what it took is made what it used."""
         for bucket in buckets:
-            if bucket.period:
-                self.correct(bucket, used[bucket.counts] - reserved[bucket.counts], now, share)
-            else:
+            if not bucket.period:
                 self.give_back(bucket)
+            elif more := used[bucket.counts] - reserved[bucket.counts]:
+                self.correct(bucket, more, now, share)
 
     def correct(self, bucket: Bucket, more: int, now: float, share: float = 1.0) -> None:
         """Spend so much more from a rate, or less; nothing makes a bucket more than full."""
-        if not more:
-            return
         level = max(0.0, self.tats.get(bucket.key, 0.0) - now) + more * interval_of(bucket, share)
         if level > 0.0:
             self.tats[bucket.key] = now + level

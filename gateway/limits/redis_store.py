@@ -34,6 +34,8 @@ MAX_ASKS = 4096
 """So many wait for the next call. Who comes then is answered here."""
 SLOW_CALLS = 3
 """So many in a row are as bad as one that is too late."""
+EPOCH = 1767225600
+"""Of the script's clock, in seconds since 1970."""
 NOTHING: Costs = (0, 0, 0, 0)
 
 log = logging.getLogger("poolgate.limits")
@@ -341,7 +343,7 @@ class RedisStore:
             seconds, microseconds = map(int, told)
         except (TypeError, ValueError):
             raise Garbled from None
-        self._server_ahead = (seconds - sent_at) * 1e6 + microseconds
+        self._server_ahead = (seconds - EPOCH - sent_at) * 1e6 + microseconds
 
     async def _check_eviction(self, connection: AbstractConnection) -> None:
         """Warn, once, of a server that would throw buckets away. Not every server says what it would do."""

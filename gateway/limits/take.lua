@@ -2,7 +2,7 @@
 -- is the arithmetic of gateway/limits/bucket.py, step by step, so that both come to the same doubles.
 --
 -- KEYS     the buckets. A rate is a string, the moment at which it will be full again, in microseconds of this server's
---          clock; what is full has no key. A count of what runs is a hash: replica -> "how many, until when".
+--          clock since EPOCH; what is full has no key. A count of what runs is a hash: replica -> "how many, until when".
 -- ARGV[1]  the replica that asks
 -- ARGV[2]  doubles, little-endian:
 --          how long a count holds without being told again, in microseconds; after which moment the call is void;
@@ -14,6 +14,7 @@
 -- request the bucket that refused it (0: none), how long to wait, and the levels of its buckets. Only now: it was void.
 
 local SLACK = 1
+local EPOCH = 1767225600 -- 2026 began. From 1970 on a double would tell moments apart by quarters only.
 local MARGIN_MS = 10 -- a key outlives its use by so much
 local replica, asked, place = ARGV[1], ARGV[2], 1
 
@@ -29,7 +30,7 @@ local function tell(value)
 end
 
 local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
+local now = (time[1] - EPOCH) * 1000000 + time[2]
 tell(now)
 local keep = number()
 if now > number() then
@@ -58,13 +59,13 @@ end
 
 -- Sets the level of a rate; nothing makes it more than full.
 local function set(bucket, backlog)
-  bucket.full_at = backlog > 0 and now + backlog or 0
+  bucket.full_at = backlog > 0 and now + backlog or now
   bucket.changed = true
 end
 
 local function open_rate(bucket, own)
   bucket.interval = bucket.period / bucket.amount
-  bucket.full_at = tonumber(held('GET', bucket.key) or 0) or 0
+  bucket.full_at = tonumber(held('GET', bucket.key) or now) or now
   if own ~= 0 then
     set(bucket, level(bucket) + own * bucket.interval)
   end
@@ -74,7 +75,7 @@ local function open_count(bucket, own)
   bucket.own, bucket.others, bucket.noted = own, 0, false
   local fields = held('HGETALL', bucket.key)
   for at = 1, #fields, 2 do
-    local count, expires_at = string.match(fields[at + 1], '^(%d+) (%d+)$')
+    local count, expires_at = string.match(fields[at + 1], '^(%d+) (-?%d+)$')
     if fields[at] == replica then
       bucket.noted = true
     elseif count and tonumber(expires_at) > now then
@@ -113,7 +114,7 @@ local function decide(size)
       end
     elseif cost > bucket.amount then
       refused, longest = at, math.huge
-    else
+    elseif cost > 0 then
       local over = levels[at] + cost * bucket.interval - bucket.period
       if over > SLACK and over > longest then
         refused, longest = at, over

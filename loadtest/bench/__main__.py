@@ -1,8 +1,9 @@
 """`python -m loadtest.bench`: all rounds in turn, then one table, printed and written to a file.
 
-Every round starts its target anew, so a round inherits no other's heap, connections or caches; the order
-of the targets turns round by round, so a slow minute of the host does not always meet the same one. Exit
-code 0 whatever the figures say; 1 if a round failed (an answer was not whole) or a target did not start.
+Every round starts its target anew, so a round inherits no other's heap, connections or caches (the rounds of
+`limits` are short and many, and share their gateways); the order of the targets turns round by round, so a
+slow minute of the host does not always meet the same one. Exit code 0 whatever the figures say; 1 if a round
+failed (an answer was not whole) or a target did not start.
 """
 
 import argparse
@@ -15,9 +16,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Final, NamedTuple
@@ -30,7 +31,7 @@ from loadtest.bench.client import NotWhole
 from loadtest.bench.processes import BenchError, allow_many_files, alone, tail
 from loadtest.bench.report import Round
 from loadtest.bench.scenarios import FULL, QUICK, Bench, Figures, Scenario
-from loadtest.bench.targets import TARGETS, Site, Target, new_key, pods
+from loadtest.bench.targets import TARGETS, Running, Site, Target, new_key, pods
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED: Final = 130
@@ -127,10 +128,13 @@ def _run(asked: argparse.Namespace, what: Chosen) -> int:
     ):
         bench = Bench(new_key(), apparatus=(os.getpid(), pod_pid), pods=ports)
         try:
-            beside_nginx = in_turn(what.scenarios, what.targets, asked.rounds)
-            beside_unlimited = in_turn(what.limited, limits.LIMITED, asked.rounds)
-            for scenario, number, target in chain(beside_nginx, beside_unlimited):
-                results.append(_round(scenario, number, target, bench, target_core))
+            for scenario, number, target in in_turn(what.scenarios, what.targets, asked.rounds):
+                with _standing([target], bench, target_core) as standing:
+                    results.append(_round(scenario, number, target.name, bench, standing))
+            if what.limited:
+                with _standing(limits.LIMITED, bench, target_core) as standing:
+                    for scenario, number, target in in_turn(what.limited, limits.LIMITED, asked.rounds):
+                        results.append(_round(scenario, number, target.name, bench, standing))
         except BenchError as error:
             if not results:
                 raise
@@ -152,42 +156,52 @@ def in_turn(
                     yield scenario, number, target
 
 
-def _round(scenario: Scenario, number: int, target: Target, bench: Bench, core: int) -> Round:
+@contextmanager
+def _standing(targets: Sequence[Target], bench: Bench, core: int) -> Iterator[Mapping[str, Running]]:
+    """Targets that answer, by name."""
+    with ExitStack() as stack:
+        standing = {}
+        for target in targets:
+            name = f"poolgate-bench-{target.name}-"
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=name))
+            site = Site(Path(folder), core, bench.pods, bench.apparatus, bench.key)
+            standing[target.name] = stack.enter_context(target.running(site))
+        yield standing
+
+
+def _round(scenario: Scenario, number: int, target: str, bench: Bench, standing: Mapping[str, Running]) -> Round:
     gc.collect()
-    result = _measured(scenario, number, target, bench, core)
+    result = _measured(scenario, number, target, bench, standing[target])
     shown = " ".join(f"{key}={value:.4g}" for key, value in result.values.items())
     note = f"  NOT COUNTED: {result.failed or doubt}" if (doubt := result.doubt()) else ""
-    print(f"{scenario.name} {number} {target.name}: {shown} waited={result.waited:.3f}{note}", file=sys.stderr)
+    print(f"{scenario.name} {number} {target}: {shown} waited={result.waited:.3f}{note}", file=sys.stderr)
     return result
 
 
-def _measured(scenario: Scenario, number: int, target: Target, bench: Bench, core: int) -> Round:
-    with tempfile.TemporaryDirectory(prefix=f"poolgate-bench-{target.name}-") as folder:
-        site = Site(Path(folder), core, bench.pods, bench.apparatus, bench.key)
-        with target.running(site) as running:
-            try:
-                figures = uvloop.run(until_signalled(scenario.measure(running, bench)))
-            except asyncio.CancelledError:
-                raise SystemExit(STOPPED) from None
-            except (NotWhole, OSError) as fault:
-                if running.log is not None:
-                    print(f"the end of {running.log.name}:\n{tail(running.log)}", file=sys.stderr)
-                return Round(scenario.name, number, target.name, {}, 0.0, True, failed=str(fault))
-            finally:
-                listen_for_signals()  # the loop has put the defaults back
-    return Round(scenario.name, number, target.name, figures.values, figures.waited, figures.exact)
+def _measured(scenario: Scenario, number: int, target: str, bench: Bench, running: Running) -> Round:
+    try:
+        figures = uvloop.run(until_signalled(scenario.measure(running, bench)))
+    except asyncio.CancelledError:
+        raise SystemExit(STOPPED) from None
+    except (NotWhole, OSError) as fault:
+        if running.log is not None:
+            print(f"the end of {running.log.name}:\n{tail(running.log)}", file=sys.stderr)
+        return Round(scenario.name, number, target, {}, 0.0, True, failed=str(fault))
+    finally:
+        listen_for_signals()  # the loop has put the defaults back
+    return Round(scenario.name, number, target, figures.values, figures.waited, figures.exact)
 
 
 def _page(results: Sequence[Round], targets: Sequence[str], facts: Sequence[str]) -> str:
     limited = [result for result in results if result.target in {target.name for target in limits.LIMITED}]
+    others = [result for result in results if result not in limited]
     tables, notes = [], ["Medians over the rounds that count [min–max]; `?`: no round of that target could be trusted."]
-    if len(limited) < len(results):
-        tables.append(report.table(results, targets))
-        notes += NOTES
+    if others:
+        tables.append(report.table(others, targets))
+        notes += [*NOTES, *report.remarks(others)]
     if limited:
         tables.append(limits.table(limited))
-        notes += limits.notes(*limits.arithmetic())
-    notes += report.remarks(results)
+        notes += [*limits.notes(*limits.arithmetic()), *limits.remarks(limited)]
     return "\n\n".join([*tables, "\n".join(f"- {n}" for n in notes), "\n".join(f"- {f}" for f in facts)])
 
 

@@ -23,7 +23,7 @@ from gateway.balancing.affinity import BLOCK_BYTES, KEY_BYTES, PrefixIndex, Seed
 from gateway.balancing.policy import POLICIES, Choice, Standing, View, Wish, learn
 from loadtest.bench.__main__ import listen_for_signals, publish
 from loadtest.bench.processes import alone
-from loadtest.bench.report import Cell, Round, host_facts, written
+from loadtest.bench.report import Cell, Round, host_facts, quartiles, written
 
 PODS: Final = (8, 64, 512)
 REQUEST_US: Final = 65.0
@@ -194,8 +194,7 @@ def reading(rng: Random) -> Iterator[Lane]:
 def over(rounds: Sequence[Round], column: str, row: str) -> Cell:
     """The median and the quartiles of all rounds."""
     found = [r.values["cpu_us"] for r in rounds if (r.scenario, r.target) == (column, row)]
-    low, middle, high = statistics.quantiles(found, method="inclusive") if len(found) > 1 else found * 3
-    return Cell(middle, low, high, len(found))
+    return Cell(statistics.median(found), *quartiles(found), len(found))
 
 
 def table(rounds: Sequence[Round], request_us: float) -> str:

@@ -1,6 +1,7 @@
 """What a limit check costs a request: the scenarios `limits 32` and `limits 1`; the method is in docs/performance.md.
 
-The same requests go through four gateways in turns. None of them refuses any; they differ in where they look that up:
+The same requests go through four gateways in short turns, all of which run all the time: so a slow moment of the host
+does not meet one of them alone. None refuses any request; they differ in where they look that up:
 
 unlimited  nowhere: there are no limits
 memory     in the gateway: three limits of the caller's key
@@ -24,7 +25,7 @@ from typing import Final, Literal
 from gateway.limits.bucket import MINUTE, Book, Bucket, Costs, Counts
 from loadtest.bench.accounting import cpu_of, difference, process_tree
 from loadtest.bench.processes import BenchError, child, free_port, wait_until
-from loadtest.bench.report import Cell, Round, cell, side_by_side, written
+from loadtest.bench.report import Cell, Round, cell, quartiles, side_by_side, written
 from loadtest.bench.scenarios import Requests
 from loadtest.bench.targets import Gateway, Running, Site, Watched, serving, told_by
 
@@ -36,12 +37,12 @@ NEVER_AHEAD: Final = 63
 """So many at once are asked for one by one. All connections together are fewer, so none is refused."""
 
 FULL: Final = (
-    Requests("limits 32", 5, body_bytes=400, connections=32, warm_seconds=1.0, window_seconds=5.0),
-    Requests("limits 1", 3, body_bytes=400, connections=1, warm_seconds=0.5, window_seconds=3.0),
+    Requests("limits 32", 15, body_bytes=400, connections=32, warm_seconds=0.2, window_seconds=0.8),
+    Requests("limits 1", 15, body_bytes=400, connections=1, warm_seconds=0.1, window_seconds=0.5),
 )
 QUICK: Final = (
-    Requests("limits 32", 1, body_bytes=400, connections=32, warm_seconds=0.4, window_seconds=1.3),
-    Requests("limits 1", 1, body_bytes=400, connections=1, warm_seconds=0.3, window_seconds=1.0),
+    Requests("limits 32", 3, body_bytes=400, connections=32, warm_seconds=0.2, window_seconds=0.4),
+    Requests("limits 1", 3, body_bytes=400, connections=1, warm_seconds=0.1, window_seconds=0.4),
 )
 
 
@@ -241,7 +242,7 @@ LINES: Final = (
     Line("Redis: CPU µs of its own per request", "redis_us", ".1f"),
 )
 NOTES: Final = (
-    "Limits: the same requests through four gateways in turns, from as many connections as the number says.",
+    "Limits: the same requests through four gateways in turns, from so many connections. Medians, [quartiles].",
     "No request is refused. Where there are limits each answer also bears six `x-ratelimit-*` headers.",
     "Differences and ratios are those of rounds that ran side by side. Redis has the core of client and pods.",
 )
@@ -262,15 +263,30 @@ def _shown(rounds: Sequence[Round], line: Line, name: str) -> str:
         first = LIMITED[0].name
         if name == first:
             return ""
-        found = side_by_side(rounds, rounds[0].scenario, line.key, ours=name, theirs=first, sign=line.beside)
+        found = side_by_side(
+            rounds, rounds[0].scenario, line.key, ours=name, theirs=first, sign=line.beside, edges=quartiles
+        )
         return written(found, line.form)
     mine = [r for r in rounds if r.target == name and line.key in r.values]
-    return written(cell(mine, lambda r: r.values[line.key]), line.form)
+    return written(cell(mine, lambda r: r.values[line.key], quartiles), line.form)
 
 
 def _waited(rounds: Sequence[Round], name: str) -> str:
     waits = [r.waited for r in rounds if r.target == name and r.failed is None]
-    return written(Cell(statistics.median(waits), min(waits), max(waits), len(waits)) if waits else None, ".1%")
+    return written(Cell(statistics.median(waits), *quartiles(waits), len(waits)) if waits else None, ".1%")
+
+
+def remarks(rounds: Sequence[Round]) -> list[str]:
+    """Which rounds are not in the table, together where there are many."""
+    found = []
+    for scenario, name in dict.fromkeys((r.scenario, r.target) for r in rounds):
+        mine = [r for r in rounds if (r.scenario, r.target) == (scenario, name)]
+        failed = [r.failed for r in mine if r.failed]
+        doubts = [doubt for r in mine if not r.failed and (doubt := r.doubt())]
+        for many, what in ((failed, "failed"), (doubts, "not counted")):
+            if many:
+                found.append(f"{name}, {scenario}: {len(many)} of {len(mine)} rounds {what}, the first: {many[0]}")
+    return found
 
 
 def notes(take_us: float, settle_us: float) -> list[str]:

@@ -88,18 +88,40 @@ ROWS: Final = (
 )
 
 
-def cell(rounds: Iterable[Round], figure: Callable[[Round], float]) -> Cell | None:
+Edges = Callable[[Sequence[float]], tuple[float, float]]
+"""What is shown of a figure's range."""
+
+
+def extremes(values: Sequence[float]) -> tuple[float, float]:
+    """For a handful of rounds."""
+    return min(values), max(values)
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """For many: one bad round is not seen."""
+    low, _, high = statistics.quantiles(values, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return low, high
+
+
+def cell(rounds: Iterable[Round], figure: Callable[[Round], float], edges: Edges = extremes) -> Cell | None:
     """The figure over the trusted rounds, or over all that have one; None if no round has one."""
     whole = [round_ for round_ in rounds if round_.failed is None]
     trusted = [round_ for round_ in whole if round_.doubt() is None]
     values = [figure(round_) for round_ in trusted or whole]
     if not values:
         return None
-    return Cell(statistics.median(values), min(values), max(values), len(values), trusted=bool(trusted))
+    return Cell(statistics.median(values), *edges(values), len(values), trusted=bool(trusted))
 
 
 def side_by_side(
-    rounds: Sequence[Round], scenario: str, key: str, *, ours: str, theirs: str, sign: Literal["-", "/"]
+    rounds: Sequence[Round],
+    scenario: str,
+    key: str,
+    *,
+    ours: str,
+    theirs: str,
+    sign: Literal["-", "/"],
+    edges: Edges = extremes,
 ) -> Cell | None:
     """One target's figure less another's, or divided by it, over the rounds in which both can be trusted, else over
     all that both came through."""
@@ -114,7 +136,7 @@ def side_by_side(
     values = [mine - other for mine, other in both] if sign == "-" else [mine / other for mine, other in both if other]
     if not values:
         return None
-    return Cell(statistics.median(values), min(values), max(values), len(values), trusted=bool(trusted))
+    return Cell(statistics.median(values), *edges(values), len(values), trusted=bool(trusted))
 
 
 def ratios(rounds: Sequence[Round], scenario: str, key: str) -> Cell | None:

@@ -56,7 +56,7 @@ class Replica:
                 self.leases.ended(bucket)
 
 
-amounts = st.one_of(st.integers(1, 63), st.sampled_from([1000, 200_000, 999_999_937]))
+amounts = st.one_of(st.integers(1, 3), st.integers(1, 63), st.sampled_from([1000, 200_000, 999_999_937]))
 units = st.one_of(st.integers(0, 70), st.sampled_from([17_000, 200_001, 33_333_333]))
 costs = st.tuples(st.just(1), units, units, units)
 limits = st.builds(
@@ -118,6 +118,38 @@ def test_redis_and_a_book_decide_alike(server: Valkey, made: list[Bucket], histo
         if not bucket.period:
             running = sum(replica.leases.running.get(bucket.key, 0) for replica in replicas)
             assert book.held.get(bucket.key, 0) == running == counted(server, bucket)
+
+
+@pytest.mark.parametrize("period", [60e6, DAY, 333.0])
+def test_all_of_a_limit_may_come_at_once_and_not_one_more(server: Valkey, period: float) -> None:
+    """Also where the time that one costs is no whole number."""
+    replica = Replica(server, "r0")
+    for amount in range(1, 64):
+        bucket = Bucket(b"%d:" % next(NUMBERS), "limit", amount, period)
+        _, decided = replica.call(*[Request([bucket], (1, 0, 0, 0))] * (amount + 1))
+        assert [each.refused for each in decided] == [None] * amount + [bucket]
+
+
+@pytest.mark.parametrize(("running", "leased"), [(309, 10), (310, 0), (600, 0)])
+@pytest.mark.parametrize("period", [0.0, DAY])
+def test_a_lease_is_granted_if_after_it_less_than_half_is_used(
+    server: Valkey, period: float, running: int, leased: int
+) -> None:
+    replica = Replica(server, "r0")
+    bucket = Bucket(b"%d:" % next(NUMBERS), "limit", 640, period)
+    lease = replica.leases.of(bucket)
+    if period:
+        lease.owed = running
+    else:
+        replica.leases.running[bucket.key] = running
+    lease.wanted, lease.used = True, 1000
+    replica.leases.tell(lease)
+    now, _ = replica.call()
+    if period:
+        assert float(server.client.get(PREFIX + bucket.key)) - now == (running + leased) * bucket.interval
+    else:
+        assert counted(server, bucket) == running + leased
+    assert lease.spare == leased
 
 
 def settle_in_book(book: Book, ended: list[tuple[Request, Costs]], now: float) -> None:

@@ -161,9 +161,8 @@ class ServersClock:
     def __init__(self, server: Valkey) -> None:
         time = asyncio.get_running_loop().time
         before = time()
-        seconds, microseconds = server.client.time()
+        now = server.now()
         after = time()
-        now = int(seconds) * 1e6 + int(microseconds)
         self._least, self._most = now - after * 1e6, now - before * 1e6
 
     def earliest(self, moment: float) -> float:
@@ -222,7 +221,8 @@ class Load:
 
     async def ask(self, data: bytes, to: Served) -> Told:
         """One request, to its end."""
-        return await self._ask(await self._line(to.port), data)
+        async with asyncio.timeout(SECONDS):
+            return await self._ask(await self._line(to.port), data)
 
     async def ask_in_turn(self, data: bytes, count: int, lines: int, *, to: Sequence[Served] = ()) -> None:
         """So many requests on so many connections, each of which asks again when it has its answer."""

@@ -66,6 +66,38 @@ async def test_with_leases_not_one_more_is_let_in_and_not_one_is_lost(stores: li
     assert 1280 <= admitted <= 1280 + (time.monotonic() - began) * 1280 / 60
 
 
+async def test_nobody_is_refused_for_what_the_same_replica_has_to_spare(server: Valkey) -> None:
+    """It cannot be spent at once, since another of the request's limits must be asked for."""
+    pace = Pace(connect=2.0, answer=0.5, slow=0.4, probe=60.0, sweep=60.0)
+    wide, narrow = requests(640, DAY), requests(50, DAY, b"narrow")
+    async with storing(server.url, "r0", pace=pace) as store, storing(server.url, "r1", pace=pace) as other:
+        admitted = spare = 0
+        while spare < 3:
+            assert (await take(store, [wide])).refused is None
+            admitted += 1
+            spare = store._leases.held[wide.key].spare
+        while (await take(other, [wide])).refused is None:
+            admitted += 1
+        assert admitted == 640 - spare
+        for _ in range(spare):
+            assert (await take(store, [wide, narrow])).refused is None
+        assert (await take(store, [wide, narrow])).refused is wide
+
+
+async def test_a_refusal_is_asked_again_once_and_not_for_as_long_as_something_comes_back(server: Valkey) -> None:
+    tokens = Bucket(b"tokens", "tokens_per_day", 1000, DAY, Counts.BOTH)
+    async with SlowLine(server.port) as line, storing(line.url) as store:
+        inside = [await take(store, [tokens], (1, 0, 0, 10)) for _ in range(100)]
+        line.seconds = 0.03
+        asking = asyncio.create_task(take(store, [tokens], (1, 0, 0, 900)))
+        while not asking.done():
+            # In each call's time a little is given back, and it is never enough.
+            store.settle(inside.pop(), [tokens], (1, 0, 0, 10), (1, 0, 0, 9))
+            await asyncio.sleep(0.005)
+        assert asking.result().refused is tokens
+        assert len(inside) > 60
+
+
 async def test_what_runs_at_once_is_limited_across_replicas_and_a_free_slot_is_anyones(
     stores: list[RedisStore],
 ) -> None:
@@ -108,6 +140,7 @@ async def test_far_from_a_limit_nobody_waits(server: Valkey) -> None:
         buckets = [requests(1_000_000), Bucket(b"t", "tokens_per_minute", 10**9, MINUTE, Counts.BOTH), running(100_000)]
         costs: Costs = (1, 200, 300, 500)
         waited = 0
+        server.client.config_resetstat()
         for _ in range(300):
             taken = store.take_nowait(buckets, costs)
             if taken is None:
@@ -263,7 +296,8 @@ async def test_a_storm_of_cancellations_leaves_nothing_taken(server: Valkey) -> 
 
 
 async def test_a_burst_larger_than_a_call_is_answered_in_its_order(server: Valkey) -> None:
-    async with storing(server.url) as store:
+    pace = Pace(connect=2.0, answer=0.5, slow=0.4, probe=60.0, sweep=60.0)
+    async with storing(server.url, pace=pace) as store:
         buckets = [requests(2000, DAY), running(1_000_000), requests(1_000_000, name=b"more")]
         taken = await asyncio.gather(*(take(store, buckets) for _ in range(3000)))
         assert [each.refused is None for each in taken] == [True] * 2000 + [False] * 1000

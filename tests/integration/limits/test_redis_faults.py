@@ -152,6 +152,50 @@ async def test_requests_that_end_after_an_outage_are_settled_where_they_were_tak
         assert 1300.9 < taken.levels[0] / bucket.interval <= 1301
 
 
+async def test_what_was_taken_in_one_outage_does_not_touch_the_next(server: Valkey) -> None:
+    bucket = Bucket(b"tokens", "tokens_per_day", 1000, DAY)
+    async with storing(server.url) as store:
+        server.pause()
+        before = await take(store, [bucket], (1000, 0, 0, 0))
+        server.resume()
+        await until(lambda: store.mode == "redis")
+        server.pause()
+        assert (await take(store, [bucket], (1000, 0, 0, 0))).refused is None
+        store.settle(before, [bucket], (1000, 0, 0, 0), NOTHING)
+        assert (await take(store, [bucket], (1, 0, 0, 0))).refused is bucket
+        server.resume()
+
+
+async def test_the_servers_clock_may_be_set(server: Valkey) -> None:
+    """A call of before would be void; so it is asked again."""
+    async with storing(server.url) as store:
+        for seconds in (3600, -3600):
+            store._server_ahead -= seconds * 1e6
+            taken = await take(store, [requests(50)])
+            assert taken.source is store
+        assert store.mode == "redis"
+
+
+async def test_what_is_swept_is_swept_as_often_after_many_outages(server: Valkey) -> None:
+    async with storing(server.url) as store:
+        for _ in range(10):
+            server.client.client_kill_filter(_type="normal", skipme=True)
+            await take(store, [requests(50)])
+            assert store.mode == "local"
+            await until(lambda: store.mode == "redis")
+        sweeps = 0
+        sweep = store._leases.sweep
+
+        def counted() -> None:
+            nonlocal sweeps
+            sweeps += 1
+            sweep()
+
+        store._leases.sweep = counted  # type: ignore[method-assign]  # to count, not to replace
+        await asyncio.sleep(BRISK.sweep * 10)
+        assert 0 < sweeps <= 11
+
+
 async def test_forgotten_scripts_are_loaded_again_unnoticed(server: Valkey) -> None:
     async with storing(server.url) as store:
         for _ in range(3):

@@ -61,6 +61,16 @@ def test_an_answer_that_was_there_before_we_looked_counts(loop: JumpingLoop) -> 
     loop.run_until_complete(scene())
 
 
+def test_an_answer_that_is_being_read_when_the_time_is_over_counts(loop: JumpingLoop) -> None:
+    async def scene() -> None:
+        answer = loop.create_future()
+        loop.call_later(0.05, loop.call_soon, loop.call_soon, answer.set_result, "just so")
+        async with Patience(0.05):
+            assert await answer == "just so"
+
+    loop.run_until_complete(scene())
+
+
 def test_a_loop_that_was_held_up_waits_once_more_and_no_longer(loop: JumpingLoop) -> None:
     async def scene(seconds: float) -> None:
         loop.call_later(0.001, hold_up, loop, 0.06)

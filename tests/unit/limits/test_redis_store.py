@@ -33,6 +33,17 @@ async def test_each_limit_says_what_holds_without_redis() -> None:
         assert (await take(store, [slots])).refused is None
 
 
+async def test_an_outage_of_any_length_keeps_nothing_but_what_runs() -> None:
+    async with storing(NOWHERE, wait=False) as store:
+        stays = await take(store, [running(10, b"stays")])
+        assert stays.refused is None
+        for number in range(300):
+            slots = running(10, b"%d" % number)
+            store.settle(await take(store, [slots]), [slots], ONE, ONE)
+        assert len(store._leases.held) == 301
+        await until(lambda: [*store._leases.held] == [b"stays"])
+
+
 def test_a_url_that_cannot_be_used_is_said_at_the_start_and_not_quoted() -> None:
     for url in (
         "http://:secret@h",

@@ -39,7 +39,7 @@ from loadtest.bench.backend import METRICS_BYTES, metrics_body, serving
 from loadtest.bench.client import NotWhole, RequestLoad, Streamed, StreamLoad, open_loops, open_streams
 from loadtest.bench.pacer import Pacer, on_grid
 from loadtest.bench.processes import BenchError, alone, child, free_port, wait_until
-from loadtest.bench.report import Cell, Round, Row, cell, ratios, side_by_side, table, verdict, written
+from loadtest.bench.report import Cell, Round, Row, cell, quartiles, ratios, side_by_side, table, verdict, written
 from loadtest.bench.scenarios import FULL, QUICK, Bench, Chunks, Figures, OpenStreams, Requests, percentile
 from loadtest.bench.targets import TARGETS, Nginx, Running, gateway_config, keys_entry, new_key, nginx_config
 from loadtest.bench.wire import (
@@ -543,6 +543,12 @@ def test_a_figure_is_the_median_of_the_rounds_that_can_be_trusted() -> None:
         Round("chunks", 6, "gateway", {}, 0.0, True, failed="cut"),
     ]
     assert cell(rounds, cpu_us) == Cell(median=32.0, low=30.0, high=34.0, rounds=2, trusted=True)
+
+
+def test_of_many_rounds_the_quartiles_are_shown_so_that_a_bad_one_is_not_seen() -> None:
+    rounds = [a_round("gateway", number, value) for number, value in enumerate((40.0, 900.0, 42.0, 41.0, 43.0), 1)]
+    assert cell(rounds, cpu_us, quartiles) == Cell(42.0, 41.0, 43.0, 5)
+    assert cell(rounds[:1], cpu_us, quartiles) == Cell(40.0, 40.0, 40.0, 1)
 
 
 def test_figures_without_a_trusted_round_are_shown_marked() -> None:
