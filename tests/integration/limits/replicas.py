@@ -34,6 +34,8 @@ REPLICAS = 3
 LEFT = "each replica counts limits for itself"
 FOUND = "limits are counted in Redis"
 """What a gateway's log says of Redis."""
+ROUNDING = 100.0
+"""Microseconds. A bucket is a sum of many numbers that have no more than fractions of one."""
 
 
 def says(prompt: int, completion: int) -> bytes:
@@ -179,6 +181,8 @@ class Told(NamedTuple):
     sent_at: float
     ended_at: float
     clean: bool
+    late: float
+    """So much later it was sent than it should have been: the caller was held up itself."""
 
 
 class Load:
@@ -188,7 +192,6 @@ class Load:
     def __init__(self, gateways: Sequence[Served], clock: ServersClock) -> None:
         self._gateways = gateways
         self.clock = clock
-        self.began_at = asyncio.get_running_loop().time()
         self.told: list[Told] = []
         self.over = False
         """Nobody asks any more."""
@@ -254,14 +257,20 @@ class Load:
         return self.statuses[200]
 
     @property
+    def first_taken_within(self) -> tuple[float, float]:
+        """When the first of them was taken, by the server's clock: it was sent before, and is answered after."""
+        sent_at, ended_at = min(each.sent_at for each in self.told), self.admitted_at[0]
+        return self.clock.earliest(sent_at) - ROUNDING, self.clock.latest(ended_at) + ROUNDING
+
+    @property
     def admitted_at(self) -> list[float]:
         """When those that were let in had their answers."""
         return sorted(each.ended_at for each in self.told if each.status == 200)
 
     @property
     def seconds(self) -> float:
-        """From the beginning to the last answer."""
-        return max(each.ended_at for each in self.told) - self.began_at
+        """From the first request to the last answer."""
+        return max(each.ended_at for each in self.told) - min(each.sent_at for each in self.told)
 
     async def _spread(self, count: int, to: Sequence[Served]) -> list[Line]:
         return await asyncio.gather(*(self._line(each.port) for each in islice(cycle(to or self._gateways), count)))
@@ -274,8 +283,8 @@ class Load:
         self._lines.add(line)
         return line
 
-    async def _ask(self, line: Line, data: bytes) -> Told:
-        told = await self._told(line, data)
+    async def _ask(self, line: Line, data: bytes, due: float | None = None) -> Told:
+        told = await self._told(line, data, due)
         self._idle[line.port].append(line)
         return told
 
@@ -284,10 +293,11 @@ class Load:
             await self._told(line, data)
         self._idle[line.port].append(line)
 
-    async def _told(self, line: Line, data: bytes) -> Told:
+    async def _told(self, line: Line, data: bytes, due: float | None = None) -> Told:
         sent_at = asyncio.get_running_loop().time()
         came = await line.ask(data)
-        self.told.append(Told(came.status, sent_at, came.ended_at, came.clean))
+        late = 0.0 if due is None else sent_at - due
+        self.told.append(Told(came.status, sent_at, came.ended_at, came.clean, late))
         return self.told[-1]
 
     async def _pace(self, asked: Iterator[bytes], step: float) -> None:
@@ -296,7 +306,7 @@ class Load:
         for gateway in cycle(self._gateways):
             if self.over:
                 return
-            self._start(self._ask(await self._line(gateway.port), next(asked)))
+            self._start(self._ask(await self._line(gateway.port), next(asked), due))
             due += step
             await asyncio.sleep(due - loop.time())
 

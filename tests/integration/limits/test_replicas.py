@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from math import ceil, floor
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,6 @@ EASY = Kind({"requests_per_minute": 600_000})
 """They have leases, and never come to their limit."""
 TRIES = 6
 """On a busy machine a gateway may leave Redis because it is slow; then there is another try, with another caller."""
-ROUNDING = 100.0
-"""Microseconds. A bucket is a sum of many numbers that have no more than fractions of one."""
 LONGEST_SECONDS = 2.0
 """That a request may take, however busy the machine is."""
 Fault = Callable[[Valkey], None]
@@ -97,9 +96,9 @@ def first_taken(found: Replicas, caller: Caller, requests: int) -> float:
     return found.full_at(caller) - requests * caller.step
 
 
-async def taken_in_all(found: Replicas, caller: Caller, requests: int, since: float, until: float) -> None:
-    """Wait until Redis has so many of a caller's requests, the first of them between these moments."""
-    await eventually(lambda: since < first_taken(found, caller, requests) < until)
+async def taken_in_all(found: Replicas, caller: Caller, requests: int, within: tuple[float, float]) -> None:
+    """Wait until Redis has so many of a caller's requests, the first of them between two moments."""
+    await eventually(lambda: within[0] < first_taken(found, caller, requests) < within[1])
 
 
 async def what_runs_is_told(found: Replicas, caller: Caller) -> None:
@@ -131,7 +130,11 @@ async def test_of_a_thousand_at_once_exactly_the_limit_is_let_in_and_what_came_b
         assert load.admitted <= most(caller, load, found.outages - outages)
         if found.outages > outages:
             continue
-        assert load.clock.earliest(load.began_at) - ROUNDING < first < load.clock.latest(load.admitted_at[0]) + ROUNDING
+        assert (
+            load.clock.earliest(load.first_sent_at) - ROUNDING
+            < first
+            < load.clock.latest(load.admitted_at[0]) + ROUNDING
+        )
         came_back = (load.clock.latest(load.admitted_at[-1]) - first) / caller.step
         assert load.admitted <= kind.at_once + came_back + 0.01
         came_back = (load.clock.earliest(refused_at) - first) / caller.step
@@ -162,15 +165,15 @@ async def test_with_leases_never_more_is_let_in_and_none_is_lost(found: Replicas
         assert asked < 200, "far from a limit they waited"
         lease = caller.bucket.amount // 64
         # While the first ones came the bucket may have been full again.
-        since, until = load.clock.earliest(load.began_at) - ROUNDING, load.clock.latest(primed_at)
-        await taken_in_all(found, caller, load.admitted, since, until)
+        within = load.first_taken_within[0], load.clock.latest(primed_at)
+        await taken_in_all(found, caller, load.admitted, within)
         first = first_taken(found, caller, load.admitted)
         assert load.admitted <= LEASED.at_once + (load.clock.latest(load.admitted_at[-1]) - first) / caller.step + 0.01
         came_back = (load.clock.earliest(refused_at) - first) / caller.step
         assert load.admitted > LEASED.at_once - 1 + came_back - REPLICAS * lease
-        short = LEASED.at_once + came_back - load.admitted
+        less = LEASED.at_once + came_back - load.admitted
         print(
-            f"\n{load.admitted} of {len(load.told)} in {load.seconds:.3f} s, {came_back:.2f} came back, {short:.2f} less"
+            f"\n{load.admitted} of {len(load.told)} in {load.seconds:.2f} s, {came_back:.2f} came back, {less:.2f} less"
         )
         print(f"far from the limit 300 requests made {asked} calls")
         return
@@ -186,7 +189,10 @@ async def test_tokens_become_what_was_used_wherever_they_were_reserved(found: Re
         if found.outages > outages:
             continue
         assert load.admitted == 40
-        since, until = load.clock.earliest(load.began_at) - ROUNDING, load.clock.latest(load.admitted_at[0]) + ROUNDING
+        since, until = (
+            load.clock.earliest(load.first_sent_at) - ROUNDING,
+            load.clock.latest(load.admitted_at[0]) + ROUNDING,
+        )
         # A quarter of what was reserved.
         await taken_in_all(found, caller, 10, since, until)
         return
@@ -355,7 +361,11 @@ async def more_answers(load: Load, count: int) -> None:
 def print_latency(name: str, told: Sequence[Told]) -> None:
     took = sorted(1000 * (each.ended_at - each.sent_at) for each in told) or [0.0]
     p50, p99 = took[len(took) // 2], took[len(took) * 99 // 100]
-    print(f"{name:>22}: {len(told):5} requests, p50 {p50:6.1f} ms, p99 {p99:6.1f} ms, at most {took[-1]:6.1f} ms")
+    late = 1000 * max((each.late for each in told), default=0.0)
+    print(
+        f"{name:>22}: {len(told):5} requests, p50 {p50:6.1f} ms, p99 {p99:6.1f} ms, at most {took[-1]:6.1f} ms; "
+        f"callers were late by {late:.1f} ms at most"
+    )
 
 
 async def test_a_redis_that_is_slow_holds_nobody_up(server: Valkey, tmp_path: Path) -> None:
@@ -409,52 +419,63 @@ async def test_a_redis_that_is_slow_holds_nobody_up(server: Valkey, tmp_path: Pa
 async def test_a_gateway_that_goes_gives_back_what_it_holds_and_a_killed_one_loses_it(
     server: Valkey, tmp_path: Path
 ) -> None:
-    callers = [Caller.of(kind) for kind in (ROOMY, ROOMY, RUNNING)]
-    of_leaving, of_killed, slots = callers
-    async with replicas(tmp_path, callers, server) as found:
-        leaving, killed, staying = found.gateways
+    for further in reversed(range(TRIES // 2)):
+        callers = [Caller.of(kind) for kind in (ROOMY, ROOMY, RUNNING)]
+        async with replicas(tmp_path, callers, server) as found:
+            try:
+                await one_goes_and_one_is_killed(found, *callers)
+            except AssertionError:
+                if not found.outages or not further:
+                    raise
+            else:
+                return
+
+
+async def one_goes_and_one_is_killed(found: Replicas, of_leaving: Caller, of_killed: Caller, slots: Caller) -> None:
+    leaving, killed, staying = found.gateways
+    found.pod.holds = True
+    async with found.load() as held:
+        held.cut = {0, 503}
+        for gateway, word in ((leaving, "leaving"), (killed, "killed"), (staying, "staying")):
+            await held.send(slots.asks(user=word), 10, to=[gateway])
+        await eventually(lambda: found.pod.running == 30, SECONDS)
+        assert [count for count, _ in found.runs(slots).values()] == [10, 10, 10]
+        found.pod.holds = False
+
+        async with leased(found, of_leaving, leaving) as load:
+            leaving.signal(signal.SIGTERM)
+            leaving.signal(signal.SIGINT)
+            await leaving.ended_well()
+        assert 0 in lost(found, of_leaving, load)
+        assert [count for count, _ in found.runs(slots).values()] == [10, 10]
+        found.pod.let_go(word=b"leaving")
+
+        async with leased(found, of_killed, killed) as load:
+            killed.signal(signal.SIGKILL)
+            await killed.ended()
+        gone = lost(found, of_killed, load)
+        print(f"\nof {of_killed.bucket.amount} requests a minute {max(gone)} went with the gateway that was killed")
+        assert max(gone) >= 0
+        assert min(gone) <= of_killed.bucket.amount // 64
+        now = load.clock.latest(asyncio.get_running_loop().time())
+        assert all(count == 10 and now < until < now + 30e6 for count, until in found.runs(slots).values())
+        found.pod.let_go(word=b"killed")
+        await eventually(lambda: found.pod.running == 10)
+
+        # What the one had that went is free, what the other had is not, until that is over.
         found.pod.holds = True
-        async with found.load() as held:
-            held.cut = {0, 503}
-            for gateway, word in ((leaving, "leaving"), (killed, "killed"), (staying, "staying")):
-                await held.send(slots.asks(user=word), 10, to=[gateway])
-            await eventually(lambda: found.pod.running == 30, SECONDS)
-            assert [count for count, _ in found.runs(slots).values()] == [10, 10, 10]
-            found.pod.holds = False
-
-            async with leased(found, of_leaving, leaving) as load:
-                leaving.signal(signal.SIGTERM)
-                leaving.signal(signal.SIGINT)
-                await leaving.ended_well()
-            assert lost(found, of_leaving, load) == 0
-            assert [count for count, _ in found.runs(slots).values()] == [10, 10]
-            found.pod.let_go(word=b"leaving")
-
-            async with leased(found, of_killed, killed) as load:
-                killed.signal(signal.SIGKILL)
-                await killed.ended()
-            gone = lost(found, of_killed, load)
-            print(f"\nof {of_killed.bucket.amount} requests a minute {gone} were gone with the gateway that was killed")
-            assert 0 <= gone <= of_killed.bucket.amount // 64
-            now = held.clock.latest(asyncio.get_running_loop().time())
-            assert all(count == 10 and now < until < now + 30e6 for count, until in found.runs(slots).values())
-            found.pod.let_go(word=b"killed")
-            await eventually(lambda: found.pod.running == 10)
-
-            # What the one had that went is free, what the other had is not, until that is over.
-            found.pod.holds = True
-            for expected in (20, 30):
-                while found.pod.running < expected:
-                    await held.send(slots.asks(), 20, to=[staying])
-                    await eventually(lambda: held.open == found.pod.running, SECONDS)
-                assert found.pod.running == expected
-                assert (await held.ask(slots.asks(), staying)).status == 429
-                for replica, (count, _) in found.runs(slots).items():
-                    if count == 10:
-                        server.client.hset(PREFIX + slots.bucket.key, replica, f"{count} {now:.0f}")
-            found.pod.holds = False
-            found.pod.let_go()
-        await nothing_runs(found, slots)
+        for expected in (20, 30):
+            while found.pod.running < expected:
+                await held.send(slots.asks(), 20, to=[staying])
+                await eventually(lambda: held.open == found.pod.running, SECONDS)
+            assert found.pod.running == expected
+            assert (await held.ask(slots.asks(), staying)).status == 429
+            for replica, (count, _) in found.runs(slots).items():
+                if count == 10:
+                    found.server.client.hset(PREFIX + slots.bucket.key, replica, f"{count} {now:.0f}")
+        found.pod.holds = False
+        found.pod.let_go()
+    await nothing_runs(found, slots)
 
 
 @asynccontextmanager
@@ -468,12 +489,12 @@ async def leased(found: Replicas, caller: Caller, gateway: Served) -> AsyncItera
     yield load
 
 
-def lost(found: Replicas, caller: Caller, load: Load) -> int:
-    """So many requests were taken and let nobody in."""
-    since, until = load.clock.earliest(load.began_at) - ROUNDING, load.clock.latest(load.admitted_at[0]) + ROUNDING
-    taken = round((found.full_at(caller) - since) / caller.step)
-    assert since < first_taken(found, caller, taken) < until
-    return taken - load.admitted
+def lost(found: Replicas, caller: Caller, load: Load) -> range:
+    """So many requests were taken and let nobody in. One number, unless the first answer took longer than a step."""
+    since, until = load.first_taken_within
+    full_at = found.full_at(caller)
+    least, most = ceil((full_at - until) / caller.step), floor((full_at - since) / caller.step)
+    return range(least - load.admitted, most - load.admitted + 1)
 
 
 # What is told of callers.
@@ -490,7 +511,7 @@ async def test_nothing_in_redis_or_in_a_log_tells_who_asks_or_what(found: Replic
         names = found.server.names()
         assert len(names) >= 5
         held = [(name, client.dump(name)) for name in names]
-        assert all(client.pttl(name) > 0 for name in names)
+        assert -1 not in [client.pttl(name) for name in names], "a key that never ends"
         async with out_of_order(found, Valkey.pause):
             await load.send(data, 30)
             await found.until("local")
