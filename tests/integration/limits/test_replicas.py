@@ -130,11 +130,8 @@ async def test_of_a_thousand_at_once_exactly_the_limit_is_let_in_and_what_came_b
         assert load.admitted <= most(caller, load, found.outages - outages)
         if found.outages > outages:
             continue
-        assert (
-            load.clock.earliest(load.first_sent_at) - ROUNDING
-            < first
-            < load.clock.latest(load.admitted_at[0]) + ROUNDING
-        )
+        since, until = load.first_taken_within
+        assert since < first < until
         came_back = (load.clock.latest(load.admitted_at[-1]) - first) / caller.step
         assert load.admitted <= kind.at_once + came_back + 0.01
         came_back = (load.clock.earliest(refused_at) - first) / caller.step
@@ -189,12 +186,8 @@ async def test_tokens_become_what_was_used_wherever_they_were_reserved(found: Re
         if found.outages > outages:
             continue
         assert load.admitted == 40
-        since, until = (
-            load.clock.earliest(load.first_sent_at) - ROUNDING,
-            load.clock.latest(load.admitted_at[0]) + ROUNDING,
-        )
         # A quarter of what was reserved.
-        await taken_in_all(found, caller, 10, since, until)
+        await taken_in_all(found, caller, 10, load.first_taken_within)
         return
 
 
