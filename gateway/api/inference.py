@@ -47,7 +47,7 @@ class InferenceApp:
         target = scope["raw_path"] + (b"?" + query if query else b"")
         now = self._clock.monotonic()
         visit = self._reception.receive(Head(scope["method"].encode("ascii"), target, fields, frozenset(repeated), now))
-        exchange = AsgiExchange(visit.trail.request_id)
+        exchange = AsgiExchange(visit)
         error: PoolgateError | None = visit.error
         body = b""
         if error is None:
@@ -108,8 +108,8 @@ async def _disconnect(receive: _Receive) -> None:
 class AsgiExchange:
     """One answer through ASGI's `send`."""
 
-    def __init__(self, request_id: str) -> None:
-        self._request_id = request_id
+    def __init__(self, visit: Visit) -> None:
+        self._visit = visit
         self._waiting: list[_Message] = []
         self._waiting_bytes = 0
         self._paused = False
@@ -128,9 +128,10 @@ class AsgiExchange:
     ) -> None:
         lines = [
             (b"content-type", content_type),
-            (b"x-request-id", self._request_id.encode("ascii")),
+            (b"x-request-id", self._visit.trail.request_id.encode("ascii")),
             (b"x-content-type-options", b"nosniff"),
             *headers,
+            *_pairs(self._visit.limit_lines),
         ]
         if length is not None:
             lines.append((b"content-length", b"%d" % length))
@@ -179,3 +180,9 @@ class AsgiExchange:
                     self.source.resume()
             if self._over and not self._waiting:
                 return
+
+
+def _pairs(lines: bytes) -> list[tuple[bytes, bytes]]:
+    """Header lines, taken apart."""
+    told = (line.partition(b": ") for line in lines.split(b"\r\n") if line)
+    return [(name, value) for name, _, value in told]

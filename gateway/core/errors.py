@@ -274,8 +274,8 @@ class Busy(Overloaded):
 
 
 class RateLimited(PoolgateError):
-    """One of the caller's own limits. `retry_after_seconds` None: waiting does not help. `shown`: the headers that tell
-    where the limits stand."""
+    """One of the caller's own limits. `retry_after_seconds` None: waiting does not help. `shown`: header lines that
+    tell where the limits stand."""
 
     status = 429
     type = "rate_limit_error"
@@ -286,7 +286,7 @@ class RateLimited(PoolgateError):
         message: str,
         *,
         retry_after_seconds: float | None = None,
-        shown: tuple[tuple[bytes, bytes], ...] = (),
+        shown: bytes = b"",
     ) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
@@ -294,8 +294,8 @@ class RateLimited(PoolgateError):
 
     def headers(self) -> tuple[tuple[bytes, bytes], ...]:
         if self.retry_after_seconds is None:
-            return (*self.shown, _NO_RETRY)
-        return self.shown + _wait(self.retry_after_seconds)
+            return (_NO_RETRY,)
+        return _wait(self.retry_after_seconds)
 
 
 class QuotaExceeded(RateLimited):
@@ -305,7 +305,7 @@ class QuotaExceeded(RateLimited):
     code = "quota_exceeded"
 
     def headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        return (*self.shown, _NO_RETRY)
+        return (_NO_RETRY,)
 
 
 class PodRefusal(PoolgateError):

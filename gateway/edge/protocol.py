@@ -451,7 +451,7 @@ class EdgeExchange:
         "_head",
         "_head_only",
         "_over",
-        "_request_id",
+        "_visit",
         "_write",
         "client_gone",
         "source",
@@ -460,7 +460,7 @@ class EdgeExchange:
     def __init__(self, connection: ClientConnection, transport: asyncio.Transport | None, visit: Visit) -> None:
         self._connection = connection
         self._write = transport.write if transport is not None else _to_nobody
-        self._request_id = visit.trail.request_id
+        self._visit = visit
         # HEAD is allowed nowhere, but its refusal must not have a body all the same.
         self._head_only = visit.head.method == b"HEAD"
         self._head = b""
@@ -486,14 +486,16 @@ class EdgeExchange:
         else:
             size = b""
         self._head = (
-            b"HTTP/1.1 %d %b\r\n%bcontent-type: %b\r\n%bx-request-id: %b\r\nx-content-type-options: nosniff\r\n%b%b\r\n"
+            b"HTTP/1.1 %d %b\r\n%bcontent-type: %b\r\n%bx-request-id: %b\r\n"
+            b"x-content-type-options: nosniff\r\n%b%b%b\r\n"
             % (
                 status,
                 _REASONS.get(status, b"Status"),
                 date_line,
                 content_type,
                 size,
-                self._request_id.encode("ascii"),
+                self._visit.trail.request_id.encode("ascii"),
+                self._visit.limit_lines,
                 b"".join([b"%b: %b\r\n" % header for header in headers]) if headers else b"",
                 b"connection: close\r\n" if closes else b"",
             )

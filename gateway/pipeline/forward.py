@@ -500,7 +500,6 @@ def begin(
 ) -> None:
     """Send an answer's head."""
     trail = visit.trail
-    headers += visit.headers
     if visit.tenant.debug:
         headers += debug_headers(trail)
     exchange.start(200, content_type, length, headers)

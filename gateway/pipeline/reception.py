@@ -74,8 +74,8 @@ class Visit:
     """For whom the tenant asks, where it is believed; never logged."""
     priority: int = 0
     """In the line of those that wait for a pod: lower comes first."""
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    """What its answer's head says of the caller's limits."""
+    limit_lines = b""
+    """What its answer's head says of the caller's limits: whole lines."""
     refused_in: Dialect | None = None
     """In whose words, if it was refused on its head; else in its operation's."""
     boundary: bytes = b""

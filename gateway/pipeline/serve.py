@@ -11,7 +11,7 @@ from collections.abc import Callable
 from gateway.core.call import Call, Outcome, Trail
 from gateway.core.cell import Cell
 from gateway.core.clock import Clock
-from gateway.core.errors import Forbidden, InternalError, ModelNotFound, PoolgateError
+from gateway.core.errors import Forbidden, InternalError, ModelNotFound, PoolgateError, RateLimited
 from gateway.core.fleet import Fleet
 from gateway.core.naming import Aliases, targets
 from gateway.limits.admission import Admission, Ask
@@ -93,11 +93,14 @@ class Pipeline:
                 ask = _ask(visit, call)
                 reservation = self._admission.reserve_nowait(ask, trail) or await self._admission.reserve(ask, trail)
                 with reservation:
-                    visit.headers = reservation.headers
+                    visit.limit_lines = reservation.lines
                     wish = wish_of(self._fleet.value.routes.get(models[0]), call, seen, visit)
                     # From here on the body lives in the call alone.
                     del body, seen
                     await self._forwarder.forward(Request(visit, call, exchange, wish), models)
+        except RateLimited as error:
+            visit.limit_lines = error.shown
+            self._answer_error(visit, exchange, error)
         except PoolgateError as error:
             self._answer_error(visit, exchange, error)
         except asyncio.CancelledError:
@@ -148,7 +151,7 @@ class Pipeline:
         else:
             trail.status = error.http_status
             body = (visit.refused_in or visit.operation.dialect).body(error)
-            headers = error.headers() + visit.headers
+            headers = error.headers()
             if trail.tenant is not None and trail.tenant.debug:
                 headers += debug_headers(trail)
             exchange.start(error.http_status, _JSON, len(body), headers)

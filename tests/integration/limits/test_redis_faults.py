@@ -177,8 +177,10 @@ async def test_the_servers_clock_may_be_set(server: Valkey) -> None:
 
 
 async def test_what_is_swept_is_swept_as_often_after_many_outages(server: Valkey) -> None:
-    async with storing(server.url) as store:
-        for _ in range(10):
+    """Also where each is over before the next sweep."""
+    pace = Pace(connect=2.0, answer=0.5, slow=0.4, probe=0.01, sweep=0.3)
+    async with storing(server.url, pace=pace) as store:
+        for _ in range(8):
             server.client.client_kill_filter(_type="normal", skipme=True)
             await take(store, [requests(50)])
             assert store.mode == "local"
@@ -192,8 +194,8 @@ async def test_what_is_swept_is_swept_as_often_after_many_outages(server: Valkey
             sweep()
 
         store._leases.sweep = counted  # type: ignore[method-assign]  # to count, not to replace
-        await asyncio.sleep(BRISK.sweep * 10)
-        assert 0 < sweeps <= 11
+        await asyncio.sleep(pace.sweep * 3.5)
+        assert 0 < sweeps <= 4
 
 
 async def test_forgotten_scripts_are_loaded_again_unnoticed(server: Valkey) -> None:
