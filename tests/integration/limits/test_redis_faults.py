@@ -149,7 +149,7 @@ async def test_requests_that_end_after_an_outage_are_settled_where_they_were_tak
         store.settle(there[1], [bucket], (1000, 0, 0, 0), (200, 0, 0, 0))
         store.settle(here, [bucket], (5000, 0, 0, 0), (9000, 0, 0, 0))
         taken = await take(store, [bucket], (1, 0, 0, 0))
-        assert 1300.9 < taken.levels[0] / bucket.interval <= 1301
+        assert 1300.0 < taken.levels[0] / bucket.interval <= 1301
 
 
 async def test_what_was_taken_in_one_outage_does_not_touch_the_next(server: Valkey) -> None:
@@ -357,27 +357,27 @@ async def test_one_line_for_each_change(server: Valkey, caplog: pytest.LogCaptur
 
 
 async def test_a_slow_redis_is_left_after_three_calls_and_not_taken_back_while_it_is_slow(server: Valkey) -> None:
-    pace = Pace(connect=2.0, answer=1.0, slow=0.1, probe=0.1, sweep=60.0)
+    pace = Pace(connect=2.0, answer=1.0, slow=0.15, probe=0.1, sweep=60.0)
     bucket = requests(50, DAY)
     async with SlowLine(server.port) as line, storing(line.url, pace=pace) as store:
-        line.seconds = 0.15
+        line.seconds = 0.4
         for calls in range(3):
             assert store.mode == "redis", calls
             assert (await take(store, [bucket])).source is store
         await until(lambda: store.mode == "local")
         assert store.reason == "slow"
         assert (await take(store, [bucket])).source is not store
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.0)
         assert store.mode == "local"
         line.seconds = 0.0
         await until(lambda: store.mode == "redis")
 
 
 async def test_one_slow_call_between_quick_ones_changes_nothing(server: Valkey) -> None:
-    pace = Pace(connect=2.0, answer=1.0, slow=0.1, probe=0.1, sweep=60.0)
+    pace = Pace(connect=2.0, answer=1.0, slow=0.15, probe=0.1, sweep=60.0)
     async with SlowLine(server.port) as line, storing(line.url, pace=pace) as store:
-        for _ in range(3):
-            for seconds in (0.15, 0.15, 0.0):
+        for _ in range(2):
+            for seconds in (0.4, 0.4, 0.0):
                 line.seconds = seconds
                 assert (await take(store, [requests(50)])).source is store
         assert store.mode == "redis"
