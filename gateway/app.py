@@ -338,4 +338,7 @@ def _limit_store(config: Config, replicas: Callable[[], int], clock: Clock, chan
         raise CannotStart(
             f"limits.redis_url is set, but the package {error.name} is missing: pip install 'poolgate[redis]'"
         ) from None
-    return RedisStore(url, replica=os.urandom(8).hex(), replicas=replicas, clock=clock.monotonic, chance=chance)
+    try:
+        return RedisStore(url, replica=os.urandom(8).hex(), replicas=replicas, clock=clock.monotonic, chance=chance)
+    except ValueError as error:
+        raise CannotStart(f"limits.redis_url: {error}") from None

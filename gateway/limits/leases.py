@@ -3,7 +3,8 @@
 Far from a limit nobody should wait for Redis. So whoever asks there takes a little more than is needed, a lease, and
 what comes after spends that without asking. What is leased counts as taken for everybody. Hence:
 
-- a lease is at most a 64th of a limit, and no more than was spent here of late; small limits have none;
+- a lease is at most a 64th of a rate, or a 16th of what may run at once, and no more than was spent here of late; small
+  limits have none;
 - there is one only while less than half of the limit is used. When that is over all of it goes back, before anything
   else is asked;
 - what was not spent goes back within a second.
@@ -17,7 +18,9 @@ from collections.abc import Callable, Sequence
 from gateway.limits.bucket import Bucket, Costs
 
 PARTS = 64
-"""A lease is at most one of so many parts of a limit."""
+"""A lease is at most one of so many parts of a rate."""
+COUNT_PARTS = 16
+"""The same for what runs at once: a lease of two or three suffices for whoever is far from such a limit."""
 
 
 class Lease:
@@ -52,12 +55,17 @@ class Lease:
         """How much more would be good to have."""
         if not self.wanted:
             return 0
-        return max(0, min(self.bucket.amount // PARTS, max(self.used, self.used_before)) - self.spare)
+        return max(0, min(most(self.bucket), max(self.used, self.used_before)) - self.spare)
+
+
+def most(bucket: Bucket) -> int:
+    """The largest lease of a bucket."""
+    return bucket.amount // (PARTS if bucket.period else COUNT_PARTS)
 
 
 def may_lease(buckets: Sequence[Bucket], costs: Costs) -> bool:
     """Whether requests like this one could do without asking: each of the buckets has a lease that is large enough."""
-    return all(bucket.amount // PARTS >= (costs[bucket.counts] or 1) for bucket in buckets)
+    return all(most(bucket) >= (costs[bucket.counts] or 1) for bucket in buckets)
 
 
 class Leases:
@@ -228,4 +236,4 @@ class Leases:
         """How much may be kept to spare instead of going back."""
         if not lease.spare or lease.near:
             return 0
-        return max(0, lease.bucket.amount // PARTS - lease.spare)
+        return max(0, most(lease.bucket) - lease.spare)

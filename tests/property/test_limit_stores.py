@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from gateway.limits.batch import PREFIX, Batch, Decided, Request
 from gateway.limits.bucket import DAY, Book, Bucket, Costs, Counts
-from gateway.limits.leases import PARTS, Leases, may_lease
+from gateway.limits.leases import Leases, may_lease, most
 from tests.valkey import Valkey
 
 SCRIPT = files("gateway.limits").joinpath("take.lua").read_bytes()
@@ -130,8 +130,10 @@ def test_all_of_a_limit_may_come_at_once_and_not_one_more(server: Valkey, period
         assert [each.refused for each in decided] == [None] * amount + [bucket]
 
 
-@pytest.mark.parametrize(("running", "leased"), [(309, 10), (310, 0), (600, 0)])
-@pytest.mark.parametrize("period", [0.0, DAY])
+@pytest.mark.parametrize(
+    ("period", "running", "leased"),
+    [(DAY, 309, 10), (DAY, 310, 0), (DAY, 600, 0), (0.0, 279, 40), (0.0, 280, 0), (0.0, 600, 0)],
+)
 def test_a_lease_is_granted_if_after_it_less_than_half_is_used(
     server: Valkey, period: float, running: int, leased: int
 ) -> None:
@@ -265,7 +267,7 @@ class Shared(RuleBasedStateMachine):
         for bucket in self.rates:
             owed = replica.leases.of(bucket).owed
             if carried_out:
-                self.too_much[bucket] += times * request.costs[bucket.counts] + bucket.amount // PARTS
+                self.too_much[bucket] += times * request.costs[bucket.counts] + most(bucket)
             else:
                 self.too_much[bucket] += max(0, -owed)
                 self.too_little[bucket] += max(0, owed)
@@ -281,7 +283,7 @@ class Shared(RuleBasedStateMachine):
     def leases_are_small(self) -> None:
         for replica in self.replicas:
             for lease in replica.leases.held.values():
-                assert 0 <= lease.spare <= lease.bucket.amount // PARTS
+                assert 0 <= lease.spare <= most(lease.bucket)
 
     @invariant()
     def what_runs_is_known_and_within_its_limit(self) -> None:

@@ -5,7 +5,7 @@ from gateway.limits.leases import Lease, Leases, may_lease
 
 RATE = Bucket(b"rate", "requests_per_day", 6400, DAY)
 SLOTS = Bucket(b"slots", "concurrent", 6400, 0.0)
-SMALL = Bucket(b"small", "concurrent", 63, 0.0)
+SMALL = Bucket(b"small", "concurrent", 15, 0.0)
 TOKENS = Bucket(b"tokens", "tokens_per_day", 64_000, DAY, Counts.BOTH)
 ONE: Costs = (1, 0, 0, 0)
 
@@ -44,7 +44,7 @@ def test_a_request_may_do_without_asking_if_each_of_its_limits_is_large_enough()
     assert not may_lease([Bucket(b"x", "tokens_per_day", 63, DAY, Counts.BOTH)], (1, 0, 0, 0))
 
 
-def test_as_much_is_wanted_as_was_spent_here_of_late_and_a_64th_at_most() -> None:
+def test_as_much_is_wanted_as_was_spent_here_of_late_and_a_64th_of_a_rate_at_most() -> None:
     found, _ = leases()
     lease = found.of(RATE)
     lease.used = 30
@@ -57,6 +57,13 @@ def test_as_much_is_wanted_as_was_spent_here_of_late_and_a_64th_at_most() -> Non
     assert lease.wishes() == 88
     lease.spare = 200
     assert lease.wishes() == 0
+
+
+def test_of_what_runs_at_once_a_16th_is_leased_at_most() -> None:
+    found, _ = leases()
+    lease = found.of(Bucket(b"default", "concurrent", 32, 0.0))
+    lease.used, lease.wanted = 30, True
+    assert lease.wishes() == 2
 
 
 def test_all_buckets_are_spent_from_or_none() -> None:
