@@ -20,7 +20,7 @@ from gateway.limits.bucket import Bucket, Costs
 PARTS = 64
 """A lease is at most one of so many parts of a rate."""
 COUNT_PARTS = 16
-"""The same for what runs at once: a lease of two or three suffices for whoever is far from such a limit."""
+"""The same for what runs at once. A lease of one slot would be gone with the first request: then there is none."""
 
 
 class Lease:
@@ -60,7 +60,10 @@ class Lease:
 
 def most(bucket: Bucket) -> int:
     """The largest lease of a bucket."""
-    return bucket.amount // (PARTS if bucket.period else COUNT_PARTS)
+    if bucket.period:
+        return bucket.amount // PARTS
+    slots = bucket.amount // COUNT_PARTS
+    return slots if slots > 1 else 0
 
 
 def may_lease(buckets: Sequence[Bucket], costs: Costs) -> bool:

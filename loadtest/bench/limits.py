@@ -1,4 +1,4 @@
-"""What a limit check costs a request: the scenarios `limits 12` and `limits 1`; the method is in docs/performance.md.
+"""What a limit check costs a request: the scenarios `limits 24` and `limits 1`; the method is in docs/performance.md.
 
 The same requests go through four gateways in short turns, all of which run all the time: so a slow moment of the host
 does not meet one of them alone. None refuses any request; they differ in where they look that up:
@@ -6,7 +6,7 @@ does not meet one of them alone. None refuses any request; they differ in where 
 unlimited  nowhere: there are no limits
 memory     in the gateway: three limits of the caller's key
 leases     in Redis, and the three are so large that a request spends of what its gateway has taken in advance
-asked      in Redis, each time: a limit of fewer than 16 at once is never taken in advance
+asked      in Redis, each time: a limit of fewer than 32 at once is never taken in advance
 
 Redis is a real server of its protocol, beside the client and the pods. Its cost is told beside the gateway's.
 """
@@ -33,15 +33,15 @@ HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 10.0
 FAR: Final = {"requests_per_minute": 10_000_000, "tokens_per_minute": 1_000_000_000, "concurrent": 1_000_000}
 """The most that the configuration allows: what is in use is a few hundredths of it."""
-NEVER_AHEAD: Final = 15
+NEVER_AHEAD: Final = 31
 """So many at once are asked for one by one. All connections together are fewer, so none is refused."""
 
 FULL: Final = (
-    Requests("limits 12", 15, body_bytes=400, connections=12, warm_seconds=0.2, window_seconds=0.8),
+    Requests("limits 24", 15, body_bytes=400, connections=24, warm_seconds=0.2, window_seconds=0.8),
     Requests("limits 1", 15, body_bytes=400, connections=1, warm_seconds=0.1, window_seconds=0.5),
 )
 QUICK: Final = (
-    Requests("limits 12", 3, body_bytes=400, connections=12, warm_seconds=0.2, window_seconds=0.4),
+    Requests("limits 24", 3, body_bytes=400, connections=24, warm_seconds=0.2, window_seconds=0.4),
     Requests("limits 1", 3, body_bytes=400, connections=1, warm_seconds=0.1, window_seconds=0.4),
 )
 

@@ -256,11 +256,17 @@ class Load:
     def admitted(self) -> int:
         return self.statuses[200]
 
-    @property
-    def first_taken_within(self) -> tuple[float, float]:
-        """When the first of them was taken, by the server's clock: it was sent before, and is answered after."""
-        sent_at, ended_at = min(each.sent_at for each in self.told), self.admitted_at[0]
-        return self.clock.earliest(sent_at) - ROUNDING, self.clock.latest(ended_at) + ROUNDING
+    def first_taken_within(self, step: float) -> tuple[float, float]:
+        """When the first of them was taken, by the server's clock, or, if the bucket has been full again since, the
+        first after that. Each takes it this much further from being full."""
+        sent_at = self.clock.earliest(min(each.sent_at for each in self.told)) - ROUNDING
+        answered_at = [self.clock.latest(moment) + ROUNDING for moment in self.admitted_at]
+        first = 0
+        # When so many have their answers, as many have been taken. Was the next one in time?
+        for count, moment in enumerate(answered_at[1:], 1):
+            if moment >= sent_at + count * step:
+                first = count
+        return sent_at, answered_at[first]
 
     @property
     def admitted_at(self) -> list[float]:

@@ -183,7 +183,7 @@ async def test_what_was_leased_and_not_spent_is_given_back(server: Valkey) -> No
 
 async def test_a_small_limit_has_no_lease(server: Valkey) -> None:
     async with storing(server.url) as store:
-        buckets = [requests(6000, DAY), running(15)]
+        buckets = [requests(6000, DAY), running(31)]
         for number in range(1, 10):
             assert (await take(store, buckets)).refused is None
             assert server.client.hgetall(key(buckets[1]))[b"r0"].startswith(b"%d " % number)

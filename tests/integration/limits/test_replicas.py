@@ -96,9 +96,11 @@ def first_taken(found: Replicas, caller: Caller, requests: int) -> float:
     return found.full_at(caller) - requests * caller.step
 
 
-async def taken_in_all(found: Replicas, caller: Caller, requests: int, within: tuple[float, float]) -> None:
-    """Wait until Redis has so many of a caller's requests, the first of them between two moments."""
-    await eventually(lambda: within[0] < first_taken(found, caller, requests) < within[1])
+async def taken_in_all(found: Replicas, caller: Caller, load: Load, requests: int | None = None) -> None:
+    """Wait until Redis has as many of a caller's requests as were let in, or so many."""
+    since, until = load.first_taken_within(caller.step)
+    taken = load.admitted if requests is None else requests
+    await eventually(lambda: since < first_taken(found, caller, taken) < until)
 
 
 async def what_runs_is_told(found: Replicas, caller: Caller) -> None:
@@ -130,7 +132,7 @@ async def test_of_a_thousand_at_once_exactly_the_limit_is_let_in_and_what_came_b
         assert load.admitted <= most(caller, load, found.outages - outages)
         if found.outages > outages:
             continue
-        since, until = load.first_taken_within
+        since, until = load.first_taken_within(caller.step)
         assert since < first < until
         came_back = (load.clock.latest(load.admitted_at[-1]) - first) / caller.step
         assert load.admitted <= kind.at_once + came_back + 0.01
@@ -149,7 +151,6 @@ async def test_with_leases_never_more_is_let_in_and_none_is_lost(found: Replicas
         outages = found.outages
         async with found.load() as load:
             await load.ask_in_turn(caller.asks(), 300, lines=300)
-            primed_at = max(each.ended_at for each in load.told)
             before = calls()
             await load.ask_in_turn(caller.asks(), 300, lines=3)
             asked = calls() - before
@@ -161,9 +162,7 @@ async def test_with_leases_never_more_is_let_in_and_none_is_lost(found: Replicas
             continue
         assert asked < 200, "far from a limit they waited"
         lease = caller.bucket.amount // 64
-        # While the first ones came the bucket may have been full again.
-        within = load.first_taken_within[0], load.clock.latest(primed_at)
-        await taken_in_all(found, caller, load.admitted, within)
+        await taken_in_all(found, caller, load)
         first = first_taken(found, caller, load.admitted)
         assert load.admitted <= LEASED.at_once + (load.clock.latest(load.admitted_at[-1]) - first) / caller.step + 0.01
         came_back = (load.clock.earliest(refused_at) - first) / caller.step
@@ -187,7 +186,7 @@ async def test_tokens_become_what_was_used_wherever_they_were_reserved(found: Re
             continue
         assert load.admitted == 40
         # A quarter of what was reserved.
-        await taken_in_all(found, caller, 10, load.first_taken_within)
+        await taken_in_all(found, caller, load, 10)
         return
 
 
@@ -367,8 +366,9 @@ async def test_a_redis_that_is_slow_holds_nobody_up(server: Valkey, tmp_path: Pa
     spans: list[tuple[str, float, float, str]] = []
 
     async def seen(name: str, mode: str, *reasons: str) -> None:
-        began = now()
+        began, before = now(), len(load.told)
         took = await found.until(mode, *reasons)
+        assert mode != "local" or len(load.told) - before < 1000
         await more_answers(load, 100)
         spans.append((name, began, now(), f"{mode} after {took:.3f} s"))
 
@@ -484,7 +484,7 @@ async def leased(found: Replicas, caller: Caller, gateway: Served) -> AsyncItera
 
 def lost(found: Replicas, caller: Caller, load: Load) -> range:
     """So many requests were taken and let nobody in. One number, unless the first answer took longer than a step."""
-    since, until = load.first_taken_within
+    since, until = load.first_taken_within(caller.step)
     full_at = found.full_at(caller)
     least, most = ceil((full_at - until) / caller.step), floor((full_at - since) / caller.step)
     return range(least - load.admitted, most - load.admitted + 1)

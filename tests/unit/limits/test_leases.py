@@ -5,7 +5,7 @@ from gateway.limits.leases import Lease, Leases, may_lease
 
 RATE = Bucket(b"rate", "requests_per_day", 6400, DAY)
 SLOTS = Bucket(b"slots", "concurrent", 6400, 0.0)
-SMALL = Bucket(b"small", "concurrent", 15, 0.0)
+SMALL = Bucket(b"small", "concurrent", 31, 0.0)
 TOKENS = Bucket(b"tokens", "tokens_per_day", 64_000, DAY, Counts.BOTH)
 ONE: Costs = (1, 0, 0, 0)
 

@@ -96,7 +96,7 @@ def test_the_arithmetic_is_that_of_the_gateways_buckets_and_of_the_benchs_reques
 
 def test_one_limit_is_too_small_to_be_taken_in_advance_and_refuses_no_connection(tmp_path: Path) -> None:
     amounts = {each.name: each.amount for each in buckets_of(ASKED, tmp_path)}
-    assert max(each.connections for each in (*FULL, *QUICK)) < amounts["concurrent"] == NEVER_AHEAD < 16
+    assert max(each.connections for each in (*FULL, *QUICK)) < amounts["concurrent"] == NEVER_AHEAD < 32
     leased = {each.name: each.amount for each in buckets_of(LEASES, tmp_path)}
     assert amounts == leased | {"concurrent": NEVER_AHEAD}
 
@@ -122,7 +122,7 @@ def test_the_arithmetic_has_a_figure_for_taking_and_one_for_settling() -> None:
 
 def test_limits_are_measured_with_all_else_and_alone() -> None:
     everything = chosen(None, None)
-    assert [scenario.name for scenario in everything.limited] == ["limits 12", "limits 1"]
+    assert [scenario.name for scenario in everything.limited] == ["limits 24", "limits 1"]
     assert len(everything.scenarios) == 5
     alone = chosen(["limits"], None, quick=True)
     assert alone.scenarios == []
@@ -260,10 +260,10 @@ def test_a_mode_held_if_it_is_older_than_the_window(for_seconds: float, lasted: 
 
 def test_a_round_in_another_mode_is_not_counted() -> None:
     values = {"cpu_us": 50.0, "in_mode": 0.0}
-    assert Round("limits 12", 1, "asked", values, 0.0, True).doubt() == (
+    assert Round("limits 24", 1, "asked", values, 0.0, True).doubt() == (
         "limits were not counted where they should be all the time"
     )
-    assert Round("limits 12", 1, "asked", values | {"in_mode": 1.0}, 0.0, True).doubt() is None
+    assert Round("limits 24", 1, "asked", values | {"in_mode": 1.0}, 0.0, True).doubt() is None
 
 
 # --- whole rounds -------------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def test_asked_each_time_means_each_request(tmp_path: Path, core: int) -> None:
 def rounds_of(name: str, *cpu_us: float, **more: float) -> list[Round]:
     values = {"answer_us": 1500.0, "per_second": 20_000.0, "busy": 0.9, "in_mode": 1.0} | more
     return [
-        Round("limits 12", number, name, {"cpu_us": each} | values, 0.01, True) for number, each in enumerate(cpu_us, 1)
+        Round("limits 24", number, name, {"cpu_us": each} | values, 0.01, True) for number, each in enumerate(cpu_us, 1)
     ]
 
 
@@ -326,31 +326,31 @@ def test_each_gateway_has_a_column_and_stands_beside_the_one_without_limits() ->
     assert {line.count("|") for line in lines} == {7}
     assert len(lines) == 2 + len(LINES) + 1
     assert (
-        "| limits 12 | the same, more than without limits |  | +6.0 [+4.5–+7.0] | +10.0 [+8.0–+11.0] "
+        "| limits 24 | the same, more than without limits |  | +6.0 [+4.5–+7.0] | +10.0 [+8.0–+11.0] "
         "| +40.0 [+35.0–+45.0] |"
     ) in lines
     assert (
-        "| limits 12 | the same ÷ that without limits |  | 1.10 [1.08–1.15] | 1.20 [1.15–1.25] | 2.00 [1.75–2.00] |"
+        "| limits 24 | the same ÷ that without limits |  | 1.10 [1.08–1.15] | 1.20 [1.15–1.25] | 2.00 [1.75–2.00] |"
     ) in lines
 
 
 def test_redis_has_figures_only_where_it_is_asked() -> None:
     lines = table(all_rounds()).splitlines()
-    assert "| limits 12 | Redis: calls per request | – | – | 0.001 [0.001–0.001] | 0.250 [0.250–0.250] |" in lines
+    assert "| limits 24 | Redis: calls per request | – | – | 0.001 [0.001–0.001] | 0.250 [0.250–0.250] |" in lines
 
 
 def test_a_round_that_failed_has_a_dash() -> None:
-    rounds = [*all_rounds()[:9], Round("limits 12", 1, "asked", {}, 0.0, True, failed="status 429")]
+    rounds = [*all_rounds()[:9], Round("limits 24", 1, "asked", {}, 0.0, True, failed="status 429")]
     lines = table(rounds).splitlines()
     assert lines[2].endswith("| – |")
     assert {line.count("|") for line in lines} == {7}
 
 
 def test_rounds_left_out_are_counted_and_the_first_of_them_says_why() -> None:
-    waited = [Round("limits 12", number, "memory", {"cpu_us": 9.0}, 0.1 * number, True) for number in (1, 2, 3)]
+    waited = [Round("limits 24", number, "memory", {"cpu_us": 9.0}, 0.1 * number, True) for number in (1, 2, 3)]
     failed = Round("limits 1", 4, "asked", {}, 0.0, True, failed="status 429")
     assert remarks([*all_rounds(), *waited, failed]) == [
-        "memory, limits 12: 3 of 6 rounds not counted, the first: waited 10% for a core",
+        "memory, limits 24: 3 of 6 rounds not counted, the first: waited 10% for a core",
         "asked, limits 1: 1 of 1 rounds failed, the first: status 429",
     ]
 
