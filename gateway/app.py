@@ -233,6 +233,7 @@ class Gateway:
 
     def _use_keys(self, entries: Iterable[KeyEntry]) -> None:
         self.reception.keys = KeyRing(entries, self.clock.wall)
+        self.admission.forget_callers()
 
     async def _follow_fleet(self) -> None:
         """Whoever waits may have a pod now; connections to one that is gone close when their last answer has ended."""

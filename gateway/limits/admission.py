@@ -88,7 +88,7 @@ class Admission:
         self._plans.clear()
 
     def forget_callers(self) -> None:
-        """The keys have changed."""
+        """The keys have changed: what is kept for those that were is let go."""
         self._plans.clear()
 
     def reserve_nowait(self, ask: Ask, trail: Trail) -> "Reservation | None":

@@ -9,7 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
-from math import ceil, floor
+from math import ceil, floor, inf
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ REQUESTS = Kind({"requests_per_minute": 100})
 TOKENS = Kind.of_tokens(per_minute=60_000, each=1000)
 LEASED = Kind({"requests_per_minute": 6000})
 RUNNING = Kind({"concurrent": 30})
-PATIENT = Kind({"concurrent": 63})
+PATIENT = Kind({"concurrent": 31})
 """They have no lease, and never come to their limit: each request waits for Redis, and has room."""
 ROOMY = Kind({"requests_per_minute": 640})
 """They have leases, and it takes long until what they took has come back."""
@@ -339,10 +339,9 @@ async def test_a_redis_that_stops_is_felt_once_and_briefly(found: Replicas) -> N
         back = await found.until("redis")
         marks.append(("after", now()))
         await more_answers(load, 250)
-    print(f"\n200 requests a second; local after {left:.3f} s, in Redis again after {back:.3f} s")
     assert max(each.ended_at - each.sent_at for each in load.told) < LONGEST_SECONDS
-    for (name, since), (_, until) in pairwise([*marks, ("", now())]):
-        print_latency(name, [each for each in load.told if since <= each.sent_at < until])
+    print_phases(load, marks)
+    print(f"200 requests a second; local after {left:.3f} s, in Redis again after {back:.3f} s")
 
 
 async def more_answers(load: Load, count: int) -> None:
@@ -355,55 +354,59 @@ def print_latency(name: str, told: Sequence[Told]) -> None:
     p50, p99 = took[len(took) // 2], took[len(took) * 99 // 100]
     late = 1000 * max((each.late for each in told), default=0.0)
     print(
-        f"{name:>22}: {len(told):5} requests, p50 {p50:6.1f} ms, p99 {p99:6.1f} ms, at most {took[-1]:6.1f} ms; "
+        f"{name:>35}: {len(told):4} requests, p50 {p50:6.1f} ms, p99 {p99:6.1f} ms, at most {took[-1]:6.1f} ms; "
         f"callers were late by {late:.1f} ms at most"
     )
 
 
 async def test_a_redis_that_is_slow_holds_nobody_up(server: Valkey, tmp_path: Path) -> None:
-    callers = [Caller.of(PATIENT), Caller.of(EASY)]
+    caller = Caller.of(PATIENT)
     now = asyncio.get_running_loop().time
-    spans: list[tuple[str, float, float, str]] = []
+    marks: list[tuple[str, float]] = []
 
-    async def seen(name: str, mode: str, *reasons: str) -> None:
-        began, before = now(), len(load.told)
-        took = await found.until(mode, *reasons)
-        assert mode != "local" or len(load.told) - before < 1000
-        await more_answers(load, 100)
-        spans.append((name, began, now(), f"{mode} after {took:.3f} s"))
+    async def becomes(name: str, mode: str, *reasons: str) -> None:
+        marks.append((f"{name}: not {mode} yet", now()))
+        before = len(load.told)
+        await found.until(mode, *reasons)
+        assert mode == "redis" or len(load.told) - before < 1000, "they were patient for too long"
+        marks.append((f"{name}: {mode}", now()))
+        await more_answers(load, 150)
 
     async with (
         SlowLine(server.port) as line,
-        replicas(tmp_path, callers, server, redis_url=line.url) as found,
+        replicas(tmp_path, [caller], server, redis_url=line.url) as found,
         found.load() as load,
     ):
-        load.keep_asking([caller.asks() for caller in callers], per_second=200)
-        await more_answers(load, 50)
-        await seen("quick", "redis")
+        load.keep_asking([caller.asks()], per_second=200)
+        await becomes("quick", "redis")
         line.seconds = 0.03
-        await seen("30 ms", "local", "slow", "timeout")
+        await becomes("30 ms", "local", "slow", "timeout")
         line.seconds = 0.01
-        await seen("10 ms", "redis")
+        await becomes("10 ms", "redis")
         line.seconds = 0.1
-        await seen("100 ms", "local", "timeout")
+        await becomes("100 ms", "local", "timeout")
         line.seconds = 0.0
-        await seen("quick again", "redis")
+        await becomes("quick again", "redis")
         line.seconds = 3600.0
-        await seen("nothing comes", "local", "timeout")
+        await becomes("no answer", "local", "timeout")
         await line.cut()
-        await seen("cut", "local", "refused")
+        await becomes("cut", "local", "refused")
         line.seconds = 0.0
         await line.open()
-        await seen("there again", "redis")
+        await becomes("there again", "redis")
         await line.cut()
-        await seen("cut at once", "local", "refused")
-        await line.open()
-        await seen("and there again", "redis")
+        await becomes("cut at once", "local", "refused")
     assert max(each.ended_at - each.sent_at for each in load.told) < LONGEST_SECONDS
+    print_phases(load, marks)
+
+
+def print_phases(load: Load, marks: Sequence[tuple[str, float]]) -> None:
     print()
-    for name, since, until, came in spans:
-        print_latency(name, [each for each in load.told if since <= each.sent_at < until])
-        print(f"{'':24}{came}")
+    for (name, since), (_, until) in pairwise([*marks, ("", inf)]):
+        told = [each for each in load.told if since <= each.sent_at < until]
+        if until < inf:
+            name = f"{name} ({until - since:.2f} s)"
+        print_latency(name, told)
 
 
 # A gateway goes.
