@@ -84,10 +84,9 @@ async def tries(found: Replicas, kind: Kind) -> AsyncIterator[Caller]:
 
 def most(caller: Caller, load: Load, outages: int, full_buckets: int = 1) -> float:
     """What may be let in: full buckets, and what comes back meanwhile; and with each outage of a gateway its share."""
-    back = load.seconds * 1e6 / caller.step
-    return (
-        full_buckets * caller.kind.at_once + back + (outages * caller.kind.at_once / REPLICAS + back if outages else 0)
-    )
+    full, back = caller.kind.at_once, load.seconds * 1e6 / caller.step
+    shares = outages * full / REPLICAS + back if outages else 0.0
+    return full_buckets * full + back + shares
 
 
 def first_taken(found: Replicas, caller: Caller, requests: int) -> float:
@@ -489,8 +488,8 @@ def lost(found: Replicas, caller: Caller, load: Load) -> range:
     """So many requests were taken and let nobody in. One number, unless the first answer took longer than a step."""
     since, until = load.first_taken_within(caller.step)
     full_at = found.full_at(caller)
-    least, most = ceil((full_at - until) / caller.step), floor((full_at - since) / caller.step)
-    return range(least - load.admitted, most - load.admitted + 1)
+    first, last = ceil((full_at - until) / caller.step), floor((full_at - since) / caller.step)
+    return range(first - load.admitted, last - load.admitted + 1)
 
 
 # What is told of callers.
