@@ -12,6 +12,7 @@ import yaml
 
 from tests.e2e.vllm.server import MODEL_NAME, REPOSITORY, answers_200, end_of, free_port
 from tests.e2e.vllm.wire import Server
+from tests.running import NO_LIMITS
 
 READY_SECONDS = 30
 STOP_SECONDS = 15
@@ -33,6 +34,7 @@ def gateway_before(pod_url: str, folder: Path) -> Iterator[Server]:
                 "server": {"host": "127.0.0.1", "ops_host": "127.0.0.1"},
                 "discovery": {"mode": "static", "pods": [{"url": pod_url, "pool": MODEL_NAME}]},
                 "auth": {"mode": "keys", "keys_file": str(keys)},
+                "limits": {"default": NO_LIMITS},
             }
         )
     )

@@ -15,6 +15,7 @@ import yaml
 from gateway.limits.keys import digest, new_key
 from tests.integration.rollout.callers import MODEL
 from tests.integration.test_process import ROOT, SECONDS, Served, environment, started
+from tests.running import NO_LIMITS
 
 TOKEN_MS = 20.0
 """Between two tokens of a stream."""
@@ -83,7 +84,8 @@ class Gateways:
         self._file = folder / "poolgate.yaml"
         server = {"host": "127.0.0.1", "port": 0, "ops_port": 0}
         auth = {"keys_file": str(folder / "keys.yaml")}
-        self._file.write_text(yaml.safe_dump({"server": server, "auth": auth, **settings}))
+        limits = {"default": NO_LIMITS}
+        self._file.write_text(yaml.safe_dump({"server": server, "auth": auth, "limits": limits, **settings}))
         self._variables = dict(variables or {})
 
     @asynccontextmanager
