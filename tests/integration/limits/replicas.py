@@ -168,9 +168,8 @@ class ServersClock:
         """How far it is ahead of ours, at least and at most."""
         time = asyncio.get_running_loop().time
         before = time()
-        seconds, microseconds = server.client.time()
+        now = server.now()
         after = time()
-        now = int(seconds) * 1e6 + int(microseconds)
         return now - after * 1e6, now - before * 1e6
 
     def earliest(self, moment: float) -> float:
