@@ -177,6 +177,7 @@ class RedisStore:
     # Without Redis
 
     def _new_book(self) -> Book:
+        """Of all outages: a Redis that comes and goes gives no fresh share each time."""
         book = Book()
         # What runs here does so wherever it was let in.
         book.held = self._leases.running
@@ -218,7 +219,6 @@ class RedisStore:
         told, self.reason = self.reason, _reason_of(error)
         if self.mode == "redis":
             self.mode, self.since = "local", self._clock()
-            self._book = self._new_book()
         elif told != "connecting":
             return
         why = f"{_WORDS[self.reason]} ({type(error).__name__.lstrip('_')})"
