@@ -55,10 +55,10 @@ class Lease:
         """How much more would be good to have."""
         if not self.wanted:
             return 0
-        return max(0, min(most(self.bucket), max(self.used, self.used_before)) - self.spare)
+        return max(0, min(largest(self.bucket), max(self.used, self.used_before)) - self.spare)
 
 
-def most(bucket: Bucket) -> int:
+def largest(bucket: Bucket) -> int:
     """The largest lease of a bucket."""
     if bucket.period:
         return bucket.amount // PARTS
@@ -68,7 +68,7 @@ def most(bucket: Bucket) -> int:
 
 def may_lease(buckets: Sequence[Bucket], costs: Costs) -> bool:
     """Whether requests like this one could do without asking: each of the buckets has a lease that is large enough."""
-    return all(most(bucket) >= (costs[bucket.counts] or 1) for bucket in buckets)
+    return all(largest(bucket) >= (costs[bucket.counts] or 1) for bucket in buckets)
 
 
 class Leases:
@@ -239,4 +239,4 @@ class Leases:
         """How much may be kept to spare instead of going back."""
         if not lease.spare or lease.near:
             return 0
-        return max(0, most(lease.bucket) - lease.spare)
+        return max(0, largest(lease.bucket) - lease.spare)

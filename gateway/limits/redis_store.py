@@ -108,7 +108,10 @@ class RedisStore:
         """Of the loop's clock, at most; microseconds."""
         self._sweep_due = False
         self._eviction_checked = False
-        self._book = self._new_book()
+        # Of all outages: a Redis that comes and goes gives no fresh share each time.
+        self._book = Book()
+        # What runs here does so wherever it was let in.
+        self._book.held = self._leases.running
 
     def take_nowait(self, buckets: Sequence[Bucket], costs: Costs) -> Taken | None:
         """See `Store`."""
@@ -175,13 +178,6 @@ class RedisStore:
         return connection
 
     # Without Redis
-
-    def _new_book(self) -> Book:
-        """Of all outages: a Redis that comes and goes gives no fresh share each time."""
-        book = Book()
-        # What runs here does so wherever it was let in.
-        book.held = self._leases.running
-        return book
 
     def _share(self) -> float:
         return 1.0 / max(1, self._replicas())

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from gateway.limits.batch import PREFIX, Batch, Decided, Request
 from gateway.limits.bucket import DAY, Book, Bucket, Costs, Counts
-from gateway.limits.leases import Leases, may_lease, most
+from gateway.limits.leases import Leases, largest, may_lease
 from tests.valkey import Valkey
 
 SCRIPT = files("gateway.limits").joinpath("take.lua").read_bytes()
@@ -267,7 +267,7 @@ class Shared(RuleBasedStateMachine):
         for bucket in self.rates:
             owed = replica.leases.of(bucket).owed
             if carried_out:
-                self.too_much[bucket] += times * request.costs[bucket.counts] + most(bucket)
+                self.too_much[bucket] += times * request.costs[bucket.counts] + largest(bucket)
             else:
                 self.too_much[bucket] += max(0, -owed)
                 self.too_little[bucket] += max(0, owed)
@@ -283,7 +283,7 @@ class Shared(RuleBasedStateMachine):
     def leases_are_small(self) -> None:
         for replica in self.replicas:
             for lease in replica.leases.held.values():
-                assert 0 <= lease.spare <= most(lease.bucket)
+                assert 0 <= lease.spare <= largest(lease.bucket)
 
     @invariant()
     def what_runs_is_known_and_within_its_limit(self) -> None:
