@@ -20,6 +20,11 @@ class Clock:
     wall: Callable[[], float] = time.time
 
 
+def about(seconds: float, chance: Callable[[], float]) -> float:
+    """A fifth more or less, by chance from 0 to 1: so that what waits as long does not come at the same moment."""
+    return seconds * (0.8 + 0.4 * chance())
+
+
 def http_date(wall: float) -> bytes:
     """A wall-clock time in the form of RFC 9110 section 5.6.7."""
     return formatdate(wall, usegmt=True).encode("ascii")

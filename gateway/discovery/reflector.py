@@ -17,6 +17,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+from gateway.core.clock import about
+
 MAX_LINE_BYTES = 8 << 20
 """etcd keeps no object beyond 1.5 MiB; JSON may make more of it."""
 SLICE_LINES = 32
@@ -167,7 +169,7 @@ class Reflector(Generic[T]):
         now = self._clock()
         self._held, self._version, self.listed = found, page.version, True
         self._confirmed_at = now
-        self._relist_at = now + self._pace.relist * (0.8 + 0.4 * self._chance())
+        self._relist_at = now + about(self._pace.relist, self._chance)
         self._relisted(due)
         self._changed()
 

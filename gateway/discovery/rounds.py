@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 from gateway.core.cell import Cell
+from gateway.core.clock import about
 from gateway.core.fleet import Fleet, Pod, PodLoad
 from gateway.core.ports import Fetch, FetchFailed
 from gateway.discovery.load import Tracking, count_of, gauges_of
@@ -144,20 +145,20 @@ class Rounds:
             if self._clock() >= gauges_at:
                 # First whether it sleeps: a pod that does must not get a request because its models were quicker.
                 await self._read_gauges(pod)
-                gauges_at = self._clock() + self._about(self._gauges_seconds())
+                gauges_at = self._clock() + about(self._gauges_seconds(), self._chance)
                 # Only requests of ours can show whether the pod counts.
                 counts = counts or self._in_flight(pod.uid) > 0
                 early = EARLY_SHARE * self._models_seconds()
             if self._clock() >= models_at - early:
                 if await self._ask_models(pod):
                     again = self._models_seconds()
-                models_at = self._clock() + self._about(again)
+                models_at = self._clock() + about(again, self._chance)
                 again = min(self._models_seconds(), 2 * again)
             if counts:
                 await self._read_count(pod, tracking)
             due = min(gauges_at, models_at)
             if tracking.believed:
-                due = min(due, self._clock() + self._about(self._count_seconds()))
+                due = min(due, self._clock() + about(self._count_seconds(), self._chance))
             await asyncio.sleep(max(SHORTEST_PAUSE, due - self._clock()))
 
     async def _ask_models(self, pod: Pod) -> bool:
@@ -206,6 +207,3 @@ class Rounds:
 
     def _count_seconds(self) -> float:
         return self._pace.count_seconds(len(self._visits), self._replicas())
-
-    def _about(self, seconds: float) -> float:
-        return seconds * (0.8 + 0.4 * self._chance())

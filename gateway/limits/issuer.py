@@ -20,6 +20,7 @@ from typing import TypeVar
 import httpx2
 
 from gateway.core.cell import Cell
+from gateway.core.clock import about
 from gateway.limits.jwt import KeySet, keys_of, object_of
 
 ANSWER_SECONDS = 10.0
@@ -87,10 +88,10 @@ class Issuer:
             failure = await self._renew()
             if failure:
                 self._miss(failure)
-                due = asked_at + self._about(pause)
+                due = asked_at + about(pause, self._chance)
                 pause = min(self._pace.longest_pause, 2 * pause)
             else:
-                due = asked_at + self._about(self._pace.refresh)
+                due = asked_at + about(self._pace.refresh, self._chance)
                 pause = self._pace.first_pause
             await self._rest(due, asked_at + self._pace.ask_soon)
 
@@ -130,9 +131,6 @@ class Issuer:
                 await self._soon.wait()
                 self._due_at = min(due, max(earliest, self._clock()))
                 await asyncio.sleep(self._due_at - self._clock())
-
-    def _about(self, seconds: float) -> float:
-        return seconds * (0.8 + 0.4 * self._chance())
 
 
 class Published:

@@ -24,6 +24,7 @@ from typing import Any
 from redis import exceptions as errors
 from redis.asyncio.connection import AbstractConnection, Connection, parse_url
 
+from gateway.core.clock import about
 from gateway.limits.batch import MAX_LOOKS, MAX_TOLD, Batch, Decided, Garbled, Request
 from gateway.limits.bucket import Book, Bucket, Costs, Taken
 from gateway.limits.leases import Leases
@@ -157,7 +158,7 @@ class RedisStore:
                 # Without Redis they only note what runs.
                 self._leases.give_up()
                 self._leases.sweep()
-                await asyncio.sleep(self._pace.probe * (0.8 + 0.4 * self._chance()))
+                await asyncio.sleep(about(self._pace.probe, self._chance))
         finally:
             was, self.mode = self.mode, "local"
             self._answer_here()

@@ -15,6 +15,7 @@ from gateway.balancing.policy import Wish
 from gateway.balancing.probes import Condition, Probes
 from gateway.core.call import Attempt, Call, Outcome, Trail, Usage
 from gateway.core.cell import Cell
+from gateway.core.clock import about
 from gateway.core.errors import (
     Busy,
     Draining,
@@ -436,7 +437,7 @@ class Forwarder:
         route = self._fleet.value.routes.get(request.call.model)
         return NoReadyPod(
             f"no pod of this model can be reached ({len(route.pods) if route is not None else 0} listed as ready)",
-            retry_after_seconds=NO_POD_RETRY_SECONDS * (0.8 + 0.4 * self._chance()),
+            retry_after_seconds=about(NO_POD_RETRY_SECONDS, self._chance),
             param="model",
         )
 
