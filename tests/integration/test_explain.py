@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from gateway.ops_client import ANSWER_SECONDS, NoStatus, connect, read_request, read_status
+from gateway.cli.ops_client import ANSWER_SECONDS, NoStatus, connect, read_request, read_status
 from tests.fakes import Close, ScriptedPod, answer
 from tests.integration.test_pods_command import (
     TOKEN,

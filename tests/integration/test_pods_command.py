@@ -16,8 +16,8 @@ import uvicorn
 
 from gateway.api.ops import ops_app
 from gateway.api.status import Seen, status_of
+from gateway.cli.ops_client import ANSWER_SECONDS, NoStatus, connect, read_status
 from gateway.core.call import Trail
-from gateway.ops_client import ANSWER_SECONDS, NoStatus, connect, read_status
 from tests.integration.test_process import ROOT, SECONDS, environment
 from tests.seeing import seen
 

@@ -21,10 +21,11 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway import __version__, process
+from gateway import __version__
 from gateway.app import Gateway
+from gateway.cli import process
+from gateway.cli.process import LINGER_SECONDS, Stop
 from gateway.config import load_config
-from gateway.process import LINGER_SECONDS, Stop
 from loadtest.simulator import PodSettings, SimulatedPod
 from tests.fakes import MODELS, STREAM_HEAD, Hang, ScriptedPod, answer, chunk
 from tests.raw import Answer, RawClient, ask, chat, request

@@ -14,9 +14,9 @@ import httpx2
 import pytest
 import yaml
 
+from gateway.cli.keys_file import add_key, disable_key
 from gateway.config import load_config
 from gateway.core.fleet import Fleet, PodState
-from gateway.keys_file import add_key, disable_key
 from gateway.limits.keys import digest, new_key
 from tests.discovering import fleet_until, ready_names
 from tests.fakes import STREAM_HEAD, Hang, ScriptedPod, Step, answer, chunk

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from gateway.usage import Row
+from gateway.cli.ledger import Row
 from loadtest.simulator import PodSettings, SimulatedPod
 from tests.fakes import STREAM_HEAD, Close, Hang, ScriptedPod, Step, answer, chunk
 from tests.integration.test_pods_command import Ended

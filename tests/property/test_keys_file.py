@@ -3,7 +3,7 @@
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.keys_file import in_lines, in_one_line, keys_in, with_disabled, with_key
+from gateway.cli.keys_file import in_lines, in_one_line, keys_in, with_disabled, with_key
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 

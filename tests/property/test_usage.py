@@ -13,12 +13,12 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.cli.ledger import Ledger, Row
+from gateway.cli.log_lines import lines_of
+from gateway.cli.usage_table import csv_of
 from gateway.core.call import Trail, Usage
 from gateway.core.caller import Tenant
-from gateway.log_lines import lines_of
 from gateway.telemetry.access_log import AccessLog
-from gateway.usage import Ledger, Row
-from gateway.usage_table import csv_of
 from tests.unit.telemetry.trails import trail
 
 names = st.one_of(st.sampled_from(["m", "org/m", "", '"', "=m", "模"]), st.text(max_size=8))

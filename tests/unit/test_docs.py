@@ -12,7 +12,7 @@ import pytest
 import typer
 import yaml
 
-from gateway.cli import app
+from gateway.cli.main import app
 from gateway.config import load_config, load_keys
 from scripts.write_configuration_docs import PAGE, page
 

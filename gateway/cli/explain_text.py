@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gateway.terminal import UNKNOWN, plain
+from gateway.cli.terminal import UNKNOWN, plain
 
 CANDIDATES_SHOWN = 12
 ENDINGS = {

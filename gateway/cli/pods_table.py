@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from gateway.terminal import UNKNOWN, plain
+from gateway.cli.terminal import UNKNOWN, plain
 
 MODELS_SHOWN = 5
 STYLES = {"ready": "green", "starting": "yellow", "draining": "cyan", "asleep": "blue", "ejected": "red"}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from gateway.cli.keys_file import add_key, disable_key
 from gateway.config import ConfigError, load_keys
-from gateway.keys_file import add_key, disable_key
 
 ENTRY = {"id": "a1b2c3d4", "sha256": "0" * 64, "team": "acme", "models": ["qwen*"]}
 OTHER = ENTRY | {"id": "b", "sha256": "1" * 64}

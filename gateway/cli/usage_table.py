@@ -8,8 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from gateway.terminal import plain
-from gateway.usage import Row
+from gateway.cli.ledger import Row
+from gateway.cli.terminal import plain
 
 ROWS_SHOWN = 1000
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from gateway.api.status import status_of
+from gateway.cli.pods_table import how_long, notes, page
 from gateway.core.fleet import Fleet, Model, PodHealth, PodState, RefusedPod
-from gateway.pods_table import how_long, notes, page
 from tests.seeing import FLEET, pod, seen
 
 

@@ -7,9 +7,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 
+from gateway.cli.terminal import UNKNOWN, plain
 from gateway.core.clock import iso_seconds
 from gateway.limits.keys import KeyEntry
-from gateway.terminal import UNKNOWN, plain
 
 STYLES = {"active": "green", "expired": "yellow", "disabled": "red"}
 LIMITS = (("requests_per_minute", "rpm"), ("tokens_per_minute", "tpm"), ("concurrent", "at once"))

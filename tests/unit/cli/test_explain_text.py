@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from gateway.api.explanation import explanation
+from gateway.cli.explain_text import CANDIDATES_SHOWN, ENDINGS, cost, duration, headline, page
 from gateway.core.call import Attempt, Outcome
 from gateway.core.caller import Tenant
-from gateway.explain_text import CANDIDATES_SHOWN, ENDINGS, cost, duration, headline, page
 from tests.unit.telemetry.trails import refused, trail
 
 FAILED = Attempt("chat-1", "least", (), (), 0, "reset")

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from gateway.cli.ledger import Ledger, Row, TooManyRows
+from gateway.cli.log_lines import MAX_LINE_BYTES, Unreadable, lines_of
+from gateway.cli.usage_table import ROWS_SHOWN, csv_of, notes, page
 from gateway.core.call import Outcome, Trail, Usage
 from gateway.core.caller import Tenant
-from gateway.log_lines import MAX_LINE_BYTES, Unreadable, lines_of
 from gateway.telemetry.access_log import AccessLog
-from gateway.usage import Ledger, Row, TooManyRows
-from gateway.usage_table import ROWS_SHOWN, csv_of, notes, page
 from tests.unit.telemetry.trails import refused, trail
 
 NOON = 1795953600.25

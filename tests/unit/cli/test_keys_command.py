@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from gateway.cli import Refused, app
+from gateway.cli.main import app
+from gateway.cli.refused import Refused
 from gateway.config import ConfigError, load_keys
 from gateway.limits.keys import new_key, well_formed
 from tests.integration.test_process import ROOT, SECONDS, environment, run

@@ -1,0 +1,133 @@
+"""`poolgate serve` and `poolgate demo`: start a process, and own its signals."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from gateway import __version__
+from gateway.app import Gateway
+from gateway.cli import process
+from gateway.cli.demo import Demo
+from gateway.cli.refused import Refused
+from gateway.config import Config, ConfigFile, load_config, load_keys
+from gateway.limits.keys import KeyEntry
+
+ANNOUNCE_SECONDS = 2.0
+
+
+def serve(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="The configuration file (YAML).")] = None,
+    host: Annotated[str | None, typer.Option(help="Address of the public port.")] = None,
+    port: Annotated[int | None, typer.Option(help="The public port.")] = None,
+    ops_port: Annotated[int | None, typer.Option(help="The port of probes and metrics.")] = None,
+    insecure_no_auth: Annotated[bool, typer.Option(help="Serve everyone, without keys.")] = False,
+) -> None:
+    """Run the gateway."""
+    flags = {"server.host": host, "server.port": port, "server.ops_port": ops_port}
+    file = None if config is None else ConfigFile(config, dict(os.environ), flags)
+    settings = load_config(None, os.environ, flags) if file is None else file.load()
+    entries = _entries(settings, insecure_no_auth)
+    public, ops = (
+        _listen(settings.server.host, settings.server.port),
+        _listen(settings.server.ops_host, settings.server.ops_port),
+    )
+
+    def started() -> None:
+        typer.echo(f"poolgate {__version__} serves on {_url(public)}, operations on {_url(ops)}", err=True)
+
+    run_gateway(settings, entries, public, ops, started, file, settings.auth.keys_file)
+
+
+def demo(
+    port: Annotated[int, typer.Option(help="The public port; 0: any free one.")] = 8000,
+    ops_port: Annotated[int, typer.Option(help="The port of probes and metrics; 0: any free one.")] = 9090,
+) -> None:
+    """Simulated vLLM pods and a gateway before them, on loopback, until Ctrl-C."""
+    public, ops = _listen("127.0.0.1", port), _listen("127.0.0.1", ops_port)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Until the gateway has the signals, they must still not leave the simulated pods behind.
+        signal.signal(number, lambda *_: sys.exit(143))
+    with Demo() as running:
+        settings = load_config(None, {}, {"discovery.pods": running.pods, "server.drain_seconds": 2.0})
+        run_gateway(settings, (running.key_entry,), public, ops, lambda: running.tell(_url(public), _url(ops)))
+
+
+def run_gateway(
+    settings: Config,
+    entries: tuple[KeyEntry, ...] | None,
+    public: socket.socket,
+    ops: socket.socket,
+    started: Callable[[], None],
+    file: ConfigFile | None = None,
+    keys_file: Path | None = None,
+) -> None:
+    """Run one gateway on uvloop until a signal begins the drain; the second signal ends it at once. It follows its
+    files, if it has any.
+    """
+
+    async def announce(gateway: Gateway) -> None:
+        # Whoever reads this may send a request at once: better when the pods have told their models.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANNOUNCE_SECONDS):
+                while not gateway.fleet.value.asked:
+                    await gateway.fleet.wait_changed()
+        started()
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        stop = process.Stop()
+        # A terminal's signals come from a person, who waits; SIGTERM from what runs us, and has us in rotation still.
+        for number, linger_seconds in (
+            (signal.SIGTERM, process.LINGER_SECONDS),
+            (signal.SIGINT, 0.0),
+            (signal.SIGHUP, 0.0),
+        ):
+            loop.add_signal_handler(number, stop.ask, linger_seconds)
+        gateway = Gateway(settings, entries, file=file, keys_file=keys_file, access_out=sys.stdout.buffer)
+        tasks: list[asyncio.Task[None]] = []
+
+        def up() -> None:
+            tasks.append(loop.create_task(announce(gateway)))
+
+        await process.run(gateway, public, ops, stop, up)
+
+    uvloop.run(run())
+
+
+def _entries(settings: Config, no_auth: bool) -> tuple[KeyEntry, ...] | None:
+    if no_auth:
+        return None
+    if settings.auth.mode == "none":
+        raise Refused("auth.mode is none: add --insecure-no-auth if everyone may really use the pods")
+    entries = load_keys(settings.auth.keys_file)
+    if not entries and settings.auth.jwt is None:
+        raise Refused(f"{settings.auth.keys_file} holds no key: make one with 'poolgate keys create'")
+    return entries
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        # Now, and not when the loop runs: until somebody listens, the same port can be bound twice.
+        listener.listen(process.BACKLOG)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "ports go from 0 to 65535"
+        raise Refused(f"cannot listen on {host}:{port}: {reason}; choose another port") from None
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
