@@ -5,10 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 NODE := tests/clients/node
 NODE_PACKAGES := $(NODE)/node_modules/.package-lock.json
+BROWSER := tests/browser/node
+BROWSER_PACKAGES := $(BROWSER)/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test test-vllm rollout bench bench-choice bench-discovery lint format lock clean
+.PHONY: help demo demo-check test test-vllm test-webui screenshots rollout bench bench-choice bench-discovery lint format lock clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 17
@@ -19,12 +21,19 @@ demo: $(VENV)/.runtime ## Simulated pods and a gateway before them, until Ctrl-C
 demo-check: $(VENV)/.dev ## The demo, one streamed chat through the OpenAI SDK, exit 0
 	@$(BIN)/python -m tests.demo_check
 
-test: $(VENV)/.dev $(NODE_PACKAGES) lint ## Lint, types, import contracts, and every test that needs no root
+test: $(VENV)/.dev $(NODE_PACKAGES) $(BROWSER_PACKAGES) lint ## Lint, types, import contracts, and every test that needs no root
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-vllm: $(VENV)/.dev $(NODE_PACKAGES) ## End to end against a real vLLM on CPU (downloads about 1 GB once)
 	@$(BIN)/python tests/e2e/vllm/install.py
 	@$(BIN)/python -m pytest -m vllm tests/e2e/vllm $(ARGS)
+
+test-webui: $(VENV)/.dev $(BROWSER_PACKAGES) ## Open WebUI in front of the gateway, in a browser (downloads about 1 GB once)
+	@$(BIN)/python tests/e2e/webui/install.py
+	@$(BIN)/python -m pytest -m webui tests/e2e/webui $(ARGS)
+
+screenshots: $(VENV)/.dev $(BROWSER_PACKAGES) ## Take the pictures of the docs anew
+	@$(BIN)/python -m scripts.take_screenshots
 
 ROUNDS ?= 5
 rollout: $(VENV)/.dev ## Rolling restarts of gateways and pods under load, for some minutes
@@ -53,7 +62,7 @@ lock: $(VENV)/.dev ## Write the lock files anew from pyproject.toml (wants uv: p
 	@scripts/lock
 
 clean: ## Forget everything that was made
-	rm -rf $(VENV) $(NODE)/node_modules .vllm .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) $(NODE)/node_modules $(BROWSER)/node_modules .vllm .webui .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
 
 # pip checks every file against the lock's hashes; the project itself is then linked in without any download. Not
 # compiling what is installed saves two seconds before the demo's first token: Python compiles what it imports.
@@ -72,11 +81,11 @@ $(VENV)/.dev: $(VENV)/.runtime requirements/dev.lock
 	@$(PIP) install --require-hashes -r requirements/dev.lock
 	@touch $@
 
-# openai-node, for its tests, by the hashes in npm's own lock. Where this does not work pytest's summary names the tests
-# that did not run. npm's note of what it has installed is the stamp.
-$(NODE_PACKAGES): $(NODE)/package.json $(NODE)/package-lock.json
+# What tests want of npm (openai-node; what drives a browser), by the hashes in npm's own locks. Where this does not
+# work pytest's summary names the tests that did not run. npm's note of what it has installed is the stamp.
+%/node_modules/.package-lock.json: %/package.json %/package-lock.json
 	@if command -v npm > /dev/null; then \
-	  echo "installing openai-node for its tests ..."; \
-	  npm ci --prefix $(NODE) --ignore-scripts --no-audit --no-fund --loglevel=error --fetch-retries=1 && touch $@ \
-	  || echo "npm could not install it: the tests that want it will not run"; \
+	  echo "installing the packages of $* for its tests ..."; \
+	  npm ci --prefix $* --ignore-scripts --no-audit --no-fund --loglevel=error --fetch-retries=1 && touch $@ \
+	  || echo "npm could not install them: the tests that want them will not run"; \
 	fi

@@ -10,30 +10,43 @@ import pytest
 
 pytest.register_assert_rewrite("tests.clients")  # its modules assert, and are no test modules
 
-_VLLM = pytest.StashKey[int]()
+_HEAVY = pytest.StashKey[Counter[str]]()
 _PROGRAMS = pytest.StashKey[Counter[str]]()
 
-NODE_PACKAGES = Path(__file__).parent / "clients" / "node" / "node_modules"
+NODE_PACKAGES = {
+    "node": Path(__file__).parent / "clients" / "node" / "node_modules",
+    "playwright": Path(__file__).parent / "browser" / "node" / "node_modules",
+}
+"""Where npm has put what the tests that want a program of this name need beside node."""
 OLDEST_NODE = 20
+HEAVY = {
+    "vllm": "tests against a real vLLM; run them with: make test-vllm",
+    "webui": "tests of Open WebUI in front of the gateway; run them with: make test-webui",
+}
+"""What is not run unless it is asked for."""
 MENDS = {
+    "chromium": "tests in a browser; install it (apt-get install chromium), then: make test",
     "curl": "tests that use curl; install it (apt-get install curl), then: make test",
-    "node": f"tests of openai-node; install Node.js {OLDEST_NODE} or newer and npm (apt-get install nodejs npm, "
+    "node": f"tests of openai-node and of the status page; install Node.js {OLDEST_NODE} or newer and npm (apt-get install nodejs npm, "
     "where that is new enough), then: make test",
     "openssl": "tests that want a certificate; install it (apt-get install openssl), then: make test",
-    "npm": "tests of openai-node, whose package is not installed; install npm if it is missing, then: make test",
+    "npm": "tests of openai-node or of the status page, whose packages are not installed; install npm if it is missing, "
+    "then: make test",
+    "prometheus": "tests with a real Prometheus; install it (apt-get install prometheus), then: make test",
+    "promtool": "tests of the alerts; install it (apt-get install prometheus), then: make test",
 }
 
 
 @cache
 def missing(program: str) -> str | None:
     """What a machine lacks for the tests of this program: a key of `MENDS`."""
-    if shutil.which(program) is None:
-        return program
-    if program == "node":
+    if shutil.which("node" if program in NODE_PACKAGES else program) is None:
+        return "node" if program in NODE_PACKAGES else program
+    if program in NODE_PACKAGES:
         version = subprocess.run(["node", "--version"], capture_output=True, text=True).stdout  # v20.20.2
         if int(version.removeprefix("v").partition(".")[0] or 0) < OLDEST_NODE:
             return "node"
-        return None if (NODE_PACKAGES / ".package-lock.json").exists() else "npm"
+        return None if (NODE_PACKAGES[program] / ".package-lock.json").exists() else "npm"
     return None
 
 
@@ -54,17 +67,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    """Count the tests that want a real vLLM."""
+    """Count the tests that are too heavy for each run."""
     for item in items:
-        if item.get_closest_marker("vllm") is not None:
-            stash = item.config.stash
-            stash[_VLLM] = stash.get(_VLLM, 0) + 1
+        for mark in HEAVY:
+            if item.get_closest_marker(mark) is not None:
+                item.config.stash.setdefault(_HEAVY, Counter())[mark] += 1
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Name them."""
-    count = config.stash.get(_VLLM, 0)
-    if count:
-        terminalreporter.write_line(f"not run: {count} tests against a real vLLM; run them with: make test-vllm")
+    for mark, count in config.stash.get(_HEAVY, Counter()).items():
+        terminalreporter.write_line(f"not run: {count} {HEAVY[mark]}")
     for program, count in config.stash.get(_PROGRAMS, Counter()).items():
         terminalreporter.write_line(f"not run: {count} {MENDS[program]}")
