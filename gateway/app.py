@@ -5,14 +5,19 @@ Two gateways in one process share nothing; that they can be is a test.
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any, BinaryIO
 
+from gateway import __version__
+from gateway.api.events import Events
 from gateway.api.inference import InferenceApp
+from gateway.api.live import LivePage
 from gateway.api.ops import ops_app
-from gateway.api.status import ConfigState, LimitsState, Seen
+from gateway.api.seen import ConfigState, LimitsState, Seen
+from gateway.api.status import status_of
 from gateway.balancing.balancer import Balancer
 from gateway.balancing.probes import Probes
 from gateway.config import AuthSection, Config, ConfigFile
@@ -30,13 +35,18 @@ from gateway.limits.keys import KeyEntry, KeyRing
 from gateway.limits.memory_store import MemoryStore
 from gateway.limits.store import Store
 from gateway.pipeline.forward import Forwarder
+from gateway.pipeline.operations import OPERATIONS
 from gateway.pipeline.reception import ForwardedUsers, Reception, Tokens
 from gateway.pipeline.serve import Pipeline
 from gateway.reload import Followed, FollowedConfig, FollowedKeys, Reload
 from gateway.telemetry.access_log import AccessLog
-from gateway.telemetry.journal import Journal
+from gateway.telemetry.exposition import Exposition
+from gateway.telemetry.journal import Journal, Traces
+from gateway.telemetry.lag import LoopLag
+from gateway.telemetry.lately import Lately
 from gateway.telemetry.metrics import Live, Metrics
 from gateway.telemetry.recent import Recent
+from gateway.telemetry.sampling import Sampler
 from gateway.upstream.pool import Pools
 
 TICK_SECONDS = 0.25
@@ -69,17 +79,23 @@ class Gateway:
         self.drain_seconds = config.server.drain_seconds
         self._ops_token = config.server.ops_token
         self._told_replicas = config.limits.replicas
-        self._loop_lag = 0.0
+        self._name = socket.gethostname()
+        self._started_at = self.clock.monotonic()
+        self._lag = LoopLag(self.clock.monotonic)
         entries = None if keys is None else tuple(keys)
         ring = None if entries is None else KeyRing(entries, self.clock.wall)
-        chance = (rng or Random()).random  # noqa: S311  # ties and jitter need no secrecy
+        rng = rng or Random()  # noqa: S311  # ties, jitter and the ids of spans need no secrecy
+        chance = rng.random
         self.fleet: Cell[Fleet] = Cell(Fleet())
         self.aliases: Cell[Aliases] = Cell(config.aliases())
-        self.metrics = Metrics()
+        self.metrics = Metrics(self._serves)
         self.balancer = Balancer(self.fleet, clock=self.clock.monotonic, chance=chance, ejected=self.metrics.ejected)
         self.access_log = AccessLog(access_out)
-        recent = Recent()
-        self.journal = Journal(self.metrics, self.access_log, recent, self.clock)
+        self._lately = Lately(self.clock.monotonic())
+        self._recent = Recent()
+        self._events = Events()
+        self.traces = _traces(config)
+        self.journal = Journal(self.metrics, self.access_log, self._lately, self._recent, self.clock, self.traces)
         self.pools = Pools(
             connect_seconds=config.upstream.connect_seconds,
             idle_seconds=config.upstream.pool_idle_seconds,
@@ -130,6 +146,7 @@ class Gateway:
             config.server.max_upload_bytes,
             tokens=tokens,
             forwarded_users=forwarded_users,
+            sampler=None if self.traces is None else Sampler(config.tracing.sample_ratio, rng.getrandbits),
         )
         self.edge = Edge(self.pipeline, self.reception, self.clock)
         self.inference = InferenceApp(self.pipeline, self.reception, self.clock)
@@ -141,18 +158,22 @@ class Gateway:
                 waiting=self.balancer.waiting,
                 ejected=lambda: self.balancer.ejected,
                 panics=self.balancer.panics,
-                loop_lag=lambda: self._loop_lag,
+                loop_lag=self._lag.longest,
                 dropped_lines=lambda: self.access_log.dropped,
                 limit_mode=lambda: self.limits.mode,
                 discovery_stale=self.source.stale_seconds,
+                lost_traces=lambda: 0 if self.traces is None else self.traces.lost,
+                config_refused=lambda: bool(self.config_state.value.error),
             )
         )
+        self.live_page = LivePage(lambda: status_of(self.seen()))
         self.ops = ops_app(
             seen=self.seen,
             ops_token=lambda: self._ops_token,
             observe=self.journal.observe,
-            exposition=self.metrics.exposition,
-            recent=recent.find,
+            exposition=Exposition(self.journal.observe, self.metrics.exposition, self.clock.monotonic).text,
+            recent=self._recent.find,
+            live=self.live_page,
         )
 
         self.config_state = Cell(ConfigState(self.clock.monotonic()))
@@ -179,12 +200,14 @@ class Gateway:
             group.create_task(self.limits.run())
             group.create_task(self._follow_fleet())
             group.create_task(self._tick())
+            group.create_task(self._lag.run())
             group.create_task(self.reload.run())
             if self._follow_issuer is not None:
                 group.create_task(self._follow_issuer())
 
     def seen(self) -> Seen:
         """What the ops port tells of, as it is now."""
+        now = self.clock.monotonic()
         return Seen(
             fleet=self.fleet.value,
             draining=self.stopping,
@@ -195,18 +218,31 @@ class Gateway:
             panics=self.balancer.panics,
             config=self.config_state.value,
             limits=LimitsState(self.limits.mode, self.limits.since, self.limits.reason),
+            minute=lambda: self._lately.minute(now),
+            standings=lambda: self.admission.standings(now),
+            recent=self._recent.last,
+            events=self._events.last,
+            replica=self._name,
+            started_at=self._started_at,
             mode=self.source.mode,
             stale_seconds=self.source.stale_seconds(),
             replicas=self._replicas(),
-            now=self.clock.monotonic(),
+            now=now,
             wall=self.clock.wall(),
         )
 
     def close(self) -> None:
         """Let go of connections and write the last lines."""
+        self.live_page.close()
         self.pools.close()
         self.journal.flush()
+        if self.traces is not None:
+            self.traces.close()
         self.access_log.close()
+
+    def _serves(self, model: str) -> bool:
+        """Whether a name is a model's, or an alias, that is served now."""
+        return model in self.aliases.value or model in self.fleet.value.routes
 
     def _replicas(self) -> int:
         """Gateways that share pods and limits: counted in Kubernetes, told elsewhere."""
@@ -239,21 +275,41 @@ class Gateway:
         """Whoever waits may have a pod now; connections to one that is gone close when their last answer has ended."""
         while True:
             self.balancer.update()
+            self.metrics.expect(self.fleet.value)
             self.pools.keep_only({pod.uid for pod in self.fleet.value.pods})
             await self.fleet.wait_changed()
 
     async def _tick(self) -> None:
-        """The one coarse sweep over every deadline there is, and the measure of the loop's lag."""
+        """The one coarse sweep over every deadline there is."""
         while True:
-            before = self.clock.monotonic()
             await asyncio.sleep(TICK_SECONDS)
             now = self.clock.monotonic()
-            self._loop_lag = max(0.0, now - before - TICK_SECONDS)
             self.balancer.sweep(now)
             self.pipeline.sweep(now)
             self.edge.sweep(now)
             self.pools.sweep(now)
             self.journal.flush()
+            self._lately.turn(now)
+            self._events.look(self.seen())
+
+
+def _traces(config: Config) -> Traces | None:
+    """What sends traces; None: nothing is traced.
+
+    Raises `CannotStart`.
+    """
+    endpoint = config.tracing.endpoint
+    if endpoint is None:
+        return None
+    try:
+        # Here, not above: it costs a tenth of a second, and an extra package.
+        from gateway.telemetry.tracing import Tracing
+    except ModuleNotFoundError as error:
+        raise CannotStart(
+            f"tracing.endpoint is set, but the package {error.name} is missing: pip install 'poolgate[otel]'"
+        ) from None
+    routes = {each.label: (each.method.decode(), each.path.decode()) for each in OPERATIONS}
+    return Tracing(endpoint, routes, version=__version__, instance=os.urandom(8).hex())
 
 
 def _issued(

@@ -8,8 +8,8 @@ Only `app`, `reload` and `cli` import this module; everyone else receives plain 
 """
 
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -25,14 +25,19 @@ from gateway.core.naming import Alias, Target
 from gateway.discovery.models import MAX_NAME_CHARACTERS, is_name
 from gateway.discovery.pods import MAX_IN_FLIGHT
 from gateway.discovery.static import StaticPod
+from gateway.faults import AtKey, Fault, close_to, spoken, yaml_mend
 from gateway.limits.bucket import OnRedisDown
 from gateway.limits.keys import KeyEntry
 from gateway.limits.rules import LIMITS, Rule, Rules, Subject, TokenKind
 
 ENVIRONMENT_PREFIX = "POOLGATE_"
+MASK = "***"
+"""Stands for a secret. A field whose value is one has `repr=False`."""
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
+KeyPath = tuple[str, ...]
+"""The names and places that lead to a value."""
 H = TypeVar("H", bound=Hashable)
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -54,17 +59,26 @@ def _check_model_name(name: str) -> str:
 ModelName = Annotated[str, AfterValidator(_check_model_name)]
 
 
-def _first_repeated(values: Iterable[H]) -> H | None:
+def _first_repeated(values: Iterable[H]) -> tuple[int, H] | None:
+    """(its place, the value) of the first that stands there for the second time."""
     seen: set[H] = set()
-    for value in values:
+    for place, value in enumerate(values):
         if value in seen:
-            return value
+            return place, value
         seen.add(value)
     return None
 
 
 class ConfigError(Exception):
     """The configuration cannot be used; the text has one line per fault, each with file, line, key and mend."""
+
+    def __init__(self, told: str | Iterable[Fault]) -> None:
+        self.faults = (Fault("", None, "", told),) if isinstance(told, str) else tuple(sorted(told, key=_place))
+        super().__init__("\n".join(map(str, self.faults)))
+
+
+def _place(fault: Fault) -> tuple[bool, int, str]:
+    return fault.line is None, fault.line or 0, fault.source
 
 
 class _Section(BaseModel):
@@ -143,11 +157,13 @@ class DiscoverySection(_Section):
     @field_validator("namespaces")
     @classmethod
     def _check_namespaces(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
+        for place, name in enumerate(names):
             if not _NAMESPACE.fullmatch(name):
-                raise ValueError(f"{name!r} is no namespace: lower-case letters, digits and dashes, 63 at most")
-        if len(set(names)) != len(names):
-            raise ValueError("a namespace stands here twice")
+                raise AtKey(
+                    (str(place),), f"{name!r} is no namespace: lower-case letters, digits and dashes, 63 at most"
+                )
+        if twice := _first_repeated(names):
+            raise AtKey((str(twice[0]),), f"the namespace {twice[1]} stands here twice: remove one of them")
         return names
 
     @field_validator("pod_networks", mode="before")
@@ -155,13 +171,33 @@ class DiscoverySection(_Section):
     def _read_networks(cls, networks: Any) -> Any:
         if not isinstance(networks, list | tuple):
             return networks
-        return tuple(ip_network(each) if isinstance(each, str) else each for each in networks)
+        return tuple(_network(place, each) for place, each in enumerate(networks))
 
     @model_validator(mode="after")
     def _check_pods(self) -> "DiscoverySection":
         if self.pods and self.mode == "kubernetes":
-            raise ValueError("pods: they are for mode static: remove them, or the mode")
+            raise AtKey(("pods",), "pods in a list are for mode static: remove them, or the mode")
         return self
+
+
+def _network(place: int, told: object) -> IPv4Network | IPv6Network:
+    try:
+        if isinstance(told, IPv4Network | IPv6Network):
+            return told
+        found = ip_network(told if isinstance(told, str) else "", strict=False)
+    except ValueError:
+        raise AtKey((str(place),), "give a network such as 10.244.0.0/16 or fd00::/8") from None
+    if str(told) not in (str(found), str(found.network_address)) and _has_host_bits(str(told)):
+        raise AtKey((str(place),), f"{told} has host bits set: did you mean {found}?")
+    return found
+
+
+def _has_host_bits(network: str) -> bool:
+    try:
+        ip_network(network)
+    except ValueError:
+        return True
+    return False
 
 
 class PoolSection(_Section):
@@ -213,9 +249,10 @@ class AliasSection(_Section):
         models = [target.model for target in self.to]
         for names, where in ((models, "to"), (self.fallback, "fallback")):
             if twice := _first_repeated(names):
-                raise ValueError(f"{where}: {twice!r} stands here twice: remove one of them")
+                raise AtKey((where, str(twice[0])), f"{twice[1]!r} stands here twice: remove one of them")
         if len(models) == 1 and models[0] in self.fallback:
-            raise ValueError(f"fallback: {models[0]!r} is the only model in 'to': remove it here")
+            at = ("fallback", str(self.fallback.index(models[0])))
+            raise AtKey(at, f"{models[0]!r} is the only model in 'to': remove it here")
         return self
 
 
@@ -302,7 +339,9 @@ class LimitsSection(_Section):
     def _check_rules(self) -> "LimitsSection":
         scopes = [(rule.per, rule.match, rule.model, rule.count) for rule in self.rules]
         if twice := _first_repeated(scopes):
-            raise ValueError(f"rules: two are per {twice[0]} with the same match, model and count: make them one")
+            place, (per, *_) = twice
+            text = f"this and another rule are per {per} with the same match, model and count: make them one"
+            raise AtKey(("rules", str(place)), text)
         return self
 
 
@@ -313,6 +352,34 @@ class UpstreamSection(_Section):
     """How long an unused connection to a pod is kept. vLLM closes its own after 5 s, so less than that."""
     api_key: str | None = Field(default=None, repr=False, pattern=r"^[!-~]+$")
     """What pods were given as `--api-key`. Callers' keys never reach a pod."""
+
+
+class TracingSection(_Section):
+    endpoint: str | None = None
+    """Where traces are sent: an OTLP/HTTP receiver's base URL, such as `http://otel-collector:4318`; `/v1/traces` is
+    added. null: nothing is traced. A token for it belongs in the variable `OTEL_EXPORTER_OTLP_HEADERS`."""
+    sample_ratio: float = Field(default=0.05, ge=0, le=1)
+    """The share of requests that are traced, of those whose caller has not decided it in its `traceparent`."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, endpoint: str | None) -> str | None:
+        if endpoint is None:
+            return None
+        parts = urlsplit(endpoint)
+        try:
+            in_range = parts.port is None or parts.port > 0
+        except ValueError:
+            in_range = False
+        if not in_range:
+            raise ValueError("give the receiver a port from 1 to 65535")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("give the receiver as http://HOST:PORT, or with https")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("no password here: set OTEL_EXPORTER_OTLP_HEADERS in the environment")
+        if parts.path.rstrip("/").endswith("/v1/traces"):
+            raise ValueError("leave '/v1/traces' away: it is added")
+        return endpoint
 
 
 class Config(_Section):
@@ -334,18 +401,20 @@ class Config(_Section):
     """What callers may spend."""
     upstream: UpstreamSection = UpstreamSection()
     """How pods are talked to."""
+    tracing: TracingSection = TracingSection()
+    """Whether requests leave traces, in OpenTelemetry's form."""
 
     @model_validator(mode="after")
     def _check_pods(self) -> "Config":
         pods = self.static_pods()
-        if name := _first_repeated(pod.name for pod in pods):
-            raise ValueError(f"discovery.pods: two pods are called {name!r}: give each its own name")
+        if twice := _first_repeated(pod.name for pod in pods):
+            at = ("discovery", "pods", str(twice[0]), "name")
+            raise AtKey(at, f"two pods are called {twice[1]!r}: give each its own name")
         places = [(pod.pool, pod.host, pod.port) for pod in pods]
-        if place := _first_repeated(places):
-            same = [pod.name for pod, each in zip(pods, places, strict=True) if each == place]
-            raise ValueError(
-                f"discovery.pods: {' and '.join(same)} are the same pod, by pool and url: keep one of them"
-            )
+        if again := _first_repeated(places):
+            same = [pod.name for pod, each in zip(pods, places, strict=True) if each == again[1]]
+            text = f"{' and '.join(same)} are the same pod, by pool and url: keep one of them"
+            raise AtKey(("discovery", "pods", str(again[0])), text)
         return self
 
     def static_pods(self) -> tuple[StaticPod, ...]:
@@ -484,21 +553,79 @@ class _KeysFile(_Section):
         # A file that was cut off must not revoke every key: that nobody is to be let in is said in words.
         if values is None or (isinstance(values, dict) and values.keys() <= {"keys"} and values.get("keys") is None):
             raise ValueError("there is no list of keys: write 'keys: []' if nobody is to be let in")
+        if not isinstance(values, dict):
+            raise ValueError("the file must hold 'keys:', and below it the list of keys")
         return values
 
 
 @dataclass(frozen=True, slots=True)
 class _Document:
-    """A YAML file with the line of each key."""
+    """A YAML file with the line of each key, and what was seen of it while it was read."""
 
     file: str
     value: Any
-    lines: Mapping[tuple[str, ...], int]
+    lines: Mapping[KeyPath, int]
+    faults: tuple[Fault, ...] = ()
+    """What is wrong with it as a text."""
+    filled: frozenset[KeyPath] = frozenset()
+    """Where a variable, or a secret's file, was put in its place, or would be."""
+    unknown: frozenset[KeyPath] = frozenset()
+    """Those of them whose values are not known."""
+    told_by: Mapping[KeyPath, str] = field(default_factory=dict)
+    """The variable or flag that a value comes by, in place of the file."""
 
-    def line_of(self, path: tuple[str, ...]) -> int:
+    def line_of(self, path: KeyPath) -> int | None:
+        """Of the key, or of the next one above it; None if there are no lines."""
+        if not self.lines and not self.value:
+            return None
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 1)
+
+    def teller(self, path: KeyPath) -> tuple[KeyPath, str] | None:
+        """The variable or flag that a value, or a key that holds it, comes by, and what that sets."""
+        by = ((told, name) for told, name in self.told_by.items() if path[: len(told)] == told)
+        inside = ((told, name) for told, name in self.told_by.items() if told[: len(path)] == path)
+        return next(by, None) or (None if path in self.lines or not path else next(inside, None))
+
+    def fault(self, path: KeyPath, text: str) -> Fault:
+        """A fault there."""
+        key, teller = ".".join(path) or "(file)", self.teller(path)
+        if teller is not None:
+            return Fault(teller[1], None, key, text)
+        return Fault(self.file, self.line_of(path), key, text)
+
+    def shows(self, path: KeyPath) -> bool:
+        """Whether the value there stands in the file as it is."""
+        return path not in self.filled and self.teller(path) is None
+
+    def as_written(self, path: KeyPath, instead: KeyPath) -> str:
+        """Another key, in the place of one, as it is written where that one came from."""
+        teller = self.teller(path)
+        if teller is not None and teller[1].startswith(ENVIRONMENT_PREFIX):
+            told = teller[0]
+            return ENVIRONMENT_PREFIX + "__".join((*instead, *told[len(path) :])).upper()
+        return instead[-1] if instead[:-1] == path[:-1] else ".".join(instead).replace("*", "NAME")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A configuration, and where each value of it comes from."""
+
+    config: Config
+    _document: _Document
+
+    def source_of(self, *path: str) -> str:
+        """`--port`, `POOLGATE_SERVER__PORT`, `poolgate.yaml:3`, or `default`."""
+        document = self._document
+        teller = document.teller(path)
+        if teller is not None:
+            return teller[1]
+        return f"{document.file}:{document.lines[path]}" if path in document.lines else "default"
+
+    def line_of(self, *path: str) -> int | None:
+        """Where a key stands in the file; None: nowhere."""
+        return self._document.lines.get(path)
 
 
 def load_config(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any] | None = None) -> Config:
@@ -506,16 +633,119 @@ def load_config(file: Path | None, environment: Mapping[str, str], flags: Mappin
 
     Raises `ConfigError`.
     """
-    document = _read(file, environment) if file is not None else _Document("(defaults)", {}, {})
+    return load_settings(file, environment, flags).config
+
+
+def load_settings(
+    file: Path | None,
+    environment: Mapping[str, str],
+    flags: Mapping[str, Any] | None = None,
+    *,
+    file_alone: bool = False,
+) -> Settings:
+    """The same, with where each value comes from. With `file_alone` nothing but that file is read: a variable without a
+    default, or a secret's file, is taken to hold what is wanted there.
+
+    Raises `ConfigError`.
+    """
+    if file is not None:
+        document = _read(file, {} if file_alone else environment, file_alone=file_alone)
+    else:
+        document = _Document("(defaults)", {}, {})
     if not isinstance(document.value, dict):
-        raise ConfigError(f"{document.file}:1: the file must hold sections such as server: and discovery:")
+        raise ConfigError([Fault(document.file, 1, "", "the file must hold sections such as server: and discovery:")])
     values: dict[str, Any] = dict(document.value)
-    for path, value in _from_environment(environment):
-        _set(values, path, value)
-    for name, value in (flags or {}).items():
+    faults, told_by = list(document.faults), {}
+    for name, path, text in () if file_alone else _from_environment(environment):
+        told_by[path] = name
+        try:
+            _set(values, path, yaml.safe_load(text))
+        except (yaml.YAMLError, ValueError):
+            faults.append(Fault(name, None, ".".join(path), "its value is not valid YAML: put it in quotes"))
+    for flag, value in (flags or {}).items():
         if value is not None:
-            _set(values, tuple(name.split(".")), value)
-    return _validate(Config, values, document)
+            path = tuple(flag.split("."))
+            told_by[path] = f"--{path[-1].replace('_', '-')}"
+            _set(values, path, value)
+    document = replace(document, faults=tuple(faults), told_by=told_by)
+    return Settings(_validate(Config, values, document), document)
+
+
+def one_underscore(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(A variable that is not configuration, since it has one underscore where two are wanted, the one that is)."""
+    known = {}
+    for section, below in Config.model_fields.items():
+        kind = below.annotation
+        for key in kind.model_fields if isinstance(kind, type) and issubclass(kind, _Section) else ():
+            right = f"{ENVIRONMENT_PREFIX}{section}__{key}".upper()
+            known[right.replace("__", "_")] = right
+    for name in sorted(known.keys() & environment.keys()):
+        # A Service whose name begins like a section makes the others.
+        if not environment[name].startswith("tcp://"):
+            yield name, known[name]
+
+
+def shown(config: Config) -> dict[str, Any]:
+    """All of it in values of JSON, with secrets masked: of those that are URLs the password, of others everything."""
+    return _shown(config)
+
+
+def _shown(section: BaseModel) -> dict[str, Any]:
+    plain = section.model_dump(mode="json")
+    found: dict[str, Any] = {}
+    for name, about in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            found[name] = _shown(value)
+        elif isinstance(value, Mapping):
+            found[name] = {key: _shown(each) for key, each in value.items()}
+        elif isinstance(value, tuple) and any(isinstance(each, BaseModel) for each in value):
+            found[name] = [_shown(each) for each in value]
+        elif isinstance(value, str):
+            found[name] = _masked(value, secret=about.repr is False)
+        else:
+            found[name] = plain[name]
+    return found
+
+
+def _masked(value: str, *, secret: bool) -> str:
+    """Without what is secret. A URL may hold a password in any field."""
+    scheme, separator, rest = value.partition("://")
+    if not separator:
+        return MASK if secret else value
+    place, question, query = rest.partition("?")
+    user, at, host = place.rpartition("@")
+    if at:
+        name, colon, _ = user.partition(":")
+        place = f"{name}{colon}{MASK if colon else ''}@{host}" if colon or not secret else f"{MASK}@{host}"
+    query = "&".join(f"{each.partition('=')[0]}={MASK}" for each in query.split("&")) if secret and question else query
+    return f"{scheme}://{place}{question}{query}"
+
+
+def config_schema(*, keys: bool = False) -> dict[str, Any]:
+    """The JSON Schema of the file, or of the keys file: for editors. A text may be `${VAR}` wherever something else is
+    wanted, but in the keys file."""
+    kind, title = (_KeysFile, "Poolgate: the keys file") if keys else (Config, "Poolgate: the configuration")
+    schema = kind.model_json_schema()
+    if not keys:
+        schema = _with_variables(schema)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": title}
+
+
+def _with_variables(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_with_variables(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    told = {"title", "description", "default"}
+    constrained = node.get("type") in ("integer", "number", "boolean") or (
+        node.get("type") == "string" and node.keys() & {"enum", "const", "pattern", "format"}
+    )
+    if constrained:
+        value = {name: each for name, each in node.items() if name not in told}
+        variable = {"type": "string", "pattern": r"\$\{[A-Za-z_]|^file:"}
+        return {**{name: each for name, each in node.items() if name in told}, "anyOf": [value, variable]}
+    return {name: each if name == "default" else _with_variables(each) for name, each in node.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -586,9 +816,9 @@ def _check_unique(keys: tuple[_KeySection, ...], document: _Document) -> None:
             before = first.setdefault((name, value), index)
             if before != index:
                 line, other = (document.line_of(("keys", str(at), name)) for at in (index, before))
-                told.append(f"{document.file}:{line}: keys.{index}.{name}: {fault.format(other)}")
+                told.append(Fault(document.file, line, f"keys.{index}.{name}", fault.format(other)))
     if told:
-        raise ConfigError("\n".join(told))
+        raise ConfigError(told)
 
 
 def check_key(entry: Mapping[str, Any]) -> None:
@@ -599,87 +829,153 @@ def check_key(entry: Mapping[str, Any]) -> None:
     _validate(_KeySection, dict(entry), _Document("the new key", None, {}))
 
 
-def _read(file: Path, environment: Mapping[str, str] | None) -> _Document:
+def _read(file: Path, environment: Mapping[str, str] | None, *, file_alone: bool = False) -> _Document:
     """A file and its lines; variables and secret files are put in their places if an environment is given."""
+
+    def broken(line: int | None, why: str) -> ConfigError:
+        return ConfigError([Fault(str(file), line, "", why)])
+
     try:
         # Parsed once, for the values and their lines: ten thousand keys take seconds. Not by libyaml: what nests too
         # deeply ends the process there.
         loader = yaml.SafeLoader(file.read_text("utf-8"))
         node = loader.get_single_node()
-        lines: dict[tuple[str, ...], int] = {}
-        _note_lines(node, (), lines, str(file))
-        document = _Document(str(file), None if node is None else loader.construct_document(node), lines)
+        lines: dict[KeyPath, int] = {}
+        twice: list[Fault] = []
+        _note_lines(node, (), lines, twice, str(file))
+        value = None if node is None else loader.construct_document(node)
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{file}: is not UTF-8 text") from None
+        raise broken(None, f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise broken(line, "is not UTF-8 text: save it as UTF-8") from None
+    except yaml.reader.ReaderError as error:
+        line = file.read_text("utf-8").count("\n", 0, error.position) + 1
+        raise broken(line, "is not valid YAML: a control character stands here: remove it") from None
+    except yaml.MarkedYAMLError as error:
+        at, before = error.problem_mark, error.context_mark
+        line = at.line + 1 if at is not None else 1
+        place, why = yaml_mend(error.problem or "", error.context or "", line, before.line + 1 if before else line)
+        raise broken(place, f"is not valid YAML: {why}") from None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark is not None else 1
-        raise ConfigError(f"{file}:{line}: is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        raise broken(1, f"is not valid YAML: {error}") from None
     except ValueError as error:
         # A text that looks like a date, and is none.
-        raise ConfigError(f"{file}:1: is not valid YAML: {error}") from None
+        raise broken(_line_of_no_date(node), f"is not valid YAML: {error}: put it in quotes") from None
     except RecursionError:
-        raise ConfigError(f"{file}:1: is not valid YAML: it nests too deeply, or a part of it holds itself") from None
-    if environment is None:
-        return document
-    return _Document(document.file, _resolve(document.value, (), document, environment), lines)
+        raise broken(1, "is not valid YAML: it nests too deeply, or a part of it holds itself") from None
+    document = _Document(str(file), value, lines, tuple(twice))
+    return document if environment is None else _Filling(document, environment, file_alone).filled()
 
 
-def _note_lines(node: yaml.Node | None, path: tuple[str, ...], lines: dict[tuple[str, ...], int], file: str) -> None:
+def _note_lines(
+    node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], twice: list[Fault], file: str
+) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            below = (*path, str(key.value))
+            below, line = (*path, str(key.value)), key.start_mark.line + 1
             if below in lines:
-                raise ConfigError(f"{file}:{key.start_mark.line + 1}: {'.'.join(below)} stands here twice")
-            lines[below] = key.start_mark.line + 1
-            _note_lines(value, below, lines, file)
+                text = f"this key stands here twice, on line {lines[below]} too: keep one of them"
+                twice.append(Fault(file, line, ".".join(below), text))
+            lines[below] = line
+            _note_lines(value, below, lines, twice, file)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             below = (*path, str(index))
             lines[below] = value.start_mark.line + 1
-            _note_lines(value, below, lines, file)
+            _note_lines(value, below, lines, twice, file)
 
 
-def _resolve(value: Any, path: tuple[str, ...], document: _Document, environment: Mapping[str, str]) -> Any:
-    """Put variables and secret files in their places."""
-    if isinstance(value, dict):
-        return {key: _resolve(below, (*path, str(key)), document, environment) for key, below in value.items()}
-    if isinstance(value, list):
-        return [_resolve(below, (*path, str(i)), document, environment) for i, below in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-    where = f"{document.file}:{document.line_of(path)}: {'.'.join(path)}"
+def _line_of_no_date(node: yaml.Node | None) -> int:
+    """Of the first value that cannot be made what it looks like."""
+    waiting, loader = [node], yaml.SafeLoader("")
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, yaml.ScalarNode):
+            try:
+                loader.construct_object(each)
+            except ValueError:
+                return int(each.start_mark.line) + 1
+        elif isinstance(each, yaml.MappingNode):
+            waiting += [value for pair in reversed(each.value) for value in reversed(pair)]
+        elif isinstance(each, yaml.SequenceNode):
+            waiting += reversed(each.value)
+    return 1
 
-    def variable(match: re.Match[str]) -> str:
-        found = environment.get(match[1], match[2])
-        if found is None:
-            raise ConfigError(f"{where}: the variable {match[1]} is not set: set it, or write ${{{match[1]}:-default}}")
-        return found
 
-    value = _VARIABLE.sub(variable, value)
-    if value.startswith("file:"):
+class _Filling:
+    """Puts variables and secret files in their places."""
+
+    def __init__(self, document: _Document, environment: Mapping[str, str], file_alone: bool) -> None:
+        self._document = document
+        self._environment = environment
+        self._file_alone = file_alone
+        self._faults = list(document.faults)
+        self._filled: set[KeyPath] = set()
+        self._unknown: set[KeyPath] = set()
+
+    def filled(self) -> _Document:
+        """The document with all of them."""
+        value = self._resolve(self._document.value, ())
+        return replace(
+            self._document,
+            value=value,
+            faults=tuple(self._faults),
+            filled=frozenset(self._filled),
+            unknown=frozenset(self._unknown),
+        )
+
+    def _resolve(self, value: Any, path: KeyPath) -> Any:
+        if isinstance(value, dict):
+            return {key: self._resolve(below, (*path, str(key))) for key, below in value.items()}
+        if isinstance(value, list):
+            return [self._resolve(below, (*path, str(i))) for i, below in enumerate(value)]
+        if not isinstance(value, str):
+            return value
+        text = _VARIABLE.sub(lambda match: self._variable(match, path), value)
+        if text != value:
+            self._filled.add(path)
+        return self._secret(text, path) if text.startswith("file:") else text
+
+    def _variable(self, match: re.Match[str], path: KeyPath) -> str:
+        name = match[1]
+        found = self._environment.get(name, match[2])
+        if found is not None:
+            return found
+        self._filled.add(path)
+        self._unknown.add(path)
+        if not self._file_alone:
+            alike = close_to(name, list(self._environment))
+            also = f"; did you mean {alike}, which is set?" if alike else ""
+            self._miss(path, f"the variable {name} is not set: set it, or write ${{{name}:-default}}{also}")
+        return match[0]
+
+    def _secret(self, text: str, path: KeyPath) -> str:
+        self._filled.add(path)
+        if self._file_alone:
+            self._unknown.add(path)
+            return text
         try:
-            return Path(value[5:]).read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            raise ConfigError(f"{where}: the file {value[5:]} cannot be read") from None
-    return value
+            return Path(text[5:]).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            self._unknown.add(path)
+            self._miss(path, f"the file {text[5:]} cannot be read: {why}")
+            return text
+
+    def _miss(self, path: KeyPath, text: str) -> None:
+        self._faults.append(self._document.fault(path, text))
 
 
-def _from_environment(environment: Mapping[str, str]) -> list[tuple[tuple[str, ...], Any]]:
-    found = []
+def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, KeyPath, str]]:
+    """(The variable, the key that it sets, its value) for each that is configuration."""
     for name, value in sorted(environment.items()):
         path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
         if name.startswith(ENVIRONMENT_PREFIX) and len(path) > 1 and all(path):
-            try:
-                found.append((tuple(path), yaml.safe_load(value)))
-            except yaml.YAMLError:
-                raise ConfigError(f"{name}: its value is not valid YAML") from None
-    return found
+            yield name, tuple(path), value
 
 
-def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+def _set(values: dict[str, Any], path: KeyPath, value: Any) -> None:
     for key in path[:-1]:
         below = values.get(key)
         values[key] = dict(below) if isinstance(below, dict) else {}
@@ -688,15 +984,48 @@ def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 
 def _validate(kind: type[S], values: Any, document: _Document) -> S:
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        told = []
-        for fault in error.errors(include_url=False, include_input=False):
-            path = tuple(str(step) for step in fault["loc"])
-            if fault["type"] == "extra_forbidden":
-                mend = "this key does not exist: correct or remove it"
-            else:
-                mend = str(fault["msg"]).removeprefix("Value error, ")
-            told.append(f"{document.file}:{document.line_of(path)}: {'.'.join(path) or '(file)'}: {mend}")
-        raise ConfigError("\n".join(told)) from None
+    """The values as a model. Where one is not known what it is for is left out, so that the others are judged."""
+    unknown = set(document.unknown)
+    while True:
+        try:
+            found = kind.model_validate(values)
+        except ValidationError as error:
+            faults, blank = _faults(kind, error, document, unknown)
+            if faults or not blank:
+                raise ConfigError([*document.faults, *faults]) from None
+            for path in blank:
+                unknown.add(path)
+                _leave_out(values, path)
+        else:
+            if document.faults:
+                raise ConfigError(document.faults)
+            return found
+
+
+def _faults(
+    kind: type[_Section], error: ValidationError, document: _Document, unknown: Collection[KeyPath]
+) -> tuple[list[Fault], set[KeyPath]]:
+    """(What is wrong, where nobody can say so since a value is not known)."""
+    schema = kind.model_json_schema()
+    faults, blank = [], set()
+    errors = error.errors(include_url=False)
+    places = {told["loc"][:-1] for told in errors}
+    for told in errors:
+        # Of a list whose entries are faulty pydantic says that it is too short, too.
+        if told["type"] == "too_short" and any(place[: len(told["loc"])] == told["loc"] for place in places):
+            continue
+        path, text = spoken(told, schema, document.shows, document.as_written)
+        if path not in unknown:
+            faults.append(document.fault(path, text))
+        elif told["type"] == "missing":
+            blank.add(path[:-2] if path[-2].isdecimal() else path[:-1])
+        else:
+            blank.add(path)
+    return faults, blank
+
+
+def _leave_out(values: Any, path: KeyPath) -> None:
+    for step in path[:-1]:
+        values = values.get(step) if isinstance(values, dict) else values[int(step)]
+    if isinstance(values, dict):
+        values.pop(path[-1], None)

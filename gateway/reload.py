@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from gateway.api.status import ConfigState
+from gateway.api.seen import ConfigState
 from gateway.config import Config, ConfigError, ConfigFile, differences, load_keys
 from gateway.core.cell import Cell
 from gateway.limits.keys import KeyEntry, with_known_tenants
@@ -26,7 +26,7 @@ MAX_TOLD = 20
 """Settings, ids of keys, or faults, that a log line names."""
 
 _BUILT_WITH = ("server.host", "server.port", "server.ops_host", "server.ops_port", "limits.redis_url")
-_BUILT_WITH_SECTIONS = ("discovery", "auth")
+_BUILT_WITH_SECTIONS = ("discovery", "auth", "tracing")
 
 log = logging.getLogger("poolgate.config")
 

@@ -55,8 +55,8 @@ leads elsewhere, as Kubernetes mounts a ConfigMap (not with `subPath`: such a mo
   in `discovery.pods` gets no requests, and what runs there ends in peace. A pod that stays, by its pool and address, is
   the same pod at any place in the list.
 - **Until a restart stay as they were**: `server.host`, `server.port`, `server.ops_host`, `server.ops_port`, all of
-  `discovery` but the pods of mode static, `auth` (but not what stands in the keys file) and `limits.redis_url`. What of
-  it differs in the file is told in the log, and by `config.waits_for_restart` of `/status.json`.
+  `discovery` but the pods of mode static, `auth` (but not what stands in the keys file), `limits.redis_url` and
+  `tracing`. What of it differs in the file is told in the log, and by `config.waits_for_restart` of `/status.json`.
 - **The keys file** is followed in the same way: a key that is added opens within seconds, and one that is removed,
   disabled or expired opens nothing more. A fault in it leaves all keys as they were. More in [keys](keys.md).
 - **A secret** that a `file:` names is not looked at by itself. `touch` the configuration file to have it read again.

@@ -87,6 +87,7 @@ async def running(
     pools: Mapping[str, Any] | None = None,
     models: Mapping[str, Any] | None = None,
     limits: Mapping[str, Any] | None = None,
+    tracing: Mapping[str, Any] | None = None,
     file: Path | None = None,
     keys_file: Path | None = None,
     environment: Mapping[str, str] | None = None,
@@ -110,6 +111,7 @@ async def running(
         "models": dict(models or {}),
         "server": dict(server or {}),
         "limits": {"default": NO_LIMITS, **(limits or {})},
+        "tracing": dict(tracing or {}),
     }
     followed = None if file is None else ConfigFile(file, {})
     config = load_config(None, {}, settings) if followed is None else followed.load()

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from gateway.api.status import ConfigState, LimitsState, Seen
+from gateway.api.seen import ConfigState, LimitsState, Seen
 from gateway.core.fleet import Fleet, Gauges, Model, Pod, PodHealth, PodLoad, PodState, Pool, RefusedPod, Route
+from gateway.telemetry.lately import NOTHING, Minute
 
 NOW = 5000.0
 WALL = 1_767_225_600.0
@@ -58,6 +59,12 @@ def seen(**more: Any) -> Seen:
         "panics": lambda: [("chat", False)],
         "config": ConfigState(NOW - 100.0),
         "limits": LimitsState(since=NOW - 50.0),
+        "minute": lambda: Minute(60.0, NOTHING, {}, {}, {}),
+        "standings": list,
+        "recent": lambda count: [],
+        "events": list,
+        "replica": "poolgate-1",
+        "started_at": NOW - 300.0,
         "mode": "kubernetes",
         "stale_seconds": 0.0,
         "replicas": 2,

@@ -1,33 +1,35 @@
 """`poolgate check`: what is wrong with a configuration, before it runs."""
 
+import asyncio
+import json
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gateway.config import load_config, load_keys
-from gateway.core.clock import Clock
-from gateway.core.globs import overlaps
 
+def check(
+    file: Annotated[Path, typer.Argument(help="The configuration file (YAML).")],
+    offline: Annotated[
+        bool,
+        typer.Option(
+            "--offline",
+            help="Read this file only: no keys file, no secret, no variable; and ask nothing of the network.",
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print {valid, problems, ...} as JSON.")] = False,
+) -> None:
+    """Validate a configuration, and ask what it points to: pods, Redis, Kubernetes, the issuer. Exit 0 or 2."""
+    from gateway.cli import checking
 
-def check(file: Annotated[Path, typer.Argument(help="The configuration file (YAML).")]) -> None:
-    """Validate a configuration and the keys file it names. Exit 0 or 2."""
-    settings = load_config(file, os.environ)
-    keys = load_keys(settings.auth.keys_file) if settings.auth.mode == "keys" else ()
-    for both in overlaps(settings.explicit_globs()):
-        typer.echo(
-            f"{file}: warning: pools {both.pool!r} and {both.other_pool!r} may both serve models such as {both.name!r} "
-            f"(globs {both.glob!r} and {both.other_glob!r}): such a name goes to the pool with the oldest ready pod "
-            "that lists it, in static mode to the one whose pod stands first",
-            err=True,
-        )
-    for doubt in settings.doubtful_targets():
-        typer.echo(f"{file}: warning: {doubt}", err=True)
-    discovery = settings.discovery
-    found = (
-        f"{len(discovery.pods)} pods" if discovery.mode == "static" else f"pods in {', '.join(discovery.namespaces)}"
-    )
-    now = Clock().wall()
-    idle = sum(key.state(now) != "active" for key in keys)
-    typer.echo(f"{file}: valid; {found}, {len(keys)} keys{f' ({idle} disabled or expired)' if idle else ''}")
+    found = checking.read_alone(file) if offline else asyncio.run(checking.check_all(file, os.environ))
+    if as_json:
+        typer.echo(json.dumps(found.told(), indent=2))
+    else:
+        for line in found.lines():
+            typer.echo(line, err=True)
+        if found.valid:
+            typer.echo(f"{file}: valid; {found.summary}")
+    if not found.valid:
+        raise typer.Exit(2)

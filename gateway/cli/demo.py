@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+from shutil import which
 from types import TracebackType
 from typing import Any, Self
 
 from gateway.core.caller import Tenant
 from gateway.limits.keys import KeyEntry, digest, new_key
 
+NAME = "poolgate"
 MODELS = ("qwen3-8b", "llama-3.1-8b")
 PODS_PER_MODEL = 3
 
@@ -57,7 +60,10 @@ Poolgate is up: {len(self.pods)} simulated vLLM pods, {len(MODELS)} models. Ctrl
 
   base URL   {base_url}/v1
   API key    {self._key}
+  status     {ops_url}/status
   metrics    {ops_url}/metrics
+
+  POOLGATE_API_KEY={self._key} {_own_name()} chat "Hello!" --url {base_url}
 
   curl -N {base_url}/v1/chat/completions \\
     -H 'Authorization: Bearer {self._key}' -H 'Content-Type: application/json' \\
@@ -66,3 +72,8 @@ Poolgate is up: {len(self.pods)} simulated vLLM pods, {len(MODELS)} models. Ctrl
 """
         )
         sys.stderr.flush()
+
+
+def _own_name() -> str:
+    """The command as it can be typed where the demo was started."""
+    return sys.argv[0] if Path(sys.argv[0]).name == NAME and which(NAME) is None else NAME

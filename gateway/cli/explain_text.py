@@ -10,7 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gateway.cli.terminal import UNKNOWN, plain
+from gateway.cli.figures import UNKNOWN, duration
+from gateway.cli.terminal import plain
 
 CANDIDATES_SHOWN = 12
 ENDINGS = {
@@ -105,10 +106,3 @@ def cost(value: float | None) -> str:
     if value is None:
         return UNKNOWN
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
-
-
-def duration(milliseconds: float) -> str:
-    """`812 ms`, `0.35 ms`, `12.3 s`."""
-    if milliseconds < 10:
-        return f"{milliseconds:.2g} ms"
-    return f"{milliseconds:.0f} ms" if milliseconds < 9999.5 else f"{milliseconds / 1000:.1f} s"

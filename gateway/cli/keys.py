@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.keys_file import add_key, disable_key
 from gateway.cli.refused import Refused
-from gateway.config import load_keys
 from gateway.core.clock import Clock
 from gateway.limits.keys import MAX_KEY_BYTES, Verdict, digest, judge, new_key, well_formed
 
@@ -48,6 +46,8 @@ def create_key(
     as_json: Annotated[bool, typer.Option("--json", help="Print {id, key} as JSON.")] = False,
 ) -> None:
     """Make a key, add its entry to the file, and print it once."""
+    from gateway.cli.keys_file import add_key
+
     key_id, key = new_key()
     more = {
         "requests_per_minute": rpm,
@@ -71,6 +71,7 @@ def list_keys(
 ) -> None:
     """The entries of a keys file, without their digests."""
     from gateway.cli import keys_table, terminal
+    from gateway.config import load_keys
 
     rows = keys_table.rows(load_keys(file), Clock().wall())
     if as_json:
@@ -85,6 +86,8 @@ def verify_key(
     as_json: Annotated[bool, typer.Option("--json", help="Print {verdict, id, team} as JSON.")] = False,
 ) -> None:
     """What a key is worth. It comes by stdin, or is asked for. Exit 0 if it opens, 1 if not, 2 if nobody can tell."""
+    from gateway.config import load_keys
+
     entries = load_keys(file)
     verdict, entry = judge(_read_key(), entries, Clock().wall())
     key_id, team = (None, None) if entry is None else (entry.tenant.key_id, entry.tenant.team)
@@ -103,6 +106,8 @@ def revoke_key(
     file: KeysFileOption,
 ) -> None:
     """Set `disabled: true` in a key's entry. It stays in the file, so that its id goes on telling whose it was."""
+    from gateway.cli.keys_file import disable_key
+
     if well_formed(key_id.encode()):
         raise Refused("that is a key: give its id, the 8 characters after sk-pg_")
     entry = disable_key(file, key_id)

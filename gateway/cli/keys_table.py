@@ -7,7 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 
-from gateway.cli.terminal import UNKNOWN, plain
+from gateway.cli.figures import UNKNOWN
+from gateway.cli.terminal import plain
 from gateway.core.clock import iso_seconds
 from gateway.limits.keys import KeyEntry
 

@@ -8,6 +8,7 @@ import httpx2
 
 ANSWER_SECONDS = 5.0
 STATUS_MEMBERS = {"ready", "reason", "discovery", "pools", "pods", "refused"}
+TRAFFIC_MEMBERS = STATUS_MEMBERS | {"traffic", "tenants", "events"}
 REQUEST_MEMBERS = {"request_id", "outcome", "attempts"}
 
 
@@ -38,6 +39,17 @@ async def read_status(client: httpx2.AsyncClient, *, seconds: float = ANSWER_SEC
     Raises `NoStatus`.
     """
     return _told(await _get(client, "/status.json", seconds), STATUS_MEMBERS)
+
+
+async def read_traffic(client: httpx2.AsyncClient, *, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
+    """The same, of a gateway that tells of its last minute too.
+
+    Raises `NoStatus`.
+    """
+    status = await read_status(client, seconds=seconds)
+    if not status.keys() >= TRAFFIC_MEMBERS:
+        raise NoStatus(f"the gateway at {_url(client)} is older than this command: it tells nothing of its traffic")
+    return status
 
 
 async def read_request(

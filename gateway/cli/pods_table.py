@@ -1,29 +1,20 @@
 """A gateway's status (`/status.json`) as a table for a terminal."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from gateway.cli.terminal import UNKNOWN, plain
+from gateway.cli.figures import UNKNOWN, how_long, number, percent
+from gateway.cli.terminal import plain
 
 MODELS_SHOWN = 5
 STYLES = {"ready": "green", "starting": "yellow", "draining": "cyan", "asleep": "blue", "ejected": "red"}
-UNITS = (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
 
 Status = Mapping[str, Any]
-
-
-@contextmanager
-def live() -> Iterator[Callable[[Status, str], None]]:
-    """A table that stays where it is on the terminal; the block gets what renews it, by a status and a fault."""
-    with Live(auto_refresh=False) as screen:
-        yield lambda status, fault: screen.update(page(status, fault), refresh=True)
 
 
 def page(status: Status, fault: str = "") -> RenderableType:
@@ -48,7 +39,7 @@ def page(status: Status, fault: str = "") -> RenderableType:
             number(pod["in_flight"]),
             number(load["running"]),
             number(load["waiting"]),
-            number(None if load["kv_usage"] is None else round(100 * load["kv_usage"])),
+            percent(load["kv_usage"]),
         )
     return Group(table, *(plain(line, "yellow") for line in notes(status, fault)))
 
@@ -85,19 +76,3 @@ def models_of(models: list[dict[str, Any]]) -> Text:
     if len(told) > MODELS_SHOWN:
         told[MODELS_SHOWN:] = [Text(f"and {len(told) - MODELS_SHOWN} more")]
     return Text("\n").join(told)
-
-
-def number(value: int | None) -> str:
-    """A number, or the sign of one that is not known."""
-    return UNKNOWN if value is None else str(value)
-
-
-def how_long(seconds: float) -> str:
-    """A duration in its two largest units: `8s`, `3m 20s`, `2h 0m`, `4d 3h`."""
-    whole = int(seconds)
-    largest = next((at for at, (_, size) in enumerate(UNITS) if whole >= size), len(UNITS) - 1)
-    parts = []
-    for unit, size in UNITS[largest : largest + 2]:
-        count, whole = divmod(whole, size)
-        parts.append(f"{count}{unit}")
-    return " ".join(parts)

@@ -17,8 +17,8 @@ from contextlib import nullcontext, suppress
 import uvicorn
 
 from gateway.app import Gateway
+from gateway.cli.serve import BACKLOG
 
-BACKLOG = 2048
 YOUNG_OBJECTS = 20_000
 LINGER_SECONDS = 5.0
 """After SIGTERM. A pod's endpoint is withdrawn while the pod is being told already, and every node and load balancer
@@ -63,6 +63,8 @@ async def run(
         started()
         await _until(stop.asked, parts)
         await _drain(gateway, front, stop)
+        # Streams of open pages have no end of their own, and would hold up that of their port.
+        gateway.live_page.close()
         await back.close()
     finally:
         for task in (calming, *parts):

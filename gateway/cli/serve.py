@@ -1,37 +1,40 @@
 """`poolgate serve` and `poolgate demo`: start a process, and own its signals."""
 
-import asyncio
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import uvloop
 
 from gateway import __version__
-from gateway.app import Gateway
-from gateway.cli import process
-from gateway.cli.demo import Demo
 from gateway.cli.refused import Refused
-from gateway.config import Config, ConfigFile, load_config, load_keys
-from gateway.limits.keys import KeyEntry
+
+if TYPE_CHECKING:
+    from gateway.config import Config, ConfigFile
+    from gateway.limits.keys import KeyEntry
 
 ANNOUNCE_SECONDS = 2.0
+BACKLOG = 2048
+
+HostOption = Annotated[str | None, typer.Option(help="Address of the public port.")]
+PortOption = Annotated[int | None, typer.Option(help="The public port.")]
+OpsPortOption = Annotated[int | None, typer.Option(help="The port of probes, metrics and status.")]
 
 
 def serve(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="The configuration file (YAML).")] = None,
-    host: Annotated[str | None, typer.Option(help="Address of the public port.")] = None,
-    port: Annotated[int | None, typer.Option(help="The public port.")] = None,
-    ops_port: Annotated[int | None, typer.Option(help="The port of probes and metrics.")] = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    ops_port: OpsPortOption = None,
     insecure_no_auth: Annotated[bool, typer.Option(help="Serve everyone, without keys.")] = False,
 ) -> None:
     """Run the gateway."""
+    from gateway.config import ConfigFile, load_config
+
     flags = {"server.host": host, "server.port": port, "server.ops_port": ops_port}
     file = None if config is None else ConfigFile(config, dict(os.environ), flags)
     settings = load_config(None, os.environ, flags) if file is None else file.load()
@@ -49,30 +52,43 @@ def serve(
 
 def demo(
     port: Annotated[int, typer.Option(help="The public port; 0: any free one.")] = 8000,
-    ops_port: Annotated[int, typer.Option(help="The port of probes and metrics; 0: any free one.")] = 9090,
+    ops_port: Annotated[int, typer.Option(help="The port of probes, metrics and status; 0: any free one.")] = 9090,
 ) -> None:
     """Simulated vLLM pods and a gateway before them, on loopback, until Ctrl-C."""
+    from gateway.cli.demo import Demo, DemoFailed
+    from gateway.config import load_config
+
     public, ops = _listen("127.0.0.1", port), _listen("127.0.0.1", ops_port)
     for number in (signal.SIGTERM, signal.SIGHUP):
         # Until the gateway has the signals, they must still not leave the simulated pods behind.
         signal.signal(number, lambda *_: sys.exit(143))
-    with Demo() as running:
-        settings = load_config(None, {}, {"discovery.pods": running.pods, "server.drain_seconds": 2.0})
-        run_gateway(settings, (running.key_entry,), public, ops, lambda: running.tell(_url(public), _url(ops)))
+    try:
+        with Demo() as running:
+            settings = load_config(None, {}, {"discovery.pods": running.pods, "server.drain_seconds": 2.0})
+            run_gateway(settings, (running.key_entry,), public, ops, lambda: running.tell(_url(public), _url(ops)))
+    except DemoFailed as error:
+        raise Refused(str(error)) from None
 
 
 def run_gateway(
-    settings: Config,
-    entries: tuple[KeyEntry, ...] | None,
+    settings: "Config",
+    entries: "tuple[KeyEntry, ...] | None",
     public: socket.socket,
     ops: socket.socket,
     started: Callable[[], None],
-    file: ConfigFile | None = None,
+    file: "ConfigFile | None" = None,
     keys_file: Path | None = None,
 ) -> None:
     """Run one gateway on uvloop until a signal begins the drain; the second signal ends it at once. It follows its
     files, if it has any.
     """
+    import asyncio
+    from contextlib import suppress
+
+    import uvloop
+
+    from gateway.app import Gateway
+    from gateway.cli import process
 
     async def announce(gateway: Gateway) -> None:
         # Whoever reads this may send a request at once: better when the pods have told their models.
@@ -103,7 +119,9 @@ def run_gateway(
     uvloop.run(run())
 
 
-def _entries(settings: Config, no_auth: bool) -> tuple[KeyEntry, ...] | None:
+def _entries(settings: "Config", no_auth: bool) -> "tuple[KeyEntry, ...] | None":
+    from gateway.config import load_keys
+
     if no_auth:
         return None
     if settings.auth.mode == "none":
@@ -121,7 +139,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener.bind((host, port))
         # Now, and not when the loop runs: until somebody listens, the same port can be bound twice.
-        listener.listen(process.BACKLOG)
+        listener.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else "ports go from 0 to 65535"
         raise Refused(f"cannot listen on {host}:{port}: {reason}; choose another port") from None

@@ -11,12 +11,17 @@ from rich.text import Text
 
 UNBOUNDED_COLUMNS = 500
 """Where nobody looks at a terminal no line is folded."""
-UNKNOWN = "-"
+PIPED_COLUMNS = 160
 
 
 def show(page: RenderableType) -> None:
     """Print on stdout."""
     Console(width=None if sys.stdout.isatty() else UNBOUNDED_COLUMNS).print(page)
+
+
+def width() -> int:
+    """Of the terminal; of what is no terminal, one that fits most of them."""
+    return Console().width if sys.stdout.isatty() else PIPED_COLUMNS
 
 
 def plain(text: str, style: str = "") -> Text:

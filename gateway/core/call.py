@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from gateway.core.caller import Tenant
+from gateway.core.trace import Trace
 
 
 class Outcome(StrEnum):
@@ -20,6 +21,10 @@ class Outcome(StrEnum):
     TRUNCATED = "truncated"
     REFUSED = "refused"
     INTERNAL = "internal"
+
+
+FAULTS = frozenset({Outcome.UPSTREAM_FAILED, Outcome.UPSTREAM_TIMEOUT, Outcome.TRUNCATED, Outcome.INTERNAL})
+"""The pods' fault, or the gateway's: not the caller's."""
 
 
 class Usage(NamedTuple):
@@ -68,6 +73,11 @@ class Attempt(NamedTuple):
     """How many of the prompt's tokens were believed cached there."""
     ended: str
     """How it ended: an outcome, or a kind of failure."""
+    model: str = ""
+    """What the pod was asked for: the name the caller said, or one that an alias of that name led to."""
+    started_at: float = 0.0
+    """Its times are noted for traces only."""
+    ended_at: float = 0.0
 
 
 class Trail:
@@ -79,6 +89,8 @@ class Trail:
 
     pod_request_id = ""
     """What pods are told, with the attempt's number behind it: never twice the same, whatever ids callers send."""
+    trace: Trace | None = None
+    """Where it stands in a trace; None: tracing is off, or its caller's trace is not recorded."""
     operation = "other"
     tenant: Tenant | None = None
     model = ""
@@ -113,6 +125,11 @@ class Trail:
     def __init__(self, request_id: str, received_at: float) -> None:
         self.request_id = request_id
         self.received_at = received_at
+
+    @property
+    def trace_id(self) -> str:
+        """By which its spans are found; empty: there are none."""
+        return f"{self.trace.trace_id:032x}" if self.trace is not None and self.trace.sampled else ""
 
     @property
     def duration_seconds(self) -> float:

@@ -268,6 +268,22 @@ class KubernetesApi:
         return ApiFailed(status, why, _retry_after(answer.headers.get("Retry-After", "")))
 
 
+async def may_follow(cluster: Cluster, namespace: str, selector: str) -> int:
+    """List and watch a namespace's pods once, as discovery does. How many the list's first page has.
+
+    Raises `ApiFailed`, whose text names the verb that is missing.
+    """
+    api = KubernetesApi(cluster, namespace, selector)
+    try:
+        page = json.loads(await api.list_page(""))
+        async with api.watch(page["metadata"]["resourceVersion"], 1):
+            return len(page["items"] or ())
+    except (ValueError, KeyError, TypeError):
+        raise ApiFailed(0, "what the API server answers is no list of pods") from None
+    finally:
+        await api.close()
+
+
 def _unreachable(error: Exception) -> ApiFailed:
     # Their texts hold addresses.
     return ApiFailed(0, f"the API server cannot be reached ({type(error).__name__})")

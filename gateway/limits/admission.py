@@ -6,6 +6,7 @@ puts it right. A stream is never cut for a limit: what it used beyond its reserv
 """
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from math import ceil, inf
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -27,6 +28,9 @@ LONGEST_LEARNED = 16
 """So many times the average at most: one answer, or a pod that counts it wrongly, does no more than double it."""
 MAX_PLANS = 8192
 MAX_MODELS = 4096
+TOLD_SECONDS = 600.0
+MAX_PLANS_TOLD = 1024
+"""Who looks at the standings sees those that asked within this time, and of very many the newest."""
 CONCURRENT_RETRY_SECONDS = 1.0
 """Nobody knows when one of a caller's requests ends."""
 UNCHECKED_RETRY_SECONDS = 2.0
@@ -51,10 +55,32 @@ class Ask(NamedTuple):
     """Of each of them."""
 
 
+class Standing(NamedTuple):
+    """Where one limit of somebody stands."""
+
+    team: str
+    limit: str
+    """For people: `requests per minute`."""
+    of: str
+    """Whose limit it is: a key's, by its id; the tenant's; a model's."""
+    used: int
+    amount: int
+
+
 class _Plan:
     """What requests of one caller for one model have in common."""
 
-    __slots__ = ("admitted", "buckets", "most_of_answer", "most_of_both", "most_of_prompt", "requests", "tokens")
+    __slots__ = (
+        "admitted",
+        "asked_at",
+        "buckets",
+        "levels",
+        "most_of_answer",
+        "most_of_both",
+        "most_of_prompt",
+        "requests",
+        "tokens",
+    )
 
     def __init__(self, buckets: tuple[Bucket, ...], decisions: dict[tuple[str, str], Count]) -> None:
         self.buckets = buckets
@@ -66,6 +92,9 @@ class _Plan:
         """What the limits allow at once, here and below."""
         self.most_of_answer = _smallest(buckets, Counts.COMPLETION)
         self.most_of_both = _smallest(buckets, Counts.BOTH)
+        self.levels: Sequence[float] = ()
+        """Where its limits stood after the last request, and when that came (monotonic seconds)."""
+        self.asked_at = -inf
 
     def lines(self, levels: Sequence[float]) -> bytes:
         """Header lines that tell where its limits stand."""
@@ -124,6 +153,23 @@ class Admission:
         if reservation.plan.buckets:
             self._store.settle(reservation.taken, reservation.plan.buckets, reservation.costs, used)
 
+    def standings(self, now: float) -> list[Standing]:
+        """The limits of those who asked within the last minutes, each once. `now`: monotonic seconds."""
+        found: dict[bytes, tuple[float, Standing]] = {}
+        for (tenant, _, _), plan in islice(reversed(self._plans.items()), MAX_PLANS_TOLD):
+            if now - plan.asked_at > TOLD_SECONDS:
+                continue
+            for bucket, level in zip(plan.buckets, plan.levels, strict=False):
+                before = found.get(bucket.key)
+                if before is not None and before[0] >= plan.asked_at:
+                    continue
+                known = self._store.level(bucket)
+                if known is None and bucket.period:
+                    known = max(0.0, level - (now - plan.asked_at) * 1e6)
+                if known is not None:
+                    found[bucket.key] = plan.asked_at, _standing(tenant, bucket, known)
+        return [standing for _, standing in found.values()]
+
     def _plan(self, ask: Ask) -> _Plan:
         key = ask[:3]
         plan = self._plans.get(key)
@@ -154,6 +200,7 @@ class Admission:
         self._answers[model] = before + (tokens - before) * LEARNS
 
     def _decided(self, plan: _Plan, costs: Costs, taken: Taken, ask: Ask, trail: Trail) -> "Reservation":
+        plan.levels, plan.asked_at = taken.levels, trail.received_at
         if taken.refused is not None:
             decision = "unchecked" if taken.unchecked else "refused"
             self._decisions[taken.refused.name, decision].value += 1
@@ -231,6 +278,12 @@ def duration(microseconds: float) -> bytes:
 def _milliseconds(microseconds: float) -> int:
     """Rounded up, but for what is no more than the noise of sums of fractions: half of what is on time anyway."""
     return ceil((microseconds - SLACK / 2) / 1000)
+
+
+def _standing(tenant: Tenant, bucket: Bucket, level: float) -> Standing:
+    whose = bucket.of.replace("this key", f"key {tenant.key_id}").replace("this user", "a user")
+    used = ceil(level / bucket.interval - 0.001) if bucket.period else int(level)
+    return Standing(tenant.team, words_of(bucket), whose, used, bucket.amount)
 
 
 def _smallest(buckets: tuple[Bucket, ...], counts: Counts) -> int:

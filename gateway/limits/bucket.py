@@ -143,6 +143,12 @@ class Book:
             self._sweep(now)
         return Taken(levels, source=self)
 
+    def level(self, bucket: Bucket, now: float) -> float:
+        """Until it is full again, or how many run; nothing is taken."""
+        if not bucket.period:
+            return self.held.get(bucket.key, 0)
+        return max(0.0, self.tats.get(bucket.key, 0.0) - now)
+
     def settle(self, buckets: Sequence[Bucket], reserved: Costs, used: Costs, now: float, share: float = 1.0) -> None:
         """The request has ended: what it runs is given back, and what it took is made what it used."""
         for bucket in buckets:

@@ -117,6 +117,17 @@ class Leases:
                 self._wake()
         return levels
 
+    def level(self, bucket: Bucket, now: float) -> float | None:
+        """Where it stands; None: nothing is held of it. `now`: microseconds."""
+        lease = self.held.get(bucket.key)
+        return None if lease is None else self._level(lease, now)
+
+    def _level(self, lease: Lease, now: float) -> float:
+        bucket = lease.bucket
+        if bucket.period:
+            return max(0.0, lease.full_at - now + (lease.owed - lease.spare) * bucket.interval)
+        return lease.others + self.running.get(bucket.key, 0)
+
     def began(self, bucket: Bucket) -> Lease:
         """One more of a count runs here."""
         self.running[bucket.key] = self.running.get(bucket.key, 0) + 1

@@ -30,6 +30,10 @@ class MemoryStore:
         """See `Store`."""
         self.book.settle(buckets, reserved, used, self._clock() * 1e6)
 
+    def level(self, bucket: Bucket) -> float:
+        """See `Store`; always known."""
+        return self.book.level(bucket, self._clock() * 1e6)
+
     async def run(self) -> None:
         """Nothing runs beside."""
         await asyncio.Event().wait()

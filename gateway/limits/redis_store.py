@@ -150,6 +150,11 @@ class RedisStore:
             elif taken.source is self._book and bucket.on_redis_down == "local":
                 self._book.correct(bucket, more, self._clock() * 1e6, self._share())
 
+    def level(self, bucket: Bucket) -> float | None:
+        """See `Store`: what Redis last said, and what was spent here since. Known while it is in use here."""
+        now = self._clock() * 1e6
+        return self._leases.level(bucket, now) if self.mode == "redis" else self._book.level(bucket, now)
+
     async def run(self) -> None:
         """See `Store`. At its end what it holds in Redis is given back, as far as that goes within the deadline."""
         try:
@@ -166,17 +171,7 @@ class RedisStore:
                 await self._leave()
 
     def _new_connection(self) -> AbstractConnection:
-        """One that is not open yet. Raises `ValueError` for a URL that cannot be used."""
-        try:
-            options: dict[str, Any] = {**parse_url(self._url)}
-            kind = options.pop("connection_class", Connection)
-            # All deadlines are ours. No second try, and no more commands at its start than are needed.
-            options |= {"socket_timeout": None, "socket_connect_timeout": None, "protocol": 2, "driver_info": None}
-            connection: AbstractConnection = kind(**options)
-        except (ValueError, TypeError):
-            # Their texts may quote a password.
-            raise ValueError("Redis' URL cannot be used") from None
-        return connection
+        return _connection_to(self._url)
 
     # Without Redis
 
@@ -384,6 +379,47 @@ class RedisStore:
             return  # what it holds ends by itself
         finally:
             await connection.disconnect(nowait=True)
+
+
+class NoRedis(Exception):
+    """Redis does not answer as it should; the text says why, and holds neither address nor password."""
+
+    def __init__(self, reason: str, answer: str) -> None:
+        super().__init__(f"Redis {_WORDS[reason]}{f' ({answer})' if answer else ''}")
+        self.reason = reason
+        """As the store's."""
+
+
+async def ping(url: str, seconds: float) -> None:
+    """Connect as the store does, and ask Redis for a sign of life, for so long at most.
+
+    Raises `NoRedis`, and `ValueError` for a URL that cannot be used.
+    """
+    connection = _connection_to(url)
+    try:
+        async with asyncio.timeout(seconds):
+            await _open(connection)
+            await _ask(connection, "PING")
+    except (errors.RedisError, OSError) as error:
+        # The first word of an error of Redis' is a name such as WRONGPASS, and its alone.
+        word = str(error).partition(" ")[0]
+        raise NoRedis(_reason_of(error), word if word.isalpha() and word.isupper() else "") from None
+    finally:
+        await connection.disconnect(nowait=True)
+
+
+def _connection_to(url: str) -> AbstractConnection:
+    """One that is not open yet. Raises `ValueError` for a URL that cannot be used."""
+    try:
+        options: dict[str, Any] = {**parse_url(url)}
+        kind = options.pop("connection_class", Connection)
+        # All deadlines are ours. No second try, and no more commands at its start than are needed.
+        options |= {"socket_timeout": None, "socket_connect_timeout": None, "protocol": 2, "driver_info": None}
+        connection: AbstractConnection = kind(**options)
+    except (ValueError, TypeError):
+        # Their texts may quote a password.
+        raise ValueError("Redis' URL cannot be used") from None
+    return connection
 
 
 async def _open(connection: AbstractConnection) -> None:

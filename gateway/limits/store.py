@@ -41,6 +41,10 @@ class Store(Protocol):
         """A request that was let in has ended. Never waits."""
         ...
 
+    def level(self, bucket: Bucket) -> float | None:
+        """Where a bucket stands, as far as that is known without asking: see `Taken.levels`. None: it is not."""
+        ...
+
     async def run(self) -> None:
         """What runs beside the requests; ends by cancellation."""
         ...

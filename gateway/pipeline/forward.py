@@ -242,6 +242,8 @@ class Forwarder:
         trail = visit.trail
         trail.attempts += 1
         trail.pod, trail.decision = pool.pod.name, lease.choice.reason
+        trace = trail.trace
+        started_at = 0.0 if trace is None else self._clock()
         outcome: str = Failure.ABANDONED
         try:
             if connection is None:
@@ -265,6 +267,7 @@ class Forwarder:
                 f"{trail.pod_request_id}-{trail.attempts}",
                 call.body_length,
                 visit.priority if visit.priority and pool.pod.takes_priority and not call.says_priority else 0,
+                None if trace is None else trace.lines(trail.attempts),
             )
             self._running[relay] = lease
             try:
@@ -298,6 +301,9 @@ class Forwarder:
                     choice.costs,
                     choice.cached_tokens,
                     outcome,
+                    call.model,
+                    started_at,
+                    0.0 if trace is None else self._clock(),
                 ),
             )
 

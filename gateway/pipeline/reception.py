@@ -25,6 +25,7 @@ from gateway.pipeline.exchange import Head
 from gateway.pipeline.form import boundary_of
 from gateway.pipeline.intake import check_json
 from gateway.pipeline.operations import JSON, MODELS, Body, Operation, dialect_at, find
+from gateway.telemetry.sampling import Sampler
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 _ONCE = (b"authorization", b"x-api-key", b"content-type", b"x-request-id", b"expect")
@@ -107,6 +108,7 @@ class Reception:
     """Tells who calls and what for. `keys` None: authentication is off. These three may be replaced at any time.
 
     `tokens` are taken beside keys. With `forwarded_users` an application is believed only by these for whom it asks.
+    `sampler` says whose requests are traced; None: nobody's.
     """
 
     def __init__(
@@ -117,12 +119,14 @@ class Reception:
         *,
         tokens: Tokens | None = None,
         forwarded_users: ForwardedUsers | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         self.keys = keys
         self.max_body_bytes = max_body_bytes
         self.max_upload_bytes = max_upload_bytes
         self._tokens = tokens
         self._forwarded_users = forwarded_users
+        self._sampler = sampler
         self._ids = RequestIds()
 
     def receive(self, head: Head) -> Visit:
@@ -143,6 +147,8 @@ class Reception:
                 self._check_repeated(head.repeated)
             tenant = self._identify(visit, fields)
             visit.tenant = trail.tenant = tenant
+            if self._sampler is not None:
+                trail.trace = self._sampler.trace_of(fields, head.repeated)
             if tenant.forwards_user:
                 visit.user = self._forwarded_user(head)
             if tenant.priority or _TASK in fields:

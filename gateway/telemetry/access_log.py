@@ -106,9 +106,10 @@ def _line_for_machines(trail: Trail, moment: str, told: Told) -> bytes:
     prompt, completion, cached = usage[:3] if usage is not None else ("null", "null", "null")
     ttft, overhead = _milliseconds(trail.ttft_seconds), _milliseconds(trail.overhead_seconds)
     queue = _milliseconds(trail.queue_seconds) if trail.queue_seconds else "0"
+    trace = "" if trail.trace is None or not trail.trace_id else f'"trace_id":"{trail.trace_id}",'
     # The request id is made of letters that need no escape in JSON.
     return (
-        f'{{"ts":"{moment}","request_id":"{trail.request_id}",{told.text}'
+        f'{{"ts":"{moment}","request_id":"{trail.request_id}",{trace}{told.text}'
         f'"prompt_tokens":{prompt},"completion_tokens":{completion},"cached_tokens":{cached},"queue_ms":{queue},'
         f'"ttft_ms":{ttft},"duration_ms":{trail.duration_seconds * 1000:.3f},"overhead_ms":{overhead}}}\n'
     ).encode()

@@ -1,34 +1,32 @@
 """Every series, in one class built once.
 
 A request is observed once, from its trail, into series that are held: looking one up costs more than adding to it. All
-labels are closed sets: a model that is not being served counts as `other`, so no caller can make a series. The
-gauges are read when they are scraped, from those who own the numbers.
+labels are bounded: a model that is not being served counts as `other`, so no caller can make a series, and of what
+comes and goes over months (adapters, pools, tenants) only so many have series of their own. The gauges are read when
+they are scraped, from those who own the numbers. What each series means stands in `definitions`.
 """
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import islice, product
+from typing import NamedTuple, TypeVar
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from gateway import __version__
 from gateway.core.call import Outcome, Trail, Usage
 from gateway.core.caller import ISSUED_KEY_ID, Tenant
 from gateway.core.fleet import Fleet
-from gateway.telemetry.series import Buckets, Count, Counters, Histograms
+from gateway.telemetry import definitions as given
+from gateway.telemetry.definitions import OTHER, Definition
+from gateway.telemetry.series import Buckets, Count, Counters, Histograms, Names
 
-TTFT_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 120)
-DURATION_BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 300, 600)
-INTER_TOKEN_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
-OVERHEAD_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5)
-QUEUE_WAIT_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 120, 300)
+MAX_KINDS = 8192
+"""Of requests whose series are held; the series stay when what is held is let go."""
 
-OTHER = "other"
-TOKEN_KINDS = ("prompt", "completion", "cached")
-MAX_ISSUED_TEAMS = 200
-"""Tenants with series of their own that an issuer of tokens has named: it may know everybody. The rest are `other`."""
-LIMIT_MODES = ("memory", "redis", "local")
+_F = TypeVar("_F", Counters, Histograms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,59 +45,60 @@ class Live:
     panics: Callable[[], Iterable[tuple[str, bool]]]
     """(pool, whether its ejected pods get requests all the same)."""
     loop_lag: Callable[[], float]
-    """How late the loop's last tick was, in seconds."""
+    """For how long the loop was held up at the longest of late, in seconds."""
     dropped_lines: Callable[[], int]
     """Access lines lost since start, because whoever reads stdout was too slow."""
     limit_mode: Callable[[], str]
     """Where limits are counted now: one of `LIMIT_MODES`."""
     discovery_stale: Callable[[], float]
     """For how long nothing has confirmed which pods there are, in seconds."""
+    lost_traces: Callable[[], int]
+    """Traces lost since start."""
+    config_refused: Callable[[], bool]
+    """Whether a file holds what is not in force."""
 
 
 class Metrics:
-    """See the module's text. One instance, its own registry."""
+    """See the module's text. One instance, its own registry. `served(model)`: whether that model, or alias, is served
+    now; series of one that is not may be let go."""
 
-    def __init__(self) -> None:
+    def __init__(self, served: Callable[[str], bool] = lambda model: True) -> None:
         self.registry = CollectorRegistry()
-        self._requests = self._counters(
-            "requests", "Requests by how they ended", "model", "operation", "status", "outcome"
-        )
-        self._tokens = self._counters("tokens", "Tokens by kind and tenant", "model", "kind", "tenant")
-        self._attempts = self._counters("attempts", "Attempts at pods by how they ended", "pool", "outcome")
-        self._retries = self._counters("retries", "Further attempts and why", "pool", "reason")
-        self._ejections = self._counters("ejections", "Pods taken out for a while and why", "pool", "reason")
-        self._quarantined = self._counters("quarantined", "Requests refused because pods died of them").of()
-        self._reloads = self._counters("config_reloads", "Changed configurations and what came of them", "result")
-        self._decisions = self._counters("limit_decisions", "Limits and what they decided", "limit", "decision")
-        self._relists = self._counters("discovery_relists", "Full lists of pods and why", "reason")
-        self._rejected = self._counters("discovery_rejected", "Pods and model names refused and why", "reason")
-        self._seconds = self._histograms(
-            "request_seconds", "Seconds from whole request to last byte", DURATION_BUCKETS, "model", "operation"
-        )
-        self._ttft = self._histograms(
-            "time_to_first_token_seconds", "Seconds from whole request to first content", TTFT_BUCKETS, "model"
-        )
-        self._itl = self._histograms(
-            "inter_token_seconds", "Mean seconds between a stream's events", INTER_TOKEN_BUCKETS, "model"
-        )
-        self._overhead = self._histograms(
-            "overhead_seconds", "Seconds spent in the gateway itself", OVERHEAD_BUCKETS, "model"
-        )
-        self._queue_wait = self._histograms(
-            "queue_wait_seconds", "Seconds that requests which had to wait waited for a pod", QUEUE_WAIT_BUCKETS, "pool"
-        )
+        self._families: list[Counters | Histograms] = []
+        self._requests = self._made(Counters(given.REQUESTS))
+        self._tokens = self._made(Counters(given.TOKENS))
+        self._attempts = self._made(Counters(given.ATTEMPTS))
+        self._retries = self._made(Counters(given.RETRIES))
+        self._ejections = self._made(Counters(given.EJECTIONS))
+        self._turned_away = self._made(Counters(given.TURNED_AWAY))
+        self._quarantined = self._made(Counters(given.QUARANTINED))
+        self._reloads = self._made(Counters(given.CONFIG_RELOADS))
+        self._decisions = self._made(Counters(given.LIMIT_DECISIONS))
+        self._relists = self._made(Counters(given.RELISTS))
+        self._rejected = self._made(Counters(given.REJECTED))
+        self._seconds = self._made(Histograms(given.REQUEST_SECONDS))
+        self._ttft = self._made(Histograms(given.TTFT))
+        self._itl = self._made(Histograms(given.INTER_TOKEN))
+        self._overhead = self._made(Histograms(given.OVERHEAD))
+        self._queue_wait = self._made(Histograms(given.QUEUE_WAIT))
+        ProcessCollector(registry=self.registry)
         self._held: dict[_Kind, _RequestSeries] = {}
         self._spent: dict[tuple[str, str], tuple[Count, Count, Count]] = {}
-        self._issued_teams: set[str] = set()
+        self._spenders: set[tuple[str, str]] = set()
+        self._models = Names(given.MAX_MODELS, served, self._forget_models)
+        self._pools = Names(given.MAX_POOLS, lambda pool: pool in self._expected, self._forget_pools)
+        self._teams = Names(given.MAX_TEAMS)
+        self._issued_teams = Names(given.MAX_ISSUED_TEAMS)
+        self._expected: frozenset[str] = frozenset()
 
-    def _counters(self, name: str, text: str, *labels: str) -> Counters:
-        family = Counters(f"poolgate_{name}", text, labels)
+    def _made(self, family: _F) -> _F:
         self.registry.register(family)
-        return family
-
-    def _histograms(self, name: str, text: str, bounds: tuple[float, ...], *labels: str) -> Histograms:
-        family = Histograms(f"poolgate_{name}", text, labels, bounds)
-        self.registry.register(family)
+        self._families.append(family)
+        values = [label.values for label in family.definition.labels]
+        if all(values):
+            # Prometheus sees no increase in a series that begins with one, and an alert must not miss the first.
+            for labels in product(*values):
+                family.of(*labels)
         return family
 
     def observe(self, trail: Trail) -> None:
@@ -108,7 +107,7 @@ class Metrics:
         kind = (model, trail.operation, trail.status, trail.outcome, trail.attempt_outcomes, trail.retries)
         series = self._held.get(kind)
         if series is None:
-            series = self._held[kind] = self._series(*kind)
+            series = self._hold(kind)
         for counter in series.counters:
             counter.value += 1
         series.seconds.observe(trail.duration_seconds)
@@ -120,57 +119,98 @@ class Metrics:
         if (seconds := trail.overhead_seconds) is not None:
             series.overhead.observe(seconds)
         if trail.queue_seconds:
-            self._queue_wait.of(trail.pool).observe(trail.queue_seconds)
+            self._queue_wait.of(self._pool(trail.pool)).observe(trail.queue_seconds)
+        if trail.status == 503 and trail.code in given.TURNED_AWAY_CODES:
+            self._turned_away.of(self._pool(trail.pool), trail.code).value += 1
         if trail.usage is not None and trail.tenant is not None:
             self._spend(model, trail.tenant, trail.usage)
 
     def _spend(self, model: str, tenant: Tenant, usage: Usage) -> None:
         held = self._spent.get((model, tenant.team))
         if held is None:
-            team = self._label_of(tenant)
-            prompt, completion, cached = (self._tokens.of(model, kind, team) for kind in TOKEN_KINDS)
-            held = self._spent[model, team] = prompt, completion, cached
+            held = self._hold_spent(model, tenant)
         held[0].value += usage.prompt_tokens
         held[1].value += usage.completion_tokens
         held[2].value += usage.cached_tokens
 
-    def _label_of(self, tenant: Tenant) -> str:
-        team, issued = tenant.team, self._issued_teams
-        if not tenant.key_id.startswith(ISSUED_KEY_ID) or team in issued:
-            return team
-        if len(issued) >= MAX_ISSUED_TEAMS:
-            return OTHER
-        issued.add(team)
-        return team
+    # What is held of series.
 
-    def _series(
-        self,
-        model: str,
-        operation: str,
-        status: int,
-        outcome: Outcome,
-        attempts: tuple[tuple[str, str], ...],
-        retries: tuple[tuple[str, str], ...],
-    ) -> "_RequestSeries":
-        return _RequestSeries(
+    def _hold(self, kind: "_Kind") -> "_RequestSeries":
+        model, operation, status, outcome, attempts, retries = kind
+        model = self._model(model)
+        if len(self._held) >= MAX_KINDS:
+            self._held.clear()
+        series = self._held[kind] = _RequestSeries(
             (
                 self._requests.of(model, operation, str(status or "none"), outcome),
-                *(self._attempts.of(pool, ending) for pool, ending in attempts),
-                *(self._retries.of(pool, reason) for pool, reason in retries),
+                *(self._attempts.of(self._pool(pool), ending) for pool, ending in attempts),
+                *(self._retries.of(self._pool(pool), reason) for pool, reason in retries),
             ),
             self._seconds.of(model, operation),
             self._ttft.of(model),
             self._itl.of(model),
             self._overhead.of(model),
         )
+        return series
+
+    def _hold_spent(self, asked: str, tenant: Tenant) -> tuple[Count, Count, Count]:
+        model, team = self._model(asked), self._team(tenant)
+        if (model, team) not in self._spenders:
+            if len(self._spenders) >= given.MAX_SPENDERS:
+                team = OTHER
+            else:
+                self._spenders.add((model, team))
+        if len(self._spent) >= MAX_KINDS:
+            self._spent.clear()
+        prompt, completion, cached = (self._tokens.of(model, kind, team) for kind in given.TOKEN_KINDS)
+        held = self._spent[asked, tenant.team] = prompt, completion, cached
+        return held
+
+    def _model(self, name: str) -> str:
+        return name if name == OTHER else self._models.label(name)
+
+    def _pool(self, name: str) -> str:
+        # An alias may lead to a model that no pool ever had.
+        return self._pools.label(name) if name else OTHER
+
+    def _team(self, tenant: Tenant) -> str:
+        issued = tenant.key_id.startswith(ISSUED_KEY_ID)
+        team = self._issued_teams.label(tenant.team) if issued else tenant.team
+        return team if team == OTHER else self._teams.label(team)
+
+    def _forget_models(self, gone: Collection[str]) -> None:
+        self._forget("model", gone)
+        self._spenders = {pair for pair in self._spenders if pair[0] not in gone}
+
+    def _forget_pools(self, gone: Collection[str]) -> None:
+        self._forget("pool", gone)
+
+    def _forget(self, label: str, gone: Collection[str]) -> None:
+        for family in self._families:
+            family.forget(label, gone)
+        self._held.clear()
+        self._spent.clear()
+
+    # What others count.
+
+    def expect(self, fleet: Fleet) -> None:
+        """There are these pools now: the counters of their troubles begin at zero, too."""
+        pools = {pod.pool for pod in fleet.pods} | {route.pool.name for route in fleet.routes.values()}
+        fresh, self._expected = pools - self._expected, frozenset(pools)
+        for name in sorted(fresh):
+            pool = self._pool(name)
+            for reason in given.EJECTION_REASONS:
+                self._ejections.of(pool, reason)
+            for code in given.TURNED_AWAY_CODES:
+                self._turned_away.of(pool, code)
 
     def ejected(self, pool: str, reason: str) -> None:
         """Count one pod that gets no work for a while."""
-        self._ejections.of(pool, reason).value += 1
+        self._ejections.of(self._pool(pool), reason).value += 1
 
     def quarantined(self) -> None:
         """Count one request that is sent to no pod more, because pods died of it."""
-        self._quarantined.value += 1
+        self._quarantined.of().value += 1
 
     def reloaded(self, result: str) -> None:
         """Count one changed configuration, and whether it is in force now."""
@@ -214,46 +254,46 @@ class _LiveCollector(Collector):
         self._live = live
 
     def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
-        fleet = self._live.fleet()
-        states = fleet.pods_by_state(frozenset(self._live.ejected()))
-        pods = GaugeMetricFamily("poolgate_pods", "Pods by state", labels=("pool", "state"))
-        for pool, counts in states.items():
-            for state, count in counts.items():
-                pods.add_metric((pool, state), count)
-        yield pods
+        live = self._live
+        fleet = live.fleet()
+        states = fleet.pods_by_state(frozenset(live.ejected()))
+        yield _gauge(
+            given.PODS,
+            (((pool, state), count) for pool, counts in states.items() for state, count in counts.items()),
+        )
         # Of each pool there is: who scales a pool from zero by its queue needs the zero as well.
         nobody = dict.fromkeys(states, 0)
-        depth = GaugeMetricFamily("poolgate_queue_depth", "Requests that wait for a pod now", labels=("pool",))
-        for pool, count in {**nobody, **dict(self._live.waiting())}.items():
-            depth.add_metric((pool,), count)
-        yield depth
-        panic = GaugeMetricFamily(
-            "poolgate_panic", "1 while too few pods are left and ejected ones get requests as well", labels=("pool",)
-        )
-        for pool, whether in {**nobody, **dict(self._live.panics())}.items():
-            panic.add_metric((pool,), whether)
-        yield panic
-        busy = GaugeMetricFamily("poolgate_pod_in_flight", "Attempts running at a pod", labels=("pool", "pod"))
-        for pod in fleet.pods:
-            busy.add_metric((pod.pool, pod.name), self._live.pod_in_flight(pod.uid))
-        yield busy
-        serving = GaugeMetricFamily("poolgate_in_flight", "Attempts running now, by model", labels=("model",))
-        for model, count in self._live.in_flight():
-            serving.add_metric((model,), count)
-        yield serving
-        lag = GaugeMetricFamily("poolgate_loop_lag_seconds", "Seconds that the event loop's last tick was late")
-        lag.add_metric((), self._live.loop_lag())
-        yield lag
-        mode = GaugeMetricFamily("poolgate_limit_mode", "1 for where limits are counted now", labels=("mode",))
-        counted_in = self._live.limit_mode()
-        for name in LIMIT_MODES:
-            mode.add_metric((name,), name == counted_in)
-        yield mode
-        stale = GaugeMetricFamily(
-            "poolgate_discovery_stale_seconds", "Seconds since which nothing has confirmed which pods there are"
-        )
-        stale.add_metric((), self._live.discovery_stale())
-        yield stale
-        dropped = CounterMetricFamily("poolgate_access_lines_dropped", "Access lines lost to a slow reader of stdout")
-        dropped.add_metric((), self._live.dropped_lines())
-        yield dropped
+        yield _gauge(given.QUEUE_DEPTH, (((pool,), count) for pool, count in (nobody | dict(live.waiting())).items()))
+        yield _gauge(given.PANIC, (((pool,), whether) for pool, whether in (nobody | dict(live.panics())).items()))
+        yield _gauge(given.POD_IN_FLIGHT, (((pod.pool, pod.name), live.pod_in_flight(pod.uid)) for pod in fleet.pods))
+        yield _gauge(given.IN_FLIGHT, (((model,), count) for model, count in _most(live.in_flight())))
+        mode = live.limit_mode()
+        yield _gauge(given.LIMIT_MODE, (((name,), name == mode) for name in given.LIMIT_MODES))
+        for definition, value in (
+            (given.LOOP_LAG, live.loop_lag()),
+            (given.DISCOVERY_STALE, live.discovery_stale()),
+            (given.CONFIG_REFUSED, live.config_refused()),
+        ):
+            yield _gauge(definition, [((), value)])
+        yield _gauge(given.BUILD_INFO, [((__version__,), 1)])
+        for definition, count in (
+            (given.ACCESS_LINES_DROPPED, live.dropped_lines()),
+            (given.TRACES_LOST, live.lost_traces()),
+        ):
+            yield CounterMetricFamily(definition.name, definition.meaning, value=count)
+
+
+def _gauge(definition: Definition, values: Iterable[tuple[tuple[str, ...], float]]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(definition.name, definition.meaning, labels=definition.label_names)
+    for labels, value in values:
+        family.add_metric(labels, value)
+    return family
+
+
+def _most(counts: Iterable[tuple[str, int]]) -> Iterable[tuple[str, int]]:
+    """So many models as may have series of their own, and the rest together."""
+    each = iter(counts)
+    yield from islice(each, given.MAX_MODELS)
+    rest = [count for _, count in each]
+    if rest:
+        yield OTHER, sum(rest)

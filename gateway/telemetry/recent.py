@@ -10,6 +10,7 @@ leaves no trace here either: without a key nobody can push out what an operator 
 """
 
 from collections import OrderedDict
+from itertools import islice
 
 from gateway.core.call import Outcome, Trail
 
@@ -50,6 +51,12 @@ class Recent:
         kept[trail.request_id] = trail
         if len(kept) > self._max_trails:
             kept.popitem(last=False)
+
+    def last(self, count: int) -> list[Trail]:
+        """So many of those that ended last, the latest first."""
+        latest = [*islice(reversed(self._smooth.values()), count), *islice(reversed(self._rough.values()), count)]
+        latest.sort(key=lambda trail: -trail.ended_at)
+        return latest[:count]
 
     def find(self, request_id: str) -> Trail | None:
         """The trail of a request, or None. Callers choose ids: of several with the same one it is the last."""

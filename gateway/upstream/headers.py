@@ -2,12 +2,14 @@
 
 The caller's `Authorization` never reaches a pod: the pod's own key does. Our request id is one per attempt, since
 vLLM refuses a second request that bears the id of a running one. The priority is the gateway's word as well: vLLM
-takes that header before a `priority` in the body.
+takes that header before a `priority` in the body. Where we trace, it is our span that the pod is told of.
 """
 
 from collections.abc import Mapping
 
-_PASSED = (b"accept", b"traceparent", b"tracestate")
+_TRACE = (b"traceparent", b"tracestate")
+_PASSED = (b"accept", *_TRACE)
+_PASSED_BESIDE_TRACE = (b"accept",)
 _MAX_PASSED_BYTES = 512
 
 
@@ -20,10 +22,16 @@ def request_head(
     attempt_id: str,
     length: int,
     priority: int = 0,
+    trace: bytes | None = None,
 ) -> bytes:
-    """The head of a POST to a pod. `fields` are the caller's headers, names lower case. Priority 0 is not told."""
+    """The head of a POST to a pod. `fields` are the caller's headers, names lower case. Priority 0 is not told.
+
+    `trace`: whole lines, in place of what the caller says of its trace.
+    """
     passed = b"x-vllm-priority: %d\r\n" % priority if priority else b""
-    for name in _PASSED:
+    if trace is not None:
+        passed += trace
+    for name in _PASSED if trace is None else _PASSED_BESIDE_TRACE:
         value = fields.get(name)
         if value and len(value) <= _MAX_PASSED_BYTES:
             passed += b"%b: %b\r\n" % (name, value)

@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 
 import uvloop
 
-from loadtest.bench import limits, report
+from loadtest.bench import limits, looking, report
 from loadtest.bench.backend import GRID_US
 from loadtest.bench.client import NotWhole
 from loadtest.bench.processes import BenchError, allow_many_files, alone, tail
@@ -33,6 +33,7 @@ from loadtest.bench.report import Round
 from loadtest.bench.scenarios import FULL, QUICK, Bench, Figures, Scenario
 from loadtest.bench.targets import TARGETS, Running, Site, Target, new_key, pods
 
+SCENARIOS: Final = ("requests", "chunks", "memory", "large", "limits", "metrics")
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED: Final = 130
 NOTES: Final = (
@@ -50,10 +51,12 @@ class Chosen(NamedTuple):
     targets: Sequence[Target]
     limited: Sequence[Scenario]
     """Those with gateways that have limits."""
+    looked: Sequence[Scenario]
+    """Those with a gateway that is looked at."""
 
 
 def chosen(scenarios: Sequence[str] | None, targets: Sequence[str] | None, *, quick: bool = False) -> Chosen:
-    """By names; None: all. Limits are measured with the gateway, and need no other target."""
+    """By names; None: all. Limits and looking are measured with the gateway, and need no other target."""
 
     def named(each: Sequence[Scenario]) -> list[Scenario]:
         return [scenario for scenario in each if scenarios is None or scenario.name.split()[0] in scenarios]
@@ -61,23 +64,26 @@ def chosen(scenarios: Sequence[str] | None, targets: Sequence[str] | None, *, qu
     beside_nginx = named(QUICK if quick else FULL)
     wanted = [name for name in TARGETS if targets is None or name in targets]
     limited = named(limits.QUICK if quick else limits.FULL) if "gateway" in wanted else []
+    looked = named(looking.QUICK if quick else looking.FULL) if "gateway" in wanted else []
     if not beside_nginx:
-        wanted = ["gateway"] if limited else []
-    return Chosen(beside_nginx, [TARGETS[name]() for name in wanted], limited)
+        wanted = ["gateway"] if limited or looked else []
+    return Chosen(beside_nginx, [TARGETS[name]() for name in wanted], limited, looked)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description="the gateway beside nginx, one table")
     parser.add_argument("--quick", action="store_true", help="a look in about a minute: fewer and shorter rounds")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of every scenario")
-    parser.add_argument("--scenario", action="append", choices=["requests", "chunks", "memory", "large", "limits"])
-    parser.add_argument("--target", action="append", choices=list(TARGETS), help="default: all; limits: gateway")
+    parser.add_argument("--scenario", action="append", choices=SCENARIOS)
+    parser.add_argument(
+        "--target", action="append", choices=list(TARGETS), help="default: all; limits and metrics: gateway"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="every round's figures, as JSON")
     parser.add_argument("--grid-us", type=int, default=GRID_US, metavar="N", help=f"default {GRID_US}; 0: no grid")
     asked = parser.parse_args(arguments)
     what = chosen(asked.scenario, asked.target, quick=asked.quick)
     if not what.targets:
-        parser.error("limits are measured with the gateway: add --target gateway")
+        parser.error("limits and metrics are measured with the gateway: add --target gateway")
     listen_for_signals()
     try:
         with alone(Path(tempfile.gettempdir()) / "poolgate-bench.lock"):
@@ -134,6 +140,10 @@ def _run(asked: argparse.Namespace, what: Chosen) -> int:
             if what.limited:
                 with _standing(limits.LIMITED, bench, target_core) as standing:
                     for scenario, number, target in in_turn(what.limited, limits.LIMITED, asked.rounds):
+                        results.append(_round(scenario, number, target.name, bench, standing))
+            if what.looked:
+                with _standing(looking.LOOKED, bench, target_core) as standing:
+                    for scenario, number, target in in_turn(what.looked, looking.LOOKED, asked.rounds):
                         results.append(_round(scenario, number, target.name, bench, standing))
         except BenchError as error:
             if not results:
@@ -194,7 +204,8 @@ def _measured(scenario: Scenario, number: int, target: str, bench: Bench, runnin
 
 def _page(results: Sequence[Round], targets: Sequence[str], facts: Sequence[str]) -> str:
     limited = [result for result in results if result.target in {target.name for target in limits.LIMITED}]
-    others = [result for result in results if result not in limited]
+    looked = [result for result in results if result.target in {target.name for target in looking.LOOKED}]
+    others = [result for result in results if result not in (*limited, *looked)]
     tables, notes = [], ["Medians over the rounds that count [min–max]; `?`: no round of that target could be trusted."]
     if others:
         tables.append(report.table(others, targets))
@@ -202,6 +213,9 @@ def _page(results: Sequence[Round], targets: Sequence[str], facts: Sequence[str]
     if limited:
         tables.append(limits.table(limited))
         notes += [*limits.notes(*limits.arithmetic()), *limits.remarks(limited)]
+    if looked:
+        tables.append(looking.table(looked))
+        notes += looking.notes(looked)
     return "\n\n".join([*tables, "\n".join(f"- {n}" for n in notes), "\n".join(f"- {f}" for f in facts)])
 
 

@@ -15,7 +15,7 @@ import string
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,8 @@ class Running:
     ports: tuple[int, ...]
     processes: Callable[[], tuple[int, ...]]
     log: Path | None
+    ops_port: int = 0
+    """Where a gateway tells of itself; 0: it was not needed."""
     watch: Callable[[], Watched] = nothing_else
     """Called at a window's beginning, for what is beside the target and no part of its cost."""
 
@@ -173,14 +175,18 @@ class Gateway:
 
 @contextmanager
 def serving(
-    site: Site, own_limits: Mapping[str, int] = MappingProxyType({}), redis_url: str | None = None
+    site: Site,
+    own_limits: Mapping[str, int] = MappingProxyType({}),
+    redis_url: str | None = None,
+    models: Sequence[str] = (),
 ) -> Iterator[tuple[Running, int]]:
-    """`poolgate serve` once it is ready, and its ops port; its caller's key has these limits, counted there."""
+    """`poolgate serve` once it is ready, and its ops port; its caller's key has these limits, counted there, and its
+    model these further names."""
     port, ops_port = free_port(), free_port()
     keys = site.folder / "keys.yaml"
     keys.write_text(yaml.safe_dump({"keys": [keys_entry(site.key) | dict(own_limits)]}, sort_keys=False))
     config = site.folder / "poolgate.yaml"
-    config.write_text(yaml.safe_dump(gateway_config(site.pods, keys, redis_url), sort_keys=False))
+    config.write_text(yaml.safe_dump(gateway_config(site.pods, keys, redis_url, models), sort_keys=False))
     log = site.folder / "gateway.log"
     command = [
         sys.executable, "-m", "gateway", "serve", "--config", str(config),
@@ -195,12 +201,15 @@ NO_LIMITS: Final = {"requests_per_minute": None, "tokens_per_minute": None, "con
 """`limits.default` that refuses no load."""
 
 
-def gateway_config(pods: tuple[int, ...], keys: Path, redis_url: str | None = None) -> dict[str, object]:
+def gateway_config(
+    pods: tuple[int, ...], keys: Path, redis_url: str | None = None, models: Sequence[str] = ()
+) -> dict[str, object]:
     """What would refuse or hold the load is out of its reach, and SIGTERM ends it at once."""
     return {
         "server": {"host": _HOST, "ops_host": _HOST, "drain_seconds": 0},
         "discovery": {"mode": "static", "pods": [{"url": f"http://{_HOST}:{pod}", "pool": MODEL} for pod in pods]},
         "pools": {MODEL: {"max_in_flight_per_pod": 100_000}},
+        "models": {name: {"to": [{"model": MODEL}]} for name in models},
         "auth": {"mode": "keys", "keys_file": str(keys)},
         "limits": {"redis_url": redis_url, "default": NO_LIMITS},
     }

@@ -89,6 +89,9 @@ class Recording:
         self.settled.append((reserved, used))
         self._store.settle(taken, buckets, reserved, used)
 
+    def level(self, bucket: Bucket) -> float | None:
+        return self._store.level(bucket)
+
     async def run(self) -> None:
         await self._store.run()
 

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 import pytest
 import uvicorn
 
+from gateway.api.live import LivePage
 from gateway.api.ops import ops_app
-from gateway.api.status import Seen, status_of
+from gateway.api.seen import Seen
+from gateway.api.status import status_of
 from gateway.cli.ops_client import ANSWER_SECONDS, NoStatus, connect, read_status
 from gateway.core.call import Trail
 from tests.integration.test_process import ROOT, SECONDS, environment
@@ -76,12 +78,21 @@ class OpsPort:
                 await self.news.wait()
 
 
+async def no_metrics() -> bytes:
+    return b""
+
+
 @asynccontextmanager
 async def ops_port(token: str | None = None, listener: socket.socket | None = None) -> AsyncIterator[OpsPort]:
     """An ops port on loopback, on this socket or on one of its own."""
     port = OpsPort()
     app = ops_app(
-        seen=port.seen, ops_token=lambda: token, observe=lambda: None, exposition=lambda: b"", recent=port.trails.get
+        seen=port.seen,
+        ops_token=lambda: token,
+        observe=lambda: None,
+        exposition=no_metrics,
+        recent=port.trails.get,
+        live=LivePage(lambda: status_of(port.seen())),
     )
     server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1))
     own = listener or socket.create_server(("127.0.0.1", 0))

@@ -12,7 +12,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize(
     ("file", "words"),
-    [("test_curl.py", "tests that use curl"), ("test_openai_node.py", "tests of openai-node; install Node.js 20")],
+    [
+        ("test_curl.py", "tests that use curl"),
+        ("test_openai_node.py", "tests of openai-node and of the status page; install Node.js 20"),
+    ],
 )
 def test_what_a_missing_program_leaves_out_is_named(file: str, words: str, tmp_path: Path) -> None:
     done = subprocess.run(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.api.status import ConfigState
+from gateway.api.seen import ConfigState
 from gateway.config import Config, ConfigFile, load_keys
 from gateway.core.cell import Cell
 from gateway.limits.keys import KeyEntry

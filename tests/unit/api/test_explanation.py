@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.api.explanation import WHY, explanation
+from gateway.api.explanation import explanation
+from gateway.api.status import WHY
 from gateway.core.call import Attempt, Outcome
 from gateway.core.caller import Tenant
 from tests.unit.telemetry.trails import refused, trail

@@ -1,5 +1,6 @@
 """The ops port's answers: who may read what, and what probes are told."""
 
+import base64
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +10,11 @@ import pytest
 
 from gateway import __version__
 from gateway.api.explanation import explanation
+from gateway.api.live import LivePage
 from gateway.api.ops import bears, ops_app
-from gateway.api.status import Seen, status_of
+from gateway.api.page import HEADERS, page
+from gateway.api.seen import Seen
+from gateway.api.status import status_of
 from gateway.core.call import Trail
 from gateway.core.fleet import Fleet, PodHealth
 from gateway.telemetry.recent import Recent
@@ -30,20 +34,22 @@ async def get(
     ended: Sequence[Trail] = (),
 ) -> httpx2.Response:
     """One request to an ops port with this token, at a gateway that sees this, and where these have just ended."""
-    scrapes: list[str] = []
     recent = Recent()
 
     def observe() -> None:
-        scrapes.append("observed")
         for each in ended:
             recent.add(each)
+
+    async def exposition() -> bytes:
+        return b"the text"
 
     app = ops_app(
         seen=lambda: now or seen(),
         ops_token=lambda: token,
         observe=observe,
-        exposition=lambda: ",".join(scrapes).encode(),
+        exposition=exposition,
         recent=recent.find,
+        live=LivePage(lambda: status_of(now or seen())),
     )
     headers = {} if authorization is None else {b"authorization": authorization}
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://ops") as client:
@@ -61,7 +67,44 @@ async def test_the_status_is_told_to_who_bears_the_token() -> None:
     assert (answer.status_code, answer.json()["version"]) == (200, __version__)
 
 
-GUARDED = ("/status.json", "/status/requests/id-1")
+def basic(user: str, password: str) -> str:
+    """As a browser sends what its user typed in."""
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+
+
+GUARDED = ("/status", "/status.json", "/status/events", "/status/requests/id-1", "/docs")
+PAGES = ("/status", "/docs")
+
+
+@pytest.mark.parametrize("path", PAGES)
+async def test_a_browser_may_send_the_token_as_a_password(path: str) -> None:
+    answer = await get(path, token=TOKEN, authorization=basic("anyone", TOKEN).encode())
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+
+
+async def test_the_page_is_made_of_what_the_json_says() -> None:
+    assert (await get("/status")).text == page(status_of(seen()))
+
+
+@pytest.mark.parametrize("path", PAGES)
+async def test_pages_are_under_a_strict_policy(path: str) -> None:
+    answer = await get(path)
+    assert HEADERS.items() <= dict(answer.headers).items()
+    assert "unsafe" not in answer.headers["content-security-policy"]
+    assert answer.headers["cache-control"] == "no-store"
+    assert "http" not in answer.text.partition("</style>")[2]
+
+
+async def test_the_docs_list_every_route_with_what_it_answers() -> None:
+    text = (await get("/docs")).text
+    for path in (*GUARDED, *OPEN):
+        assert f"<code>GET {path.partition('?')[0].replace('id-1', '{request_id}')}</code>" in text
+    assert "<td></td>" not in text
+
+
+async def test_a_name_that_is_no_utf_8_breaks_no_page() -> None:
+    answer = await get("/status", now=seen(replica="\ud800"))
+    assert "\\ud800" in answer.text
 
 
 @pytest.mark.parametrize("path", GUARDED)
@@ -71,7 +114,11 @@ GUARDED = ("/status.json", "/status/requests/id-1")
 )
 async def test_the_status_is_refused_to_everyone_else_in_openais_shape(authorization: bytes | None, path: str) -> None:
     answer = await get(path, token=TOKEN, authorization=authorization, ended=[trail()])
-    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+    assert answer.status_code == 401
+    assert answer.headers.get_list("www-authenticate") == [
+        "Bearer",
+        'Basic realm="Poolgate operations", charset="UTF-8"',
+    ]
     assert answer.headers["content-type"] == "application/json"
     error = answer.json()["error"]
     assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
@@ -100,9 +147,9 @@ async def test_probes_version_and_metrics_need_no_token(path: str) -> None:
     assert (await get(path, token=TOKEN)).status_code == 200
 
 
-async def test_a_scrape_sees_what_was_noted_before_it() -> None:
+async def test_metrics_are_prometheus_plain_text() -> None:
     answer = await get("/metrics")
-    assert answer.text == "observed"
+    assert answer.text == "the text"
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -149,7 +196,7 @@ async def test_verbose_readiness_counts_an_ejected_pod_as_that() -> None:
     assert (told["pools"]["chat"]["ready"], told["pools"]["chat"]["ejected"]) == (0, 1)
 
 
-@pytest.mark.parametrize("path", ["/", "/status", "/docs", "/openapi.json", "/v1/models"])
+@pytest.mark.parametrize("path", ["/", "/openapi.json", "/redoc", "/docs/oauth2-redirect", "/v1/models"])
 async def test_there_is_nothing_else(path: str) -> None:
     assert (await get(path)).status_code == 404
 
@@ -166,6 +213,16 @@ async def test_there_is_nothing_else(path: str) -> None:
         ("Bearer secre", False),
         ("Bearersecret", False),
         (None, False),
+        (basic("", "secret"), True),
+        (basic("me", "secret"), True),
+        (basic("me", "secret").replace("Basic", "BASIC"), True),
+        (basic("me", "secret:"), False),
+        (basic("secret", ""), False),
+        (basic("me:secret", ""), False),
+        ("Basic c2VjcmV0", False),
+        ("Basic ", False),
+        ("Basic é", False),
+        (f"Bearer {base64.b64encode(b'me:secret').decode()}", False),
     ],
 )
 def test_a_header_bears_the_token_or_not(header: str | None, same: bool) -> None:

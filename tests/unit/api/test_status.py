@@ -8,10 +8,16 @@ from typing import Any
 import pytest
 
 from gateway import __version__
-from gateway.api.status import EJECTED_FOR, ConfigState, LimitsState, models_without_pods, status_of, why_not_ready
+from gateway.api.seen import ConfigState, Event, LimitsState
+from gateway.api.status import EJECTED_FOR, models_without_pods, status_of, why_not_ready
 from gateway.balancing.health import Reason
+from gateway.core.call import Outcome
+from gateway.core.caller import Tenant
 from gateway.core.fleet import Fleet, Gauges, PodHealth, PodLoad, PodState
+from gateway.limits.admission import Standing
+from gateway.telemetry.lately import SLOTS, Lately
 from tests.seeing import CHAT, FLEET, NOW, pod, seen
+from tests.unit.telemetry.trails import trail
 
 UNKNOWN = {
     "in_flight": None,
@@ -55,9 +61,25 @@ def test_the_status_has_the_shape_that_scripts_rely_on() -> None:
     assert told["models_without_pods"] == ["llama-3.1-8b"]
     assert set(told) == {
         *("version", "ready", "reason", "replicas", "discovery", "pools", "pods", "refused", "models_without_pods"),
-        "config",
-        "limits",
+        *(
+            "config",
+            "limits",
+            "replica",
+            "ts",
+            "started_at",
+            "uptime_seconds",
+            "traffic",
+            "tenants",
+            "requests",
+            "events",
+        ),
     }
+    assert (told["replica"], told["ts"], told["started_at"]) == (
+        "poolgate-1",
+        "2026-01-01T00:00:00Z",
+        "2025-12-31T23:55:00Z",
+    )
+    assert told["uptime_seconds"] == 300.0
 
 
 def test_where_limits_are_counted_is_told_with_since_when_and_why() -> None:
@@ -86,7 +108,7 @@ def test_a_pod_is_told_with_its_state_its_models_and_its_load() -> None:
         "for_seconds": 200.0,
         "models": [{"name": "qwen3-8b", "claimed_by": None}],
         "in_flight": 3,
-        "max_in_flight": None,
+        "max_in_flight": 128,
         "weight": 1.0,
         "load": {
             "in_flight": 7,
@@ -97,6 +119,11 @@ def test_a_pod_is_told_with_its_state_its_models_and_its_load() -> None:
             "adapters": ["sql"],
             "age_seconds": 1.25,
         },
+        "attempts": 0,
+        "share": 0.0,
+        "failed": 0,
+        "ttft_ms": None,
+        "history": [0] * SLOTS,
     }
 
 
@@ -229,11 +256,27 @@ def test_a_pod_that_gets_no_work_anyway_tells_of_that_and_not_of_its_ejection(na
 
 def test_a_pool_tells_of_its_states_its_queue_and_its_panic() -> None:
     now = seen(health_of=sick("chat-0", EJECTED), waiting=lambda: [("chat", 5)], panics=lambda: [("chat", True)])
-    nothing = {"ready": 0, "starting": 0, "draining": 0, "asleep": 0, "ejected": 0, "queue": 0, "panic": False}
+    nothing = {
+        "ready": 0,
+        "starting": 0,
+        "draining": 0,
+        "asleep": 0,
+        "ejected": 0,
+        "queue": 0,
+        "panic": False,
+        "requests": 0,
+        "failed": 0,
+        "refused": 0,
+        "left": 0,
+        "in_flight": 0,
+        "history": [0] * SLOTS,
+        "ttft_ms": {"p50": None, "p99": None},
+    }
+    chat = {"starting": 1, "draining": 1, "asleep": 1, "ejected": 1, "queue": 5, "panic": True, "in_flight": 12}
     assert status_of(now)["pools"] == {
-        "chat": {"ready": 0, "starting": 1, "draining": 1, "asleep": 1, "ejected": 1, "queue": 5, "panic": True},
-        "llama": nothing,
-        "lora": nothing | {"ready": 1},
+        "chat": nothing | chat | {"models": ["qwen3-8b"]},
+        "llama": nothing | {"models": ["llama-3.1-8b"]},
+        "lora": nothing | {"ready": 1, "models": ["base"]},
     }
 
 
@@ -277,3 +320,110 @@ def test_a_gateway_is_ready_when_it_knows_its_pods_and_does_not_drain(
     assert why_not_ready(fleet, draining=draining) == reason
     told = status_of(seen(fleet=fleet, draining=draining))
     assert (told["ready"], told["reason"]) == (not reason, reason)
+
+
+def ended(**more: Any) -> Any:
+    """A request that ended two seconds ago: 100 ms to its first token."""
+    at = NOW - 2.0
+    return trail(received_at=at - 0.2, sent_at=at - 0.2, first_content_at=at - 0.1, ended_at=at, **more)
+
+
+def after(*trails: Any) -> dict[str, Any]:
+    """The status after these requests, a minute after the start."""
+    lately = Lately(NOW - 60.0)
+    lately.turn(NOW - 2.0)
+    for each in trails:
+        lately.add(each)
+    return status_of(seen(minute=lambda: lately.minute(NOW)))
+
+
+def test_the_last_minute_of_the_gateway_and_of_a_pool() -> None:
+    told = after(ended(), ended(), ended(outcome=Outcome.TRUNCATED), ended(outcome=Outcome.REFUSED, pod="", usage=None))
+    assert {name: told["traffic"][name] for name in ("requests", "failed", "refused", "left")} == {
+        "requests": 4,
+        "failed": 1,
+        "refused": 1,
+        "left": 0,
+    }
+    assert (told["traffic"]["window_seconds"], told["traffic"]["per_second"]) == (60.0, 0.067)
+    assert told["traffic"]["tokens_per_second"] == 2.2
+    assert told["traffic"]["ttft_ms"]["p50"] == pytest.approx(100, rel=0.03)
+    assert (told["traffic"]["in_flight"], told["traffic"]["queue"]) == (12, 0)
+    assert told["traffic"]["history"] == told["pools"]["chat"]["history"] == [0] * (SLOTS - 1) + [4]
+    assert told["pools"]["chat"]["failed"] == 1
+
+
+def test_a_pods_share_is_of_its_pools_attempts() -> None:
+    told = after(*[ended()] * 3, ended(pod="chat-9"), ended(pool="lora", pod="lora-0"))
+    shares = {pod["name"]: (pod["attempts"], pod["share"]) for pod in told["pods"]}
+    assert (shares["chat-0"], shares["chat-1"], shares["lora-0"]) == ((3, 0.75), (0, 0.0), (1, 1.0))
+
+
+def test_tenants_are_told_with_the_fullest_of_their_limits_the_busiest_first() -> None:
+    standings = [
+        Standing("acme", "requests per minute", "key k1", 10, 100),
+        Standing("acme", "requests per minute", "key k2", 30, 100),
+        Standing("idle", "tokens per day", "tenant 'idle'", 990, 1000),
+        Standing("idler", "tokens per day", "tenant 'idler'", 1, 1000),
+    ]
+    lately = Lately(NOW)
+    lately.add(ended())
+    lately.add(ended(tenant=Tenant("k9", "unlimited")))
+    lately.add(ended(tenant=Tenant("k9", "unlimited")))
+    told = status_of(seen(minute=lambda: lately.minute(NOW), standings=lambda: standings))["tenants"]
+    assert [(each["tenant"], each["requests"]) for each in told] == [
+        ("unlimited", 2),
+        ("acme", 1),
+        ("idle", 0),
+        ("idler", 0),
+    ]
+    assert told[1] == {
+        "tenant": "acme",
+        "requests": 1,
+        "tokens": 44,
+        "failed": 0,
+        "refused": 0,
+        "limits": [{"limit": "requests per minute", "of": "key k2", "used": 30, "amount": 100}],
+    }
+
+
+def test_the_last_requests_are_told_in_the_access_lines_words() -> None:
+    (told,) = status_of(seen(recent=lambda count: [ended()][:count]))["requests"]
+    assert told == {
+        "request_id": "id-1",
+        "ts": "2025-12-31T23:59:58.000Z",
+        "tenant": "acme",
+        "operation": "chat",
+        "model": "org/m",
+        "pool": "chat",
+        "pod": "chat-0",
+        "status": 200,
+        "outcome": "completed",
+        "code": "",
+        "stream": True,
+        "attempts": 1,
+        "decision": "least",
+        "why": "it had the fewest requests in flight",
+        "queue_ms": 0.0,
+        "ttft_ms": 100.0,
+        "duration_ms": 200.0,
+        "prompt_tokens": 34,
+        "completion_tokens": 10,
+    }
+
+
+def test_events_are_told_with_their_time() -> None:
+    event = Event(NOW - 60.0, "error", "pod_ejected", "chat/chat-0", "it failed")
+    assert (
+        status_of(seen(events=lambda: [event] * 200))["events"]
+        == [
+            {
+                "ts": "2025-12-31T23:59:00Z",
+                "level": "error",
+                "what": "pod_ejected",
+                "subject": "chat/chat-0",
+                "text": "it failed",
+            }
+        ]
+        * 50
+    )

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from gateway.api.explanation import explanation
-from gateway.cli.explain_text import CANDIDATES_SHOWN, ENDINGS, cost, duration, headline, page
+from gateway.cli.explain_text import CANDIDATES_SHOWN, ENDINGS, cost, headline, page
+from gateway.cli.figures import duration
 from gateway.core.call import Attempt, Outcome
 from gateway.core.caller import Tenant
 from tests.unit.telemetry.trails import refused, trail

@@ -260,7 +260,9 @@ def test_the_commands_of_the_page_do_what_it_says(tmp_path: Path) -> None:
             env=environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             timeout=SECONDS,
         )
-        assert (ended.returncode, ended.stderr) == (0, ""), line
+        # The pods of the page are not there.
+        told = [words for words in ended.stderr.splitlines() if ": warning: discovery.pods." not in words]
+        assert (ended.returncode, told) == (0, []), line
         if " keys create " in command and "--json" not in command:
             key = ended.stdout
     assert load_keys(tmp_path / "keys.yaml")[0].disabled

@@ -151,7 +151,7 @@ def test_where_a_change_would_do_more_than_it_should_the_file_stays(file: Path, 
         ("keys:\n", "write 'keys: \\[\\]'"),
         ("server: {}\n", "server: this key does not exist"),
         ("keys: [{id: a}]\n", r"keys\.0\.sha256"),
-        ("- a\n", "valid dictionary"),
+        ("- a\n", "must hold 'keys:'"),
     ],
 )
 def test_what_is_no_keys_file_is_left_alone(file: Path, text: str, told: str) -> None:

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from gateway.api.status import status_of
-from gateway.cli.pods_table import how_long, notes, page
+from gateway.cli.figures import how_long
+from gateway.cli.pods_table import notes, page
 from gateway.core.fleet import Fleet, Model, PodHealth, PodState, RefusedPod
 from tests.seeing import FLEET, pod, seen
 

@@ -17,9 +17,11 @@ from gateway.limits.admission import (
     MAX_MODELS,
     MAX_PLANS,
     MIN_ANSWER_TOKENS,
+    TOLD_SECONDS,
     Admission,
     Ask,
     Reservation,
+    Standing,
     duration,
 )
 from gateway.limits.bucket import Bucket, Costs, Taken
@@ -391,6 +393,9 @@ class Script:
     def settle(self, taken: Taken, buckets: Sequence[Bucket], reserved: Costs, used: Costs) -> None:
         self.settled.append((taken, reserved, used))
 
+    def level(self, bucket: Bucket) -> float | None:
+        return None
+
     async def run(self) -> None:
         raise AssertionError
 
@@ -681,3 +686,53 @@ class TestCounting:
         counts = Desk(limits()).counts
         names = ("requests_per_minute", "tokens_per_minute", "requests_per_day", "tokens_per_day", "concurrent")
         assert set(counts) == {(name, said) for name in names for said in ("admitted", "refused", "unchecked")}
+
+
+class TestStandings:
+    def test_where_the_limits_stand_is_told_with_whose_they_are(self) -> None:
+        rules = (
+            Rule("tenant", (("tokens_per_minute", 1000),)),
+            Rule("user", (("requests_per_minute", 5),)),
+            Rule("model", (("concurrent", 7),)),
+        )
+        desk = Desk(limits(requests=60, rules=rules))
+        with desk.reserve(ask(user="ada")):
+            assert desk.admission.standings(desk.clock.now) == [
+                Standing("acme", "requests per minute", "key key1", 1, 60),
+                Standing("acme", "tokens per minute", "tenant 'acme'", 100, 1000),
+                Standing("acme", "requests per minute", "a user", 1, 5),
+                Standing("acme", "concurrent requests", "model 'm'", 1, 7),
+            ]
+
+    def test_what_came_back_is_not_used(self) -> None:
+        desk = Desk(limits(tokens=1000, concurrent=4))
+        desk.answered(ask(), Usage(3, 4))
+        told = {standing.limit: standing.used for standing in desk.admission.standings(desk.clock.now)}
+        assert told == {"tokens per minute": 7, "concurrent requests": 0}
+
+    def test_a_limit_of_several_models_is_told_once(self) -> None:
+        desk = Desk(limits(requests=60))
+        for model in "abc":
+            desk.answered(ask(model=model), None)
+        assert [standing.used for standing in desk.admission.standings(desk.clock.now)] == [3]
+
+    def test_who_has_not_asked_for_long_is_not_told(self) -> None:
+        desk = Desk(limits(requests=60))
+        desk.answered(ask(), None)
+        desk.clock.now += TOLD_SECONDS + 1
+        assert desk.admission.standings(desk.clock.now) == []
+
+    def test_what_the_store_does_not_know_any_more_is_told_as_last_heard(self) -> None:
+        store = Script(Taken([30e6, 3.0]))
+        admission = Admission(limits(requests=60, concurrent=4), store, lambda limit, decision: Count())
+        admission.reserve_nowait(ask(), Trail("id", 100.0))
+        # A rate fills by itself; nobody knows what runs.
+        assert admission.standings(110.0) == [Standing("acme", "requests per minute", "key key1", 20, 60)]
+
+    def test_a_limit_that_could_not_be_looked_at_is_not_told(self) -> None:
+        rules = limits(requests=60)
+        store = Script(Taken([], rules.buckets(KEY, "", "m")[0], unchecked=True))
+        admission = Admission(rules, store, lambda limit, decision: Count())
+        with pytest.raises(Busy):
+            admission.reserve_nowait(ask(), Trail("id", 100.0))
+        assert admission.standings(100.0) == []

@@ -1,5 +1,7 @@
 """A lease is small, is there only far from a limit, and what is told to Redis of it is never more than is true."""
 
+import pytest
+
 from gateway.limits.bucket import DAY, Bucket, Costs, Counts
 from gateway.limits.leases import Lease, Leases, may_lease
 
@@ -241,3 +243,17 @@ def test_without_redis_nothing_is_to_spare() -> None:
     found.give_up()
     assert found.spend([RATE], ONE, 0.0) is None
     assert (rate.owed, found.send(slots)) == (-50, (1, 0))
+
+
+def test_a_level_is_what_redis_said_and_what_was_spent_since() -> None:
+    found, _ = leases()
+    # Sixty are spent there, fifty of them by this lease, of which none is used yet.
+    leased(found, RATE, 50).full_at = 60 * RATE.interval
+    assert found.level(RATE, 0.0) == pytest.approx(10 * RATE.interval)
+    found.spend([RATE], ONE, 0.0)
+    assert found.level(RATE, 0.0) == pytest.approx(11 * RATE.interval)
+    assert found.level(RATE, 2 * RATE.interval) == pytest.approx(9 * RATE.interval)
+    leased(found, SLOTS, 5)
+    found.spend([SLOTS], ONE, 0.0)
+    assert found.level(SLOTS, 0.0) == 1
+    assert found.level(SMALL, 0.0) is None

@@ -3,17 +3,31 @@
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway import __version__
+from gateway.balancing.health import Reason
 from gateway.core.call import Outcome, Trail, Usage
 from gateway.core.caller import ISSUED_KEY_ID, Tenant
+from gateway.core.errors import Busy, Draining, NoReadyPod, QueueFull, QueueTimeout
 from gateway.core.fleet import Fleet, Pod, PodState, Pool, Route
-from gateway.telemetry.metrics import MAX_ISSUED_TEAMS, Live, Metrics
+from gateway.telemetry.definitions import (
+    DEFINITIONS,
+    LIMIT_MODES,
+    MAX_ISSUED_TEAMS,
+    MAX_MODELS,
+    MAX_POOLS,
+    MAX_SPENDERS,
+    MAX_TEAMS,
+)
+from gateway.telemetry.metrics import Live, Metrics
 from tests.unit.telemetry.trails import refused, trail
 
 # As the contract has them: name → labels. `_total` is the sample's, not the family's.
-NOW = {
+CONTRACT: dict[str, set[str]] = {
     "poolgate_requests": {"model", "operation", "status", "outcome"},
     "poolgate_request_seconds": {"model", "operation"},
     "poolgate_time_to_first_token_seconds": {"model"},
@@ -29,7 +43,6 @@ NOW = {
     "poolgate_discovery_stale_seconds": set(),
     "poolgate_discovery_relists": {"reason"},
     "poolgate_discovery_rejected": {"reason"},
-    "poolgate_access_lines_dropped": set(),
     "poolgate_queue_depth": {"pool"},
     "poolgate_queue_wait_seconds": {"pool"},
     "poolgate_ejections": {"pool", "reason"},
@@ -38,6 +51,13 @@ NOW = {
     "poolgate_config_reloads": {"result"},
     "poolgate_limit_decisions": {"limit", "decision"},
     "poolgate_limit_mode": {"mode"},
+}
+BESIDE: dict[str, set[str]] = {
+    "poolgate_access_lines_dropped": set(),
+    "poolgate_build_info": {"version"},
+    "poolgate_config_refused": set(),
+    "poolgate_traces_lost": set(),
+    "poolgate_turned_away": {"pool", "code"},
 }
 PODS = (
     Pod("u0", "chat-0", "chat", "127.0.0.1", 1, PodState.READY),
@@ -61,6 +81,8 @@ def watched() -> Metrics:
             dropped_lines=lambda: 2,
             limit_mode=lambda: "local",
             discovery_stale=lambda: 1.5,
+            lost_traces=lambda: 5,
+            config_refused=lambda: True,
         )
     )
     return metrics
@@ -79,6 +101,8 @@ def live(**more: Any) -> Live:
         "dropped_lines": int,
         "limit_mode": lambda: "memory",
         "discovery_stale": float,
+        "lost_traces": int,
+        "config_refused": bool,
     }
     return Live(**nothing | more)
 
@@ -107,9 +131,11 @@ def test_the_contracts_series_are_there_with_their_labels_and_no_others() -> Non
     metrics.relisted("start")
     metrics.limit_decisions("concurrent", "refused").value += 1
     metrics.rejected("address", 2)
+    metrics.expect(Fleet(PODS))
     found = families(metrics)
-    assert set(found) == set(NOW)
-    for name, labels in NOW.items():
+    expected = CONTRACT | BESIDE
+    assert {name for name in found if not name.startswith("process_")} == set(expected)
+    for name, labels in expected.items():
         assert found[name].documentation
         assert found[name].samples, name
         for sample in found[name].samples:
@@ -299,6 +325,17 @@ def test_gauges_are_read_when_they_are_scraped() -> None:
     assert value(metrics, "poolgate_in_flight", model="org/m") == 3
     assert value(metrics, "poolgate_loop_lag_seconds") == 0.125
     assert value(metrics, "poolgate_discovery_stale_seconds") == 1.5
+    assert value(metrics, "poolgate_access_lines_dropped_total") == 2
+    assert value(metrics, "poolgate_traces_lost_total") == 5
+    assert value(metrics, "poolgate_config_refused") == 1
+    assert [value(metrics, "poolgate_limit_mode", mode=mode) for mode in LIMIT_MODES] == [0, 0, 1]
+    assert value(metrics, "poolgate_build_info", version=__version__) == 1
+
+
+def test_the_process_tells_its_own_needs() -> None:
+    metrics = Metrics()
+    assert (value(metrics, "process_resident_memory_bytes") or 0) > 1e6
+    assert value(metrics, "process_cpu_seconds_total") is not None
 
 
 def test_a_queue_is_as_deep_as_its_pool_says_and_0_where_nobody_waits() -> None:
@@ -334,6 +371,191 @@ def test_ejections_and_reloads_are_counted_by_why_and_how_and_quarantines_from_z
     assert value(metrics, "poolgate_ejections_total", pool="other", reason="share") == 1
     assert value(metrics, "poolgate_config_reloads_total", result="refused") == 1
     assert value(metrics, "poolgate_quarantined_total") == 1
+
+
+def test_the_troubles_of_a_pool_are_counted_from_zero() -> None:
+    metrics = Metrics()
+    metrics.expect(Fleet(PODS, {"m": Route("m", Pool("empty"), ())}))
+    for pool in ("chat", "other", "empty"):
+        for reason in Reason:
+            assert value(metrics, "poolgate_ejections_total", pool=pool, reason=reason) == 0
+        for code in (NoReadyPod.code, QueueFull.code, QueueTimeout.code, Busy.code, Draining.code):
+            assert value(metrics, "poolgate_turned_away_total", pool=pool, code=code) == 0
+    metrics.ejected("chat", "share")
+    metrics.expect(Fleet(PODS))
+    assert value(metrics, "poolgate_ejections_total", pool="chat", reason="share") == 1
+
+
+def test_whom_nobody_could_take_is_counted_by_pool_and_why() -> None:
+    away = {"status": 503, "pool": "chat", "code": "no_ready_pod"}
+    # An alias may lead to a model that no pod ever had: then there is no pool.
+    elsewhere = away | {"pool": ""}
+    cut = trail(status=200, code="gateway_draining", outcome=Outcome.TRUNCATED)
+    metrics = observed(refused(**away), refused(**away), refused(**elsewhere), trail(), refused(), cut)
+    assert value(metrics, "poolgate_turned_away_total", pool="chat", code="no_ready_pod") == 2
+    assert value(metrics, "poolgate_turned_away_total", pool="other", code="no_ready_pod") == 1
+    assert len(families(metrics)["poolgate_turned_away"].samples) == 2
+
+
+def test_whom_nobody_could_take_is_not_who_was_over_a_limit() -> None:
+    metrics = observed(refused(status=429, code="overloaded", pool="chat"), refused(status=503, code="x", pool="chat"))
+    assert not families(metrics)["poolgate_turned_away"].samples
+
+
+def test_a_counter_whose_labels_are_closed_begins_at_zero() -> None:
+    metrics = Metrics()
+    for name, labels in (
+        ("poolgate_config_reloads_total", {"result": "refused"}),
+        ("poolgate_discovery_rejected_total", {"reason": "worker"}),
+        ("poolgate_discovery_relists_total", {"reason": "backwards"}),
+        ("poolgate_limit_decisions_total", {"limit": "concurrent", "decision": "unchecked"}),
+        ("poolgate_quarantined_total", {}),
+    ):
+        assert value(metrics, name, **labels) == 0
+
+
+# --- series are bounded -------------------------------------------------------------------------------------
+
+
+def labels_of(metrics: Metrics, label: str) -> dict[str, set[str]]:
+    """The values that a label has now, by family."""
+    found = {
+        name: {sample.labels[label] for sample in family.samples if label in sample.labels}
+        for name, family in families(metrics).items()
+    }
+    return {name: values for name, values in found.items() if values}
+
+
+def test_adapters_that_come_and_go_for_months_leave_no_more_than_so_many_series() -> None:
+    served: list[str] = []
+    metrics = Metrics(served=lambda model: model in served)
+    for number in range(3 * MAX_MODELS):
+        served[:] = [f"adapter-{number - 1}", f"adapter-{number}", "m"]
+        metrics.observe(trail(model=f"adapter-{number}"))
+        metrics.observe(trail(model="m"))
+    for name, models in labels_of(metrics, "model").items():
+        assert len(models) <= MAX_MODELS, name
+        assert "other" not in models
+        # Whoever came last has series of its own.
+        assert f"adapter-{3 * MAX_MODELS - 1}" in models
+    # And who is served all the time has lost nothing.
+    assert value(metrics, "poolgate_tokens_total", model="m", kind="prompt", tenant="acme") == 34 * 3 * MAX_MODELS
+    last = f"adapter-{3 * MAX_MODELS - 1}"
+    assert value(metrics, "poolgate_time_to_first_token_seconds_count", model=last) == 1
+
+
+def test_more_models_than_there_is_room_for_share_the_series_of_other_and_nothing_is_lost() -> None:
+    metrics = Metrics()
+    for number in (*range(MAX_MODELS + 50), *range(MAX_MODELS + 50)):
+        metrics.observe(trail(model=f"model-{number}"))
+    labels = {"operation": "chat", "status": "200", "outcome": "completed"}
+    assert value(metrics, "poolgate_requests_total", model="model-0", **labels) == 2
+    assert value(metrics, "poolgate_requests_total", model="other", **labels) == 100
+    assert value(metrics, "poolgate_tokens_total", model="other", kind="cached", tenant="acme") == 1600
+    assert value(metrics, "poolgate_overhead_seconds_count", model="other") == 100
+    assert all(len(models) == MAX_MODELS + 1 for models in labels_of(metrics, "model").values())
+
+
+def test_a_model_that_comes_back_begins_at_zero_and_is_counted() -> None:
+    served = {"old"}
+    metrics = Metrics(served=lambda model: model in served)
+    metrics.observe(trail(model="old"))
+    served.clear()
+    for number in range(MAX_MODELS):
+        metrics.observe(trail(model=f"new-{number}"))
+    assert "old" not in labels_of(metrics, "model")["poolgate_tokens"]
+    served.add("old")
+    metrics.observe(trail(model="old"))
+    metrics.observe(trail(model="old"))
+    for name in ("time_to_first_token", "inter_token", "overhead"):
+        assert value(metrics, f"poolgate_{name}_seconds_count", model="old") == 2
+    assert value(metrics, "poolgate_tokens_total", model="old", kind="prompt", tenant="acme") == 68
+
+
+def test_models_in_flight_are_bounded_as_well() -> None:
+    metrics = Metrics()
+    metrics.watch(live(in_flight=lambda: [(f"model-{number}", 1) for number in range(MAX_MODELS + 7)]))
+    assert value(metrics, "poolgate_in_flight", model="model-0") == 1
+    assert value(metrics, "poolgate_in_flight", model="other") == 7
+    assert len(labels_of(metrics, "model")["poolgate_in_flight"]) == MAX_MODELS + 1
+
+
+def test_pools_that_come_and_go_leave_no_more_than_so_many_series() -> None:
+    metrics = Metrics()
+    for number in range(2 * MAX_POOLS):
+        pool = f"pool-{number}"
+        metrics.expect(Fleet((Pod("u", "p", pool, "127.0.0.1", 1), Pod("v", "q", "chat", "127.0.0.1", 2))))
+        for each in (pool, "chat"):
+            ended = ((each, "connect"), (each, "completed"))
+            metrics.observe(trail(pool=each, attempt_outcomes=ended, retries=((each, "connect"),), queue_seconds=1.0))
+    for name, pools in labels_of(metrics, "pool").items():
+        assert len(pools) <= MAX_POOLS, name
+        assert {"chat", f"pool-{2 * MAX_POOLS - 1}"} <= pools
+    assert value(metrics, "poolgate_retries_total", pool="chat", reason="connect") == 2 * MAX_POOLS
+
+
+def test_tenants_are_bounded_however_many_somebody_writes_down() -> None:
+    metrics = Metrics()
+    for number in range(MAX_TEAMS + 20):
+        metrics.observe(trail(tenant=Tenant(f"k{number}", f"team-{number}"), usage=Usage(1, 0)))
+    assert value(metrics, "poolgate_tokens_total", model="org/m", kind="prompt", tenant="other") == 20
+    assert len(labels_of(metrics, "tenant")["poolgate_tokens"]) == MAX_TEAMS + 1
+
+
+def test_pairs_of_models_and_tenants_are_bounded() -> None:
+    metrics = Metrics()
+    for model in range(10):
+        for team in range(MAX_SPENDERS // 10 + 1):
+            spender = Tenant(f"k{team}", f"team-{team}")
+            metrics.observe(trail(model=f"model-{model}", tenant=spender, usage=Usage(1, 0)))
+    samples = families(metrics)["poolgate_tokens"].samples
+    own = {(each.labels["model"], each.labels["tenant"]) for each in samples if each.labels["tenant"] != "other"}
+    assert len(own) == MAX_SPENDERS
+    assert sum(each.value for each in samples) == 10 * (MAX_SPENDERS // 10 + 1)
+
+
+def test_tenants_of_models_that_are_gone_make_room_too() -> None:
+    served: set[str] = set()
+    metrics = Metrics(served=lambda model: model in served)
+    each = MAX_SPENDERS // MAX_MODELS
+    for model in range(MAX_MODELS):
+        for team in range(each):
+            metrics.observe(trail(model=f"old-{model}", tenant=Tenant(f"k{team}", f"team-{team}")))
+    served.add("new")
+    metrics.observe(trail(model="new", tenant=Tenant("k", "team-0"), usage=Usage(7, 0)))
+    assert value(metrics, "poolgate_tokens_total", model="new", kind="prompt", tenant="team-0") == 7
+
+
+@given(st.lists(st.tuples(st.integers(0, 2 * MAX_MODELS), st.integers(0, 9)), max_size=400))
+@settings(max_examples=25, deadline=None)
+def test_whatever_comes_and_goes_each_request_is_in_one_series_or_its_model_is_gone(
+    asked: list[tuple[int, int]],
+) -> None:
+    served: set[str] = set()
+    metrics, counted = Metrics(served=lambda model: model in served), 0
+    for number, (model, leaves) in enumerate(asked):
+        served.add(f"m{model}")
+        metrics.observe(trail(model=f"m{model}", tenant=Tenant("k", f"team-{number % 3}")))
+        counted += 1
+        if not leaves:
+            served.clear()
+    models = labels_of(metrics, "model")
+    assert all(len(values) <= MAX_MODELS + 1 for values in models.values())
+    total = sum(s.value for s in families(metrics)["poolgate_requests"].samples if s.name.endswith("_total"))
+    assert total <= counted
+    if len({model for model, _ in asked}) <= MAX_MODELS:
+        assert total == counted
+
+
+def test_every_metric_that_a_scrape_finds_is_defined_and_the_other_way_round() -> None:
+    found = families(watched())
+    names = {definition.name.removesuffix("_total"): definition for definition in DEFINITIONS}
+    assert len(names) == len(DEFINITIONS)
+    assert set(found) == set(names)
+    for name, definition in names.items():
+        assert found[name].type == definition.kind, name
+        if definition.ours:
+            assert found[name].documentation == definition.meaning
 
 
 def test_only_who_had_to_wait_is_in_the_times_of_waiting() -> None:

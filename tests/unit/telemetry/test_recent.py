@@ -12,6 +12,7 @@ from gateway.core.call import Attempt, Outcome, Trail
 from gateway.core.clock import Clock
 from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.journal import BATCH, Journal
+from gateway.telemetry.lately import Lately
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.recent import MAX_NAME_CHARACTERS, MAX_TRAILS, Recent
 from tests.unit.telemetry.trails import refused, trail
@@ -149,7 +150,7 @@ def test_a_kept_request_takes_little_memory_and_there_is_a_bound() -> None:
 def test_a_request_is_kept_when_it_is_observed_and_after_it_was_counted_and_written() -> None:
     recent, metrics, out = Recent(), Metrics(), io.BytesIO()
     log = AccessLog(out)
-    journal = Journal(metrics, log, recent, Clock())
+    journal = Journal(metrics, log, Lately(0.0), recent, Clock())
     journal.add(named("one", model="m" * 1000))
     assert recent.find("one") is None
     journal.observe()

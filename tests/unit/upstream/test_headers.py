@@ -13,9 +13,15 @@ PLAIN = (
 )
 
 
-def head(fields: Mapping[bytes, bytes] | None = None, *priority: int, authorization: bytes = b"") -> bytes:
+def head(
+    fields: Mapping[bytes, bytes] | None = None,
+    priority: int = 0,
+    *,
+    authorization: bytes = b"",
+    trace: bytes | None = None,
+) -> bytes:
     path, host = b"/v1/chat/completions", b"10.0.0.7:8000"
-    return request_head(path, host, authorization, fields or {}, b"application/json", "abc-1", 17, *priority)
+    return request_head(path, host, authorization, fields or {}, b"application/json", "abc-1", 17, priority, trace)
 
 
 def lines(told: bytes) -> list[bytes]:
@@ -54,6 +60,18 @@ def test_what_a_trace_needs_passes_unless_it_is_absurdly_long() -> None:
     assert {*lines(head(sent))} - {*lines(PLAIN)} == {b"%b: %b" % each for each in sent.items()}
     assert lines(head({b"tracestate": b"a" * 512})) != lines(PLAIN)
     assert head({b"tracestate": b"a" * 513}) == PLAIN
+
+
+def test_where_we_trace_the_pod_is_told_of_our_span_and_not_of_the_caller_s() -> None:
+    sent = {b"accept": b"text/event-stream", b"traceparent": b"00-canary", b"tracestate": b"canary=1"}
+    told = lines(head(sent, 3, trace=b"traceparent: ours\r\ntracestate: ours=1\r\n"))
+    assert {*told} - {*lines(PLAIN)} == {
+        b"accept: text/event-stream",
+        b"x-vllm-priority: 3",
+        b"traceparent: ours",
+        b"tracestate: ours=1",
+    }
+    assert lines(head(sent, trace=b"traceparent: ours\r\n")).count(b"traceparent: ours") == 1
 
 
 def test_a_pod_is_asked_with_its_own_key() -> None:

@@ -1,0 +1,202 @@
+"""What needs an operator's eye, as a pure function of what `/status.json` says: in words, and with what to do next.
+
+Each bears the name of its entry in the runbook, which is that of the alert, where there is one. The page and the alerts
+do not wait for each other: what an alert says after minutes stands here at once.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.api.status import EJECTED_FOR, LIMITS_LOCAL_BECAUSE
+
+STARTING_SECONDS = 600.0
+"""A large model loads for minutes."""
+STALE_SECONDS = 30.0
+"""A list that fails is tried again within ten seconds."""
+FAILED_SHARE, FAILED_AT_LEAST = 0.05, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Concern:
+    """One thing that is not as it should be."""
+
+    level: str
+    """`error`: callers feel it, or will soon; `warning`: it is to be mended; `info`: good to know."""
+    what: str
+    """A short sentence, without numbers that change each second."""
+    why: str = ""
+    advice: str = ""
+    entry: str = ""
+    """A heading of the runbook."""
+
+
+LEVELS = ("error", "warning", "info")
+Said = Mapping[str, Any]
+
+
+def concerns_of(status: Said) -> list[Concern]:
+    """All of them, the worst first."""
+    found = (*_gateway(status), *_pools(status), *_pods(status), *_left_out(status), *_settings(status))
+    return sorted(found, key=lambda concern: LEVELS.index(concern.level))
+
+
+def _gateway(status: Said) -> Iterator[Concern]:
+    if not status["ready"]:
+        yield Concern(
+            "error",
+            "This replica is not ready",
+            status["reason"],
+            "Other replicas take the requests. A drain ends by itself; a start waits for the first list of pods.",
+        )
+    discovery = status["discovery"]
+    if discovery["stale_seconds"] >= STALE_SECONDS:
+        yield Concern(
+            "error",
+            "The list of pods is old",
+            f"nothing was heard of which pods there are for {span(discovery['stale_seconds'])}",
+            "Requests go on to the last known pods. See whether the API server answers, and this replica's rights.",
+            "PoolgateDiscoveryStale",
+        )
+    traffic = status["traffic"]
+    if traffic["failed"] >= FAILED_AT_LEAST and traffic["failed"] >= FAILED_SHARE * traffic["requests"]:
+        yield Concern(
+            "error",
+            "Many requests fail",
+            f"{traffic['failed']:,} of {traffic['requests']:,} in the last minute",
+            "See which pods they failed at, in the column Failed and among the last requests.",
+            "PoolgateErrorRatio",
+        )
+    limits = status["limits"]
+    if limits["mode"] == "local":
+        why = LIMITS_LOCAL_BECAUSE.get(limits["reason"], limits["reason"])
+        yield Concern(
+            "warning",
+            "Limits are counted by each replica for itself",
+            f"Redis {why}, for {span(limits['for_seconds'])}",
+            "Each replica keeps to its share of every limit. See whether Redis answers.",
+            "PoolgateLimitsLocal",
+        )
+
+
+def _pools(status: Said) -> Iterator[Concern]:
+    for name, pool in status["pools"].items():
+        if not pool["ready"]:
+            # One that is scaled to zero, and nobody asks for, is as it is meant to be.
+            asked = pool["requests"] or pool["queue"] or pool["ejected"]
+            yield Concern(
+                "error" if asked else "warning" if pool["starting"] else "info",
+                f"Pool {name} has no ready pod",
+                counted(pool) or "it has no pods at all",
+                f"Requests for {listed(pool['models']) or 'its models'} wait or get a 503. See below why its pods are "
+                "not ready, or add some.",
+                "PoolgatePoolDown",
+            )
+        if pool["panic"]:
+            yield Concern(
+                "error",
+                f"Pool {name} uses its ejected pods all the same",
+                "too few others are left",
+                "Mend the ejected pods, or add some: what is left would not bear the load.",
+                "PoolgatePanic",
+            )
+        if pool["queue"]:
+            yield Concern(
+                "warning",
+                f"Requests wait for a pod of pool {name}",
+                f"{pool['queue']:,} now: all its ready pods are full",
+                "Add pods, or see whether one is slow.",
+                "PoolgateQueueGrowing",
+            )
+
+
+def _pods(status: Said) -> Iterator[Concern]:
+    for pod in status["pods"]:
+        name = f"Pod {pod['name']} of pool {pod['pool']}"
+        if pod["state"] == "ejected" and pod["reason"].startswith(EJECTED_FOR["wedged"]):
+            yield Concern(
+                "error",
+                f"{name} is wedged",
+                pod["reason"],
+                "Its engine takes requests and gives nothing. Read its log, then delete the pod.",
+                "PoolgateEngineWedged",
+            )
+        elif pod["state"] == "ejected":
+            yield Concern(
+                "error",
+                f"{name} is ejected",
+                pod["reason"],
+                "It is tried again by itself. If it comes back and goes again, read its log and delete the pod.",
+                "PoolgatePodEjected",
+            )
+        elif pod["state"] == "starting" and pod["for_seconds"] >= STARTING_SECONDS:
+            yield Concern(
+                "warning",
+                f"{name} does not become ready",
+                pod["reason"],
+                "Read its log and its events: a model that does not fit, an image or a volume that does not come.",
+            )
+
+
+def _left_out(status: Said) -> Iterator[Concern]:
+    for pod in status["refused"]:
+        yield Concern(
+            "warning",
+            f"Pod {pod['name']} is left out",
+            pod["why"],
+            "It bears the label and may not be a target: mend its labels, annotations or address.",
+        )
+    told = {model for pool in status["pools"].values() if not pool["ready"] for model in pool["models"]}
+    missing = [model for model in status["models_without_pods"] if model not in told]
+    if missing:
+        yield Concern(
+            "warning",
+            f"No ready pod serves {listed(missing)}",
+            "",
+            "Start a pod that serves it, or take the name out of the configuration.",
+            "PoolgatePoolDown",
+        )
+
+
+def _settings(status: Said) -> Iterator[Concern]:
+    config = status["config"]
+    if config["error"]:
+        yield Concern(
+            "warning",
+            "What a file of the configuration holds is not in force",
+            config["error"],
+            "The settings from before stay. Mend the file: it is read again when it changes.",
+            "PoolgateConfigRefused",
+        )
+    if config["waits_for_restart"]:
+        yield Concern(
+            "info",
+            "A changed setting waits for a restart",
+            listed(config["waits_for_restart"]),
+            "All else of the file is in force.",
+        )
+
+
+def counted(pool: Said) -> str:
+    """How many pods are in which state: those there are."""
+    states = ("ready", "starting", "draining", "ejected", "asleep")
+    return ", ".join(f"{pool[state]:,} {state}" for state in states if pool[state])
+
+
+def listed(names: list[str], most: int = 4) -> str:
+    """Names with commas between, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def span(seconds: float) -> str:
+    """A length of time in its two largest units: `3m 20s`. As the page's script writes it."""
+    whole = max(0, int(seconds))
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if days:
+        return f"{days}d {hours % 24}h"
+    if hours:
+        return f"{hours}h {minutes % 60}m"
+    if minutes:
+        return f"{minutes}m {whole % 60}s"
+    return f"{whole}s"

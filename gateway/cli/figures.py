@@ -1,0 +1,59 @@
+"""Numbers as operators read them at a glance."""
+
+from collections.abc import Sequence
+from math import ceil
+
+UNKNOWN = "-"
+UNITS = (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def number(value: float | None) -> str:
+    """A whole number with thousands apart, or the sign of one that is not known."""
+    return UNKNOWN if value is None else f"{value:,.0f}"
+
+
+def percent(part: float | None) -> str:
+    """Of a whole that is 1."""
+    return UNKNOWN if part is None else f"{100 * part:.0f}"
+
+
+def rate(value: float | None) -> str:
+    """A number that may be small: `0.4`, `20.6`, `5,120`."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
+
+
+def duration(milliseconds: float | None) -> str:
+    """`812 ms`, `0.35 ms`, `12.3 s`."""
+    if milliseconds is None:
+        return UNKNOWN
+    if milliseconds < 10:
+        return f"{milliseconds:.2g} ms"
+    return f"{milliseconds:.0f} ms" if milliseconds < 9999.5 else f"{milliseconds / 1000:.1f} s"
+
+
+def how_long(seconds: float) -> str:
+    """A duration in its two largest units: `8s`, `3m 20s`, `2h 0m`, `4d 3h`."""
+    whole = int(seconds)
+    largest = next((at for at, (_, size) in enumerate(UNITS) if whole >= size), len(UNITS) - 1)
+    parts = []
+    for unit, size in UNITS[largest : largest + 2]:
+        count, whole = divmod(whole, size)
+        parts.append(f"{count}{unit}")
+    return " ".join(parts)
+
+
+def sparkline(history: Sequence[float], width: int) -> str:
+    """The last values as bars, the tallest of them whole; none at all is the lowest bar."""
+    shown = history[-width:] if width else ()
+    top = max(shown, default=0)
+    highest = len(BARS) - 1
+    return "".join(BARS[ceil(each / top * highest) if each > 0 else 0] for each in shown)
+
+
+def meter(part: float, width: int) -> str:
+    """A bar that is full at 1."""
+    full = round(max(0.0, min(1.0, part)) * width)
+    return "█" * full + "·" * (width - full)
