@@ -31,7 +31,7 @@ SCRAPE_EVERY_SECONDS: Final = 15
 ASK_EVERY_SECONDS: Final = 0.001
 QUIET_SECONDS: Final = 0.03
 """How long it is looked at before each scrape, for comparison: about as long as one takes."""
-KEPT_SCRAPES: Final = 100
+KEPT_SCRAPES: Final = 20
 
 _LENGTH: Final = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 
