@@ -99,8 +99,9 @@ class ServerSection(_Section):
     ops_port: Port = 9090
     """The ops port. 0 takes any free one."""
     ops_token: str | None = Field(default=None, min_length=1, repr=False)
-    """Behind it lies what the ops port tells of pods: `/status.json`, asked for with `Authorization: Bearer TOKEN`.
-    Probes, version and metrics stay open. Without one everybody who reaches the port may read all of it."""
+    """Behind it lies what the ops port tells of pods and requests: the status page and `/status.json`, asked for with
+    `Authorization: Bearer TOKEN`; to a browser it is the password, with any name. Probes, version and metrics stay
+    open. Without one everybody who reaches the port may read all of it."""
     max_body_bytes: int = Field(default=8_388_608, ge=1024, le=1 << 30)
     """The largest request body. A larger one is refused with a 413."""
     max_upload_bytes: int = Field(default=33_554_432, ge=1024, le=1 << 30)

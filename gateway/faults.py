@@ -7,6 +7,7 @@ a text may be a secret.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 Path = tuple[str, ...]
@@ -176,9 +177,6 @@ def hint(given: Any, node: Schema) -> str:
 
 def close_to(name: str, known: Sequence[str]) -> str | None:
     """The one that was perhaps meant."""
-    # Here: only a fault needs it, and every start would wait for it.
-    from difflib import get_close_matches
-
     by_lower = {each.lower(): each for each in known}
     found = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.65)
     return by_lower[found[0]] if found else None

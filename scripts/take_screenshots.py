@@ -20,8 +20,8 @@ from tests.browser.scene import LIVE, MODEL, OTHER_MODEL, Gateway, Settings, gat
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 PICTURES: dict[str, dict[str, Any]] = {
-    "status-light": {"colorScheme": "light", "viewport": {"width": 1280, "height": 1220}},
-    "status-dark": {"colorScheme": "dark", "viewport": {"width": 1280, "height": 1220}},
+    "status-light": {"colorScheme": "light", "viewport": {"width": 1280, "height": 1212}},
+    "status-dark": {"colorScheme": "dark", "viewport": {"width": 1280, "height": 1212}},
     "status-phone": {"colorScheme": "light", "viewport": {"width": 400, "height": 860}},
 }
 """Of each, Playwright's options of a context."""
@@ -64,7 +64,7 @@ class Callers(NamedTuple):
 
 CALLERS = (
     Callers("acme", 12, MODEL, 900, (60, 240), 1.0),
-    Callers("search", 4, OTHER_MODEL, 120, (8, 24), 0.9),
+    Callers("search", 3, OTHER_MODEL, 120, (8, 24), 0.9),
     Callers("batch", 7, MODEL, 1500, (100, 300), 0.2),
     Callers("lab", 2, OTHER_MODEL, 300, (20, 120), 3.0),
 )

@@ -16,7 +16,8 @@ HEAD = """\
 <!-- Written by scripts/write_operations_docs.py. Change gateway/telemetry/definitions.py, not this page. -->
 
 Each replica tells its own at `/metrics` of the ops port, without a token: add them up. What vLLM says of itself
-(`vllm:…`) is not repeated here: scrape the pods beside the gateway and join on the model's name.
+(`vllm:…`) is not repeated here: scrape the pods beside the gateway and join on the model's name. When an alert fires,
+begin with the [runbook](runbook.md).
 
 - **When they are counted.** A request is counted once, when it has ended. Gauges are read when the text is rendered.
 - **Rendered once a second at most**, in a thread beside the event loop; all who ask meanwhile get the same text. What

@@ -14,6 +14,8 @@ from gateway.api.concerns import span
 
 NOTHING = '<span class="none">–</span>'
 LINE_WIDTH, LINE_HEIGHT = 87, 16
+HIGH = (0.8, 0.95)
+"""From where a level is worth a look, and from where it hurts."""
 STEPS = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
 _AGE = re.compile(r'<time data-age datetime="([^"]+)"></time>')
 
@@ -84,11 +86,10 @@ def bar(share: float, kind: str = "") -> str:
 
 
 def meter(share: float, label: str) -> str:
-    """A level from 0 to 1 that is better low."""
-    return (
-        f'<meter aria-label="{text(label)}" min="0" max="1" low="0.8" high="0.95" optimum="0" value="{share:.2f}">'
-        f"{percent(share)}</meter>"
-    )
+    """A level from 0 to 1 that is better low. Drawn as the bars are: browsers draw theirs each in its own way."""
+    level = "error" if share >= HIGH[1] else "warning" if share >= HIGH[0] else ""
+    values = f'aria-valuemin="0" aria-valuemax="100" aria-valuenow="{share * 100:.0f}"'
+    return f'<span role="meter" aria-label="{text(label)}" {values}>{bar(share, level)}</span>'
 
 
 def ceiling(highest: int) -> int:

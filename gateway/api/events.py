@@ -109,17 +109,17 @@ class Events:
                 continue
             if state == EJECTED:
                 reason = seen.health_of(pod.uid).reason
-                yield "error", "pod_ejected", where, EJECTED_FOR.get(reason, reason)
+                yield "error", "pod_ejected", where, f"ejected: {EJECTED_FOR.get(reason, reason)}"
             elif before is not None and before.state == EJECTED and state == PodState.READY:
-                yield "info", "pod_back", where, "back from its ejection: it gets requests again"
+                yield "info", "pod_back", where, "back from its ejection: it is tried again"
             elif before is not None and before.state == PodState.READY and state == PodState.STARTING:
-                yield "warning", "pod_unready", where, pod.reason
+                yield "warning", "pod_unready", where, _because("not ready any more", pod.reason)
             else:
-                yield "info", f"pod_{state}", where, pod.reason
+                yield "info", f"pod_{state}", where, _because(state, pod.reason)
         for uid, (where, state) in was.items():
             if uid not in self._pods:
-                wanted = state == PodState.DRAINING
-                yield ("info" if wanted else "warning"), "pod_gone", where, "" if wanted else f"it was {state}"
+                level: Level = "info" if state == PodState.DRAINING else "warning"
+                yield level, "pod_gone", where, f"gone; it was {state}"
 
     def _panics_changed(self, seen: Seen) -> Iterator[_Told]:
         panics = frozenset(pool for pool, whether in seen.panics() if whether)
@@ -128,3 +128,7 @@ class Events:
             yield "error", "panic", pool, "too few pods are well: ejected ones get requests as well"
         for pool in sorted(before - panics):
             yield "info", "panic_over", pool, "enough pods are well again"
+
+
+def _because(what: str, reason: str) -> str:
+    return f"{what}: {reason}" if reason else what

@@ -69,7 +69,7 @@
       grow();
       say(false, "live");
     };
-    source.onerror = () => source.readyState === CLOSED || silent();
+    source.onerror = () => (source.readyState === CLOSED ? say(false, "not live: loads itself anew") : silent());
   };
   // Closed for good: too many look at it already, or a proxy answers for a gateway that is away.
   const reload = () => fetch("livez").then((answer) => (answer.ok ? location.reload() : silent()), silent);
@@ -78,7 +78,7 @@
     if (Date.now() - heard > SILENCE_MS && source.readyState !== CLOSED) silent();
     else if (!root.classList.contains("away")) grow();
     if (Date.now() - asked < RELOAD_MS) return;
-    if (source.readyState === CLOSED) (asked = Date.now()), say(false, "not live: loads itself anew"), reload();
+    if (source.readyState === CLOSED) (asked = Date.now()), reload();
     else if (Date.now() - heard > 2 * RELOAD_MS) open();
   }, 1000);
 })();

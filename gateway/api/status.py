@@ -266,13 +266,13 @@ def _config(seen: Seen) -> dict[str, Any]:
 def _pod(seen: Seen, pod: Pod, state: str, max_in_flight: int | None, *, panic: bool) -> dict[str, Any]:
     health = seen.health_of(pod.uid)
     # The pod's own time is that of the state which discovery gave it.
-    lasts = None if state == EJECTED else max(0.0, seen.now - pod.since)
+    lasts = max(0.0, seen.now - (health.ejected_at if state == EJECTED else pod.since))
     return {
         "name": pod.name,
         "pool": pod.pool,
         "state": state,
         "reason": _why_less(health, panic=panic) if pod.state is PodState.READY else pod.reason,
-        "since": None if lasts is None else _moment(seen, seen.now - lasts),
+        "since": _moment(seen, seen.now - lasts),
         "for_seconds": rounded(lasts),
         "models": [{"name": model.name, "claimed_by": _claimed_by(seen.fleet, pod, model)} for model in pod.models],
         "in_flight": seen.in_flight(pod.uid),

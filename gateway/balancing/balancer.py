@@ -55,6 +55,7 @@ class Seat(Standing):
 
     __slots__ = (
         "cache_tokens",
+        "ejected_at",
         "ejected_for",
         "heard_at",
         "leaving_since",
@@ -82,6 +83,7 @@ class Seat(Standing):
         """That one request, until its first token."""
         self.ejected_for = ""
         """Why it was last ejected, in one word."""
+        self.ejected_at = 0.0
         self.leaving_since: float | None = None
         """It terminates, or is gone from the fleet, since then."""
         self.heard_at = now
@@ -174,7 +176,11 @@ class Balancer:
             return PodHealth()
         now, health = self._clock(), state.health
         return PodHealth(
-            health.state(uid).value, seat.ejected_for, health.seconds_left(uid, now), health.weight(uid, now)
+            health.state(uid).value,
+            seat.ejected_for,
+            health.seconds_left(uid, now),
+            health.weight(uid, now),
+            seat.ejected_at,
         )
 
     def waiting(self) -> Iterable[tuple[str, int]]:
@@ -456,7 +462,7 @@ class Balancer:
 
     def _note_ejection(self, state: _PoolState, seat: Seat, reason: str | None, now: float) -> None:
         if reason is not None:
-            seat.ejected_for = reason
+            seat.ejected_for, seat.ejected_at = reason, now
             self._ejected(state.pool.name, reason)
             self._settle(state, now)
 

@@ -106,9 +106,11 @@ def _told(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError):
         named = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or type(error).__name__}{named}", 1
+    trace = error.__traceback__
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
+        trace = error.__traceback__ or trace
     # Its text may quote anything, a key too.
-    last = extract_tb(error.__traceback__)[-1]
+    last = extract_tb(trace)[-1]
     where = f"{Path(last.filename).name}:{last.lineno}"
     return f"unexpected {type(error).__name__} at {where}: run it again with --debug to see more, and report it", 1

@@ -47,7 +47,7 @@ def page(status: Status, fault: str = "") -> RenderableType:
 def notes(status: Status, fault: str = "") -> list[str]:
     """What the table cannot show, a line each."""
     discovery, refused = status["discovery"], status["refused"]
-    lines = [f"not renewed: {fault}"] if fault else []
+    lines = [fault] if fault else []
     if not discovery["listed"]:
         lines.append("no list of pods has come yet")
     elif not status["ready"]:

@@ -98,8 +98,7 @@ async def _redis(config: Config, seconds: float) -> AsyncIterator[Trouble]:
             "denied": ": correct the user and the password in the URL, or what that user may do (ACL)",
             "refused": ": is it running, and is this its host and port?",
         }
-        now = " now" if error.reason != "denied" else ""
-        yield Trouble(key, f"{error}{now}{mend.get(error.reason, '')}", lasting=error.reason == "denied")
+        yield Trouble(key, f"{error}{mend.get(error.reason, '')}", lasting=error.reason == "denied")
 
 
 async def _tokens(config: Config, seconds: float) -> AsyncIterator[Trouble]:

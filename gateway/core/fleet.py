@@ -142,6 +142,8 @@ class PodHealth(NamedTuple):
     """Until an ejected pod is asked how it is."""
     weight: float = 1.0
     """0.1 to 1: its share of requests is less while it is new, or back from an ejection."""
+    ejected_at: float = 0.0
+    """When it was last ejected, in monotonic seconds."""
 
 
 @dataclass(frozen=True, slots=True)

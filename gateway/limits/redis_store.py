@@ -384,10 +384,10 @@ class RedisStore:
 class NoRedis(Exception):
     """Redis does not answer as it should; the text says why, and holds neither address nor password."""
 
-    def __init__(self, reason: str, answer: str) -> None:
-        super().__init__(f"Redis {_WORDS[reason]}{f' ({answer})' if answer else ''}")
-        self.reason = reason
+    def __init__(self, error: Exception) -> None:
+        self.reason = _reason_of(error)
         """As the store's."""
+        super().__init__(f"Redis {_WORDS[self.reason]} ({type(error).__name__})")
 
 
 async def ping(url: str, seconds: float) -> None:
@@ -401,9 +401,7 @@ async def ping(url: str, seconds: float) -> None:
             await _open(connection)
             await _ask(connection, "PING")
     except (errors.RedisError, OSError) as error:
-        # The first word of an error of Redis' is a name such as WRONGPASS, and its alone.
-        word = str(error).partition(" ")[0]
-        raise NoRedis(_reason_of(error), word if word.isalpha() and word.isupper() else "") from None
+        raise NoRedis(error) from None
     finally:
         await connection.disconnect(nowait=True)
 

@@ -35,10 +35,10 @@ class LoopLag:
     def note(self, late: float, now: float) -> None:
         """A wake came so many seconds late."""
         if now >= self._turns_at:
-            # Of a stall that lasted longer than both halves, nothing before it is of the last minute.
-            self._before = self._now if now < self._turns_at + HALF_SECONDS else 0.0
-            self._now = 0.0
-            self._turns_at = now + HALF_SECONDS
+            # After a stall that was longer than a half, nothing before it is of the last minute any more.
+            stalled = now >= self._turns_at + HALF_SECONDS
+            self._before, self._now = 0.0 if stalled else self._now, 0.0
+            self._turns_at = (now if stalled else self._turns_at) + HALF_SECONDS
         if late > self._now:
             self._now = late
 

@@ -7,13 +7,15 @@ import pytest_asyncio
 
 from tests.browser import driver
 from tests.browser.driver import Browser
-from tests.browser.scene import MODEL, OTHER_MODEL, Gateway, Settings, gateway, pods
+from tests.browser.scene import MODEL, Gateway, Settings, gateway, pods
 
+LONG_MODEL = "neuralmagic/Meta-Llama-3.1-70B-Instruct-quantized.w4a16"
+LONG_TEAM = "customer-support-and-search-quality-evaluation"
 PODS = (
     ("chat-0", "chat", MODEL),
     ("chat-1", "chat", MODEL),
     ("chat-2", "chat", MODEL),
-    ("small-0", "small", OTHER_MODEL),
+    ("vllm-llama-3-1-70b-instruct-w4a16-predictor-7c9f6d5b8-x2m4q", "large-and-rarely-asked", LONG_MODEL),
 )
 
 
@@ -25,7 +27,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def calm(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
-    """Two pools, `chat-1` killed, the team `search` at its limit, a model without pods: some of all there is to show.
+    """Two pools, one with names as long as they come; `chat-1` killed, a team at its limit, a model without pods.
 
     Nothing happens there any more.
     """
@@ -33,13 +35,13 @@ async def calm(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gatewa
         settings = Settings.written(
             tmp_path_factory.mktemp("calm"),
             there,
-            teams={"acme": {}, "search": {"requests_per_minute": 2}},
-            more={"pools": {"chat": {"models": [MODEL, "qwen3-32b"]}, "small": {"models": [OTHER_MODEL]}}},
+            teams={"acme": {}, LONG_TEAM: {"requests_per_minute": 2}},
+            more={"pools": {"chat": {"models": [MODEL, "qwen3-32b"]}}},
         )
         async with gateway(settings) as running:
             there[1].kill()
             while "chat-1" not in await running.pods_that_are("ejected"):
                 await running.ask()
             for _ in range(3):
-                await running.ask("search", model=OTHER_MODEL)
+                await running.ask(LONG_TEAM, model=LONG_MODEL)
             yield running

@@ -185,11 +185,16 @@ class Gateway:
                 else:
                     await asyncio.sleep(0 if answer.status == 200 else 0.05)
 
-        async with asyncio.TaskGroup() as calling:
-            tasks = [calling.create_task(call()) for _ in range(callers)]
+        calling = [asyncio.create_task(call()) for _ in range(callers)]
+        try:
             yield
-            for task in tasks:
+        finally:
+            for task in calling:
                 task.cancel()
+            ended = await asyncio.gather(*calling, return_exceptions=True)
+        for error in ended:
+            if isinstance(error, Exception):
+                raise error
 
 
 @asynccontextmanager

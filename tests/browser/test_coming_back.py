@@ -36,3 +36,17 @@ async def test_the_page_says_that_its_gateway_is_gone_and_comes_back_by_itself(
                     await page.until(f"document.querySelector('#self time').dateTime > '{started}'")
                     answer = await after.ask()
                     await page.until(f"requests.textContent.includes('{answer.headers['x-request-id']}')")
+                assert (await page.noted()).loads == 1
+
+
+async def test_a_page_of_another_version_loads_itself_anew(browser: Browser, tmp_path: Path) -> None:
+    settings = Settings.written(tmp_path)
+    async with gateway(settings) as before, browser.page(before.url) as page:
+        await page.until(LIVE)
+        settings.keep_ports(before.served)
+        await page.evaluate("document.documentElement.dataset.page = 'of an older gateway'")
+        before.served.signal(signal.SIGTERM)
+        await before.served.ended_well()
+        async with gateway(settings):
+            await page.until(f"document.documentElement.dataset.page !== 'of an older gateway' && {LIVE}")
+            assert (await page.noted()).loads == 2

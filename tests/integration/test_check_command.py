@@ -131,13 +131,13 @@ async def test_a_redis_that_does_not_let_us_in_does_not_heal(valkey: Valkey, use
 async def test_a_redis_that_is_away_may_come(nobody: int) -> None:
     trouble = await redis(f"redis://:{PASSWORD}@127.0.0.1:{nobody}/0")
     assert not trouble.lasting
-    assert trouble.text == "Redis cannot be reached now: is it running, and is this its host and port?"
+    assert trouble.text == "Redis cannot be reached (ConnectionError): is it running, and is this its host and port?"
 
 
 async def test_a_redis_that_hangs_is_not_waited_for() -> None:
     async with OddPod() as silent:
         trouble = await redis(f"redis://127.0.0.1:{silent.port}", seconds=0.3)
-    assert (trouble.text, trouble.lasting) == ("Redis does not answer in time now", False)
+    assert (trouble.text, trouble.lasting) == ("Redis does not answer in time (TimeoutError)", False)
 
 
 async def test_a_url_that_redis_library_cannot_use_does_not_heal() -> None:

@@ -189,10 +189,15 @@ class Terminal:
             asyncio.get_running_loop().remove_reader(self._descriptor)
         self._news.set()
 
-    async def drawn(self, words: bytes) -> None:
-        """Wait for words on it."""
+    @property
+    def size(self) -> int:
+        """Of all that was drawn so far."""
+        return len(self._drawn)
+
+    async def drawn(self, words: bytes, after: int = 0) -> None:
+        """Wait for words on it; `after`: not among the first so many bytes."""
         async with asyncio.timeout(SECONDS):
-            while words not in self._drawn:
+            while words not in self._drawn[after:]:
                 self._news.clear()
                 await self._news.wait()
 
@@ -215,7 +220,8 @@ async def test_on_a_terminal_it_is_renewed_until_ctrl_c_and_outlives_the_gateway
             os.close(far)
             await port.asked_again(2)
             await terminal.drawn(b"its readiness probe fails")
-        await terminal.drawn(b"not renewed: nothing answers at " + port.url.encode())
+        await terminal.drawn(b"not renewed for ")
+        await terminal.drawn(b"nothing answers at " + port.url.encode())
         process.send_signal(signal.SIGINT)
         async with asyncio.timeout(SECONDS):
             _, err = await process.communicate()

@@ -95,6 +95,13 @@ def test_a_line_stays_within_its_box(history: list[int]) -> None:
         assert 1 <= y <= 15
 
 
+@pytest.mark.parametrize(("share", "level"), [(0.5, ""), (0.8, "warning"), (0.949, "warning"), (0.95, "error")])
+def test_a_meter_tells_its_level_to_the_eye_and_to_the_ear(share: float, level: str) -> None:
+    drawn = meter(share, "KV cache of chat-0")
+    assert f'class="bar {level}"' in drawn
+    assert f'aria-valuenow="{share * 100:.0f}"' in drawn
+
+
 def test_a_bar_is_no_longer_than_its_whole() -> None:
     assert 'width="43.0"' in bar(0.43)
     assert 'width="100.0"' in bar(3.0)

@@ -50,21 +50,21 @@ def test_nothing_new_is_no_event() -> None:
 @pytest.mark.parametrize(
     ("name", "changed", "event"),
     [
-        ("chat-1", {"state": PodState.READY, "reason": ""}, ("info", "pod_ready", "chat/chat-1", "")),
+        ("chat-1", {"state": PodState.READY, "reason": ""}, ("info", "pod_ready", "chat/chat-1", "ready")),
         (
             "chat-0",
             {"state": PodState.STARTING, "reason": "its readiness probe fails"},
-            ("warning", "pod_unready", "chat/chat-0", "its readiness probe fails"),
+            ("warning", "pod_unready", "chat/chat-0", "not ready any more: its readiness probe fails"),
         ),
         (
             "chat-0",
             {"state": PodState.DRAINING, "reason": "it is terminating"},
-            ("info", "pod_draining", "chat/chat-0", "it is terminating"),
+            ("info", "pod_draining", "chat/chat-0", "draining: it is terminating"),
         ),
         (
             "lora-0",
             {"state": PodState.ASLEEP, "reason": "it sleeps"},
-            ("info", "pod_asleep", "lora/lora-0", "it sleeps"),
+            ("info", "pod_asleep", "lora/lora-0", "asleep: it sleeps"),
         ),
     ],
 )
@@ -75,18 +75,19 @@ def test_a_pods_new_state_is_told_with_its_reason(name: str, changed: dict[str, 
 def test_an_ejection_and_its_end() -> None:
     watch = Watch()
     assert watch.look(health_of=ejects(CHAT[1].uid)) == [
-        ("error", "pod_ejected", "chat/chat-0", "several requests in a row failed there")
+        ("error", "pod_ejected", "chat/chat-0", "ejected: several requests in a row failed there")
     ]
     assert watch.look() == []
     assert [event[1] for event in watch.look(health_of=ejects())] == ["pod_back"]
 
 
 @pytest.mark.parametrize(
-    ("name", "level", "text"), [("chat-0", "warning", "it was ready"), ("chat-2", "info", "")], ids=["ready", "leaving"]
+    ("name", "level", "state"),
+    [("chat-0", "warning", "ready"), ("chat-2", "info", "draining")],
 )
-def test_a_pod_that_is_gone_is_told_of_and_was_it_expected(name: str, level: str, text: str) -> None:
+def test_a_pod_that_is_gone_is_told_of_and_was_it_expected(name: str, level: str, state: str) -> None:
     left = replace(FLEET, pods=tuple(each for each in FLEET.pods if each.name != name))
-    assert Watch().look(fleet=left) == [(level, "pod_gone", f"chat/{name}", text)]
+    assert Watch().look(fleet=left) == [(level, "pod_gone", f"chat/{name}", f"gone; it was {state}")]
 
 
 def test_when_very_many_change_the_rest_is_counted() -> None:

@@ -201,13 +201,13 @@ def sick(name: str, health: PodHealth) -> Callable[[str], PodHealth]:
     return lambda uid: health if uid == pod(name).uid else PodHealth()
 
 
-EJECTED = PodHealth("ejected", "consecutive", 11.25, 0.1)
+EJECTED = PodHealth("ejected", "consecutive", 11.25, 0.1, NOW - 3.5)
 
 
 def test_an_ejected_pod_is_not_ready_and_tells_why_and_when_it_is_back() -> None:
     told = told_of("chat-0", health_of=sick("chat-0", EJECTED))
     assert (told["state"], told["reason"]) == ("ejected", "several requests in a row failed there; back in 12 s")
-    assert (told["since"], told["for_seconds"], told["weight"]) == (None, None, 0.1)
+    assert (told["since"], told["for_seconds"], told["weight"]) == ("2025-12-31T23:59:56Z", 3.5, 0.1)
     assert told_of("lora-0", health_of=sick("chat-0", EJECTED))["state"] == "ready"
 
 

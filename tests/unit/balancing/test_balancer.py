@@ -534,13 +534,14 @@ class TestEjection:
         assert world.balancer.health_of("a") == PodHealth()
         assert world.balancer.health_of("nobody") == PodHealth()
         world.eject("a")
+        at = world.clock.now
         world.clock.now += 1.0
-        assert world.balancer.health_of("a") == PodHealth("ejected", "consecutive", 9.0, 1.0)
+        assert world.balancer.health_of("a") == PodHealth("ejected", "consecutive", 9.0, 1.0, at)
         world.try_out("a")
-        assert world.balancer.health_of("a") == PodHealth("probing", "consecutive", 0.0, 1.0)
+        assert world.balancer.health_of("a") == PodHealth("probing", "consecutive", 0.0, 1.0, at)
         with (lease := world.take("a")):
             lease.answered("caller")
-        assert world.balancer.health_of("a") == PodHealth("returning", "consecutive", 0.0, 0.1)
+        assert world.balancer.health_of("a") == PodHealth("returning", "consecutive", 0.0, 0.1, at)
         assert world.balancer.health_of("b") == PodHealth()
 
     def test_a_wedged_pod_is_ejected_and_says_so_again_when_asked_again(self) -> None:

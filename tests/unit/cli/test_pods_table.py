@@ -13,7 +13,7 @@ from gateway.api.status import status_of
 from gateway.cli.figures import how_long
 from gateway.cli.pods_table import notes, page
 from gateway.core.fleet import Fleet, Model, PodHealth, PodState, RefusedPod
-from tests.seeing import FLEET, pod, seen
+from tests.seeing import FLEET, NOW, pod, seen
 
 
 def told(**more: Any) -> dict[str, Any]:
@@ -52,10 +52,10 @@ def test_every_pod_is_a_row() -> None:
 
 
 def test_an_ejected_pod_is_seen_with_why_and_when_it_is_back() -> None:
-    health = PodHealth("ejected", "consecutive", 12.0, 0.1)
+    health = PodHealth("ejected", "consecutive", 12.0, 0.1, NOW - 8.0)
     status = told(health_of=lambda uid: health if "chat-0" in uid else PodHealth())
     why = "several requests in a row failed there; back in 12 s"
-    assert row("chat-0", shown(status))[2:5] == ["ejected", "-", why]
+    assert row("chat-0", shown(status))[2:5] == ["ejected", "8s", why]
     assert "\x1b[31mejected" in shown(status, colours=True)
 
 
@@ -127,8 +127,9 @@ def test_what_wants_an_eye_stands_below(more: dict[str, Any], lines: list[str]) 
 
 
 def test_a_table_that_could_not_be_renewed_says_so() -> None:
-    assert notes(told(), "nothing answers")[0] == "not renewed: nothing answers"
-    assert "not renewed: nothing answers" in shown(told(), "nothing answers")
+    fault = "not renewed for 3s: nothing answers"
+    assert notes(told(), fault)[0] == fault
+    assert fault in shown(told(), fault)
 
 
 @pytest.mark.parametrize(

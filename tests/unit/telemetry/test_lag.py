@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.telemetry.lag import HALF_SECONDS, SAMPLE_SECONDS, LoopLag
@@ -44,6 +44,10 @@ def test_a_stall_is_forgotten_after_a_minute() -> None:
         assert noted((began, 0.4), *wakes) == 0.001
 
 
+def test_a_half_that_was_ended_late_makes_the_next_one_no_longer() -> None:
+    assert noted((1.0, 0.4), (33.0, 0.001), (62.0, 0.001)) == 0.001
+
+
 def test_the_longest_counts_not_the_last() -> None:
     assert noted((1.0, 0.1), (2.0, 0.3), (3.0, 0.2)) == 0.3
 
@@ -57,6 +61,7 @@ def test_after_a_stall_of_minutes_only_that_is_told() -> None:
     assert noted((1.0, 7.0), (200.0, 0.0)) == 0
 
 
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.floats(0.05, 40.0), st.floats(0.0, 5.0)), min_size=1, max_size=60))
 def test_the_half_minute_is_never_missed_and_nothing_before_the_minute_is_told(
     steps: list[tuple[float, float]],
