@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 from gateway import __version__
 from gateway.api.events import Events
 from gateway.api.inference import InferenceApp
-from gateway.api.live import LivePage
 from gateway.api.ops import ops_app
+from gateway.api.page.live import LivePage
 from gateway.api.seen import ConfigState, LimitsState, Seen
 from gateway.api.status import status_of
 from gateway.balancing.balancer import Balancer

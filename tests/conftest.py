@@ -27,11 +27,11 @@ HEAVY = {
 MENDS = {
     "chromium": "tests in a browser; install it (apt-get install chromium), then: make test",
     "curl": "tests that use curl; install it (apt-get install curl), then: make test",
-    "node": f"tests of openai-node and of the status page; install Node.js {OLDEST_NODE} or newer and npm (apt-get install nodejs npm, "
-    "where that is new enough), then: make test",
+    "node": f"tests of openai-node and of the status page; install Node.js {OLDEST_NODE} or newer and npm (apt-get "
+    "install nodejs npm, where that is new enough), then: make test",
     "openssl": "tests that want a certificate; install it (apt-get install openssl), then: make test",
-    "npm": "tests of openai-node or of the status page, whose packages are not installed; install npm if it is missing, "
-    "then: make test",
+    "npm": "tests of openai-node or of the status page, whose packages are not installed; install npm if it is "
+    "missing, then: make test",
     "prometheus": "tests with a real Prometheus; install it (apt-get install prometheus), then: make test",
     "promtool": "tests of the alerts; install it (apt-get install prometheus), then: make test",
 }

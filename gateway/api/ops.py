@@ -16,10 +16,10 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from gateway import __version__
-from gateway.api.docs_page import docs_page
 from gateway.api.explanation import explanation
-from gateway.api.live import LivePage
-from gateway.api.page import HEADERS, page
+from gateway.api.page.docs import docs_page
+from gateway.api.page.document import HEADERS, page
+from gateway.api.page.live import LivePage
 from gateway.api.seen import Seen
 from gateway.api.status import ejected_pods, models_without_pods, status_of, why_not_ready
 from gateway.core.call import Trail

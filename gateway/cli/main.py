@@ -5,7 +5,6 @@ completes, takes a tenth of the time that serving needs to start.
 """
 
 import logging
-import os
 import sys
 from pathlib import Path
 from traceback import extract_tb
@@ -75,14 +74,8 @@ def main() -> None:
         # A terminal that cannot show a letter shows another one.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # both are text files
     try:
-        try:
-            app(args=arguments, prog_name="poolgate")
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # Who reads has enough: `poolgate usage | head`. What is still to be flushed goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+        # Ends in silence, by itself, where who reads has enough: `poolgate usage | head`.
+        app(args=arguments, prog_name="poolgate")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:

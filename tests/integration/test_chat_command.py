@@ -15,7 +15,7 @@ import pytest
 
 from gateway.cli.chat_client import Answered, Unanswered, connect, first_model, stream
 from loadtest.simulator import Fault, FaultKind, PodSettings, SimulatedPod
-from tests.fakes import STREAM_HEAD, Hang, Reset, ScriptedPod, chunk
+from tests.fakes import STREAM_HEAD, Hang, Reset, ScriptedPod, Step, chunk
 from tests.integration.test_pods_command import Ended, Terminal, answering, command, reply
 from tests.integration.test_process import ROOT, SECONDS, environment
 from tests.running import Running, running
@@ -117,7 +117,7 @@ async def test_without_words_there_is_nothing_to_say() -> None:
 
 async def test_the_answer_comes_as_it_is_made() -> None:
     may_end = asyncio.Event()
-    script = [STREAM_HEAD, chunk(TOKEN), may_end, *map(chunk, (STEERING, DONE)), b"0\r\n\r\n"]
+    script: list[Step] = [STREAM_HEAD, chunk(TOKEN), may_end, *map(chunk, (STEERING, DONE)), b"0\r\n\r\n"]
     async with (
         ScriptedPod([script]) as pod,
         running([pod]) as gateway,
@@ -142,7 +142,8 @@ async def test_a_base_url_with_v1_is_one_too() -> None:
 
 async def test_on_a_terminal_waiting_is_seen_and_the_answer_steers_nothing() -> None:
     may_begin = asyncio.Event()
-    async with ScriptedPod([[STREAM_HEAD, may_begin, *WHOLE[1:]]]) as pod, running([pod]) as gateway:
+    script: list[Step] = [STREAM_HEAD, may_begin, *WHOLE[1:]]
+    async with ScriptedPod([script]) as pod, running([pod]) as gateway:
         near, far = pty.openpty()
         with closing(Terminal(near)) as terminal:
             process = await asyncio.create_subprocess_exec(

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import pytest
 import uvicorn
 
-from gateway.api.live import LivePage
 from gateway.api.ops import ops_app
+from gateway.api.page.live import LivePage
 from gateway.api.seen import Seen
 from gateway.api.status import status_of
 from gateway.cli.ops_client import ANSWER_SECONDS, NoStatus, connect, read_status

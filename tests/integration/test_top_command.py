@@ -123,7 +123,7 @@ async def test_another_size_is_drawn_as_it_is() -> None:
     async with ops_port() as port, on_terminal("top", "--url", port.url, lines=40, columns=160) as there:
         await there.terminal.drawn(b"its readiness probe fails")
         drawn_before = there.terminal.size
-        there.resize(11, 50)
+        there.resize(10, 50)
         await there.terminal.drawn(b" more", after=drawn_before)
         there.strike(b"q")
         assert await there.ended() == 0

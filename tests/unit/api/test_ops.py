@@ -10,9 +10,9 @@ import pytest
 
 from gateway import __version__
 from gateway.api.explanation import explanation
-from gateway.api.live import LivePage
 from gateway.api.ops import bears, ops_app
-from gateway.api.page import HEADERS, page
+from gateway.api.page.document import HEADERS, page
+from gateway.api.page.live import LivePage
 from gateway.api.seen import Seen
 from gateway.api.status import status_of
 from gateway.core.call import Trail

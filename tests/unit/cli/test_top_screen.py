@@ -46,7 +46,15 @@ def tenant(name: str, requests: int = 9, limits: Sequence[tuple[int, int]] = ((4
 
 def status(pods: Sequence[dict[str, Any]] = (), tenants: Sequence[dict[str, Any]] = (), **more: Any) -> dict[str, Any]:
     """Of a gateway in traffic, with these pods."""
-    pool = {"ready": 2, "starting": 1, "draining": 0, "ejected": 1, "asleep": 0, "queue": 4, "panic": False}
+    pool: dict[str, Any] = {
+        "ready": 2,
+        "starting": 1,
+        "draining": 0,
+        "ejected": 1,
+        "asleep": 0,
+        "queue": 4,
+        "panic": False,
+    }
     pool |= {"models": ["qwen3-8b"], "in_flight": 27, "failed": 3, "ttft_ms": {"p50": 78.4, "p99": 702.0}}
     event = {"ts": "2026-11-30T02:31:40Z", "level": "error", "what": "pod_ejected", "subject": "chat/chat-1"}
     return {

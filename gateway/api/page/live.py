@@ -19,8 +19,8 @@ from fastapi.responses import PlainTextResponse, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 
-from gateway.api.page import PAGE_VERSION, page_parts
-from gateway.api.parts import Part, changes
+from gateway.api.page.document import PAGE_VERSION, page_parts
+from gateway.api.page.parts import Part, changes
 from gateway.core.cell import Cell
 
 SECONDS = 1.0

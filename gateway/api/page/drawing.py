@@ -10,7 +10,7 @@ from hashlib import blake2s
 from html import escape
 from math import log10
 
-from gateway.api.concerns import span
+from gateway.api.page.concerns import span
 
 NOTHING = '<span class="none">–</span>'
 LINE_WIDTH, LINE_HEIGHT = 87, 16

@@ -4,23 +4,26 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from gateway.api.drawing import NOTHING, bar, dot, number, text
-from gateway.api.parts import Group
-from gateway.api.tables import cell, counted_if, leaves, listing, out_of, row
+from gateway.api.page.drawing import NOTHING, bar, dot, number, text
+from gateway.api.page.parts import Group
+from gateway.api.page.tables import cell, counted_if, leaves, listing, out_of, row
 
 MAX_TENANTS, MAX_LIMITS = 50, 8
 NEARLY = 0.8
 """Of a limit, that much used is told by its colour."""
-COLUMNS = ("Tenant", "Requests", "Tokens", "Failed", "Refused", "Limits: used / amount")
+COLUMNS = ("Tenant", "Requests", "Tokens", "Failed", "Refused", "Limits: spent, not refilled yet / amount")
 
 Said = Mapping[str, Any]
 
 
 def tenants_table(tenants: Sequence[Said]) -> Group:
-    """Who had requests in the last minute, and how much of its limits each has used now."""
+    """Who had requests in the last minute, and what each has spent of its limits that has not come back yet.
+
+    A rate comes back all the time: who stays below it has spent next to nothing.
+    """
     return listing(
         "tenants",
-        "Tenants in the last minute, and how much of their limits is used now",
+        "Tenants in the last minute, and what they have spent of their limits that has not come back yet",
         COLUMNS,
         leaves("tenant", islice(tenants, MAX_TENANTS), lambda tenant: (tenant["tenant"],), _tenant_row),
         len(tenants) - MAX_TENANTS,

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from gateway.api import page as module
-from gateway.api.docs_page import docs_page
-from gateway.api.page import HEADERS, SCRIPT, STYLE, page, page_parts
-from gateway.api.parts import Group, Part, changes
+from gateway.api.page.docs import docs_page
+from gateway.api.page.document import HEADERS, SCRIPT, STYLE, page, page_parts
+from gateway.api.page.parts import Group, Part, changes
 from gateway.api.status import status_of
 from tests.saying import EVIL, TS, event_said, pod_said, pool_said, request_said, said, tenant_said
 from tests.seeing import seen

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from gateway import __version__
-from gateway.api.concerns import Concern, concerns_of, listed, span
-from gateway.api.drawing import age, ceiling, dot, facts, line, milliseconds, moment, number, text, with_ages
-from gateway.api.events_table import events_table
-from gateway.api.parts import Group, Leaf, Part
-from gateway.api.pods_table import pods_table
-from gateway.api.requests_table import requests_table
-from gateway.api.tables import counted_if, leaves
-from gateway.api.tenants_table import tenants_table
+from gateway.api.page.concerns import Concern, concerns_of, listed, span
+from gateway.api.page.drawing import age, ceiling, dot, facts, line, milliseconds, moment, number, text, with_ages
+from gateway.api.page.events_table import events_table
+from gateway.api.page.parts import Group, Leaf, Part
+from gateway.api.page.pods_table import pods_table
+from gateway.api.page.requests_table import requests_table
+from gateway.api.page.tables import counted_if, leaves
+from gateway.api.page.tenants_table import tenants_table
 
 MAX_CONCERNS = 20
 RELOAD_SECONDS = 5

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from gateway.api.drawing import dot, moment, text
-from gateway.api.parts import Group
-from gateway.api.tables import cell, leaves, listing, row
+from gateway.api.page.drawing import dot, moment, text
+from gateway.api.page.parts import Group
+from gateway.api.page.tables import cell, leaves, listing, row
 
 MAX_EVENTS = 50
 COLUMNS = ("Time", "Level", "Of what", "What happened")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.drawing import (
+from gateway.api.page.drawing import (
     NOTHING,
     age,
     bar,

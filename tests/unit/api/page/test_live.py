@@ -15,9 +15,9 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import Response
 
-from gateway.api import live
-from gateway.api.live import MAX_VIEWERS, Frame, LivePage
-from gateway.api.page import PAGE_VERSION, page_parts
+from gateway.api.page import live
+from gateway.api.page.document import PAGE_VERSION, page_parts
+from gateway.api.page.live import MAX_VIEWERS, Frame, LivePage
 from tests.saying import pod_said, said
 
 SECONDS = 5.0

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.parts import Group, Leaf, Part, changes
+from gateway.api.page.parts import Group, Leaf, Part, changes
 
 
 def leaf(part_id: str, words: str = "") -> Leaf:

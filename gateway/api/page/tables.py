@@ -7,8 +7,8 @@ a table's any more.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from gateway.api.drawing import named, text
-from gateway.api.parts import Group, Leaf, Part
+from gateway.api.page.drawing import named, text
+from gateway.api.page.parts import Group, Leaf, Part
 
 
 def table(name: str, caption: str, columns: Sequence[str], bodies: Sequence[Part]) -> Group:

@@ -1,6 +1,7 @@
 "use strict";
-// Keeps an open page true: once a second the server sends what has changed, by id: an element's HTML, or of one that holds
-// others its own empty HTML and the ids of all that it holds now. Only such HTML is put into the page. Ages are counted here, so that nothing is sent because it is older.
+// Keeps an open page true: once a second the server sends what has changed, by id: an element's HTML, or of one that
+// holds others its own empty HTML and the ids of all that it holds now. Only such HTML is put into the page. Ages are
+// counted here, so that nothing is sent because it is older.
 (() => {
   const SILENCE_MS = 4000, RELOAD_MS = 5000, CLOSED = 2;
   const root = document.documentElement, known = new Map();
@@ -69,7 +70,7 @@
       grow();
       say(false, "live");
     };
-    source.onerror = () => (source.readyState === CLOSED ? say(false, "not live: loads itself anew") : silent());
+    source.onerror = () => (source.readyState === CLOSED ? say(false, "not live, too many look on: loads itself anew") : silent());
   };
   // Closed for good: too many look at it already, or a proxy answers for a gateway that is away.
   const reload = () => fetch("livez").then((answer) => (answer.ok ? location.reload() : silent()), silent);

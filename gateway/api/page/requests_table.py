@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from gateway.api.drawing import NOTHING, dot, facts, milliseconds, moment, number, text
-from gateway.api.parts import Group
-from gateway.api.tables import cell, leaves, listing, row
+from gateway.api.page.drawing import NOTHING, dot, facts, milliseconds, moment, number, text
+from gateway.api.page.parts import Group
+from gateway.api.page.tables import cell, leaves, listing, row
 
 MAX_REQUESTS = 50
 OUTCOME_LEVELS = {"completed": "ready", "client_left": "info", "refused": "warning"}

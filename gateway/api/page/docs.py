@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.api.drawing import text
-from gateway.api.page import document
+from gateway.api.page.document import document
+from gateway.api.page.drawing import text
 
 _CODE, _as_code = re.compile(r"`([^`]+)`"), r"<code>\1</code>"
 

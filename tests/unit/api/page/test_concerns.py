@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from gateway.api import concerns
-from gateway.api.concerns import Concern, concerns_of, listed, span
+from gateway.api.page import concerns
+from gateway.api.page.concerns import Concern, concerns_of, listed, span
 from gateway.api.status import EJECTED_FOR
 from tests.saying import pod_said, pool_said, said
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def only(**more: Any) -> Concern:

@@ -4,15 +4,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from gateway.api.concerns import counted, listed
-from gateway.api.drawing import NOTHING, age, bar, ceiling, dot, line, meter, milliseconds, named, number, percent, text
-from gateway.api.parts import Group, Leaf
-from gateway.api.tables import body, cell, counted_if, drawn, leaves, out_of, row, table, words
+from gateway.api.page.concerns import counted, listed
+from gateway.api.page.drawing import (
+    NOTHING,
+    age,
+    bar,
+    ceiling,
+    dot,
+    line,
+    meter,
+    milliseconds,
+    named,
+    number,
+    percent,
+    text,
+)
+from gateway.api.page.parts import Group, Leaf
+from gateway.api.page.tables import body, cell, counted_if, drawn, leaves, out_of, row, table, words
 
 MAX_POOLS, MAX_PODS = 50, 200
 SICK_FIRST = ("ejected", "starting", "draining", "asleep", "ready")
 
-COLUMNS = ("Pod", "State", "In flight", "Running", "Waiting", "KV cache", "TTFT p50", "Share", "Failed", "Requests")
+COLUMNS = ("Pod", "State", "In flight", "Running", "Waiting", "KV cache", "TTFT p50", "Share", "Failed", "Attempts")
 CAPTION = (
     "Per pool and pod: its state, this gateway's requests in flight there and how many it takes, requests running and "
     "waiting as vLLM counts them, and the last minute"
@@ -67,8 +80,9 @@ def _pool_row(part_id: str, name: str, pool: Said, pods: Sequence[Said]) -> str:
         cell("KV cache", "", "bare"),
         cell("TTFT p50", f"{milliseconds(p50)}{slowest}", "n"),
         cell("Share", "", "bare"),
-        cell("Failed", counted_if(pool["failed"], "error"), "n"),
-        drawn("Requests", _line(pool["history"]), number(pool["requests"])),
+        # Of its pods, that they add up: a request that was tried at two of them counts twice.
+        cell("Failed", counted_if(sum(pod["failed"] for pod in pods), "error"), "n"),
+        drawn("Attempts", _line(pool["history"]), number(sum(pod["attempts"] for pod in pods))),
     )
     return row(part_id, text(name), cells, scope="rowgroup", more=f' class="pool" data-pool="{text(name)}"')
 
@@ -85,7 +99,7 @@ def _pod_row(part_id: str, pod: Said, highest: int) -> str:
         cell("TTFT p50", milliseconds(pod["ttft_ms"]), "n"),
         drawn("Share", bar(pod["share"]), percent(pod["share"])),
         cell("Failed", counted_if(pod["failed"], "error"), "n"),
-        drawn("Requests", line(pod["history"], highest), number(pod["attempts"])),
+        drawn("Attempts", line(pod["history"], highest), number(pod["attempts"])),
     )
     more = f' class="pod {state}" data-pod="{text(pod["name"])}" data-state="{state}"'
     return row(part_id, text(pod["name"]), cells, more=more)
