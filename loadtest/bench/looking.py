@@ -4,6 +4,9 @@ Its callers ask for so many models by name (aliases of one), streamed and not, s
 gateway of that size has. Then its /metrics is scraped, one text after another, and the CPU time of the whole process
 while one is answered is counted, less what it takes in that time when nobody looks. How long the loop is held up
 meanwhile is seen from outside: a connection asks for the list of models, answered from memory, every millisecond.
+
+At last its status page is open, once and sixteen times, while such requests pass that change all rows of its longest
+table every second; what they take by themselves is counted just before.
 """
 
 import asyncio
@@ -32,6 +35,8 @@ ASK_EVERY_SECONDS: Final = 0.001
 QUIET_SECONDS: Final = 0.03
 """How long it is looked at before each scrape, for comparison: about as long as one takes."""
 KEPT_SCRAPES: Final = 20
+PAGES: Final = (1, 16)
+PASS_EVERY_SECONDS: Final = 0.02
 
 _LENGTH: Final = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 
@@ -66,6 +71,7 @@ class Scrapes:
     models: int
     idle_seconds: float
     scrapes: int
+    page_seconds: float = 6.0
     direct: bool = False
 
     async def measure(self, target: Running, bench: Bench) -> Figures:
@@ -75,6 +81,7 @@ class Scrapes:
             found = await _scraped(target, self.scrapes, idle)
             kept_us = await _kept(target, idle)
             held = await _held(target, bench.key, self.scrapes)
+        pages = await _paged(target, bench.key, self.page_seconds)
         values = {
             "series": float(series_in(found.text)),
             "kib": len(found.text) / 1024,
@@ -85,6 +92,7 @@ class Scrapes:
             "held_ms": 1000 * statistics.median(each.held for each in held),
             "quiet_ms": 1000 * statistics.median(each.quiet for each in held),
         }
+        values |= {f"pages_{count}": share for count, share in pages.items()}
         return Figures(values, found.waited, found.exact)
 
 
@@ -93,7 +101,7 @@ FULL: Final = (
     Scrapes("metrics 12", 3, models=12, idle_seconds=8.0, scrapes=8),
     Scrapes("metrics 120", 3, models=120, idle_seconds=8.0, scrapes=8),
 )
-QUICK: Final = (Scrapes("metrics 12", 1, models=12, idle_seconds=3.0, scrapes=4),)
+QUICK: Final = (Scrapes("metrics 12", 1, models=12, idle_seconds=3.0, scrapes=4, page_seconds=3.0),)
 
 
 def fill(port: int, key: str, models: int) -> None:
@@ -246,6 +254,48 @@ async def _held(target: Running, key: str, scrapes: int) -> list[_Held]:
     return found
 
 
+async def _paged(target: Running, key: str, seconds: float) -> dict[int, float]:
+    """By how many pages are open: CPU seconds a second that they take, beside requests that pass."""
+    passing = asyncio.create_task(_pass(target.ports[0], key))
+    without = await _idle(target, seconds)
+    found = {}
+    for count in PAGES:
+        viewers = [asyncio.create_task(_watch(target.ops_port)) for _ in range(count)]
+        await asyncio.sleep(FRESH_SECONDS)
+        found[count] = max(0.0, await _idle(target, seconds) - without)
+        if any(viewer.done() for viewer in viewers):
+            raise NotWhole("a status page's stream has ended")
+        for viewer in viewers:
+            viewer.cancel()
+        await asyncio.gather(*viewers, return_exceptions=True)
+    passing.cancel()
+    await asyncio.gather(passing, return_exceptions=True)
+    return found
+
+
+async def _pass(port: int, key: str) -> None:
+    """Requests, until it is cancelled."""
+    asker = await Asker.to(port, "/v1/models", key)
+    try:
+        while True:
+            await asker.ask()
+            await asyncio.sleep(PASS_EVERY_SECONDS)
+    finally:
+        await asker.close()
+
+
+async def _watch(port: int) -> None:
+    """An open page: reads its events until it is cancelled, or they end."""
+    reader, writer = await asyncio.open_connection(HOST, port)
+    try:
+        writer.write(f"GET /status/events HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        while await reader.read(65_536):
+            pass
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
 async def _timed(asker: Asker) -> float:
     await asker.ask()
     return time.monotonic()
@@ -282,6 +332,8 @@ LINES: Final = (
     Line("the scraper waits, ms", "wait_ms", ".1f"),
     Line("others wait meanwhile: the longest, ms", "held_ms", ".1f"),
     Line("others wait when nobody looks: the longest, ms", "quiet_ms", ".1f"),
+    Line("a status page is open: share of a core", "pages_1", ".1%"),
+    Line("16 are open", "pages_16", ".1%"),
 )
 NOTES: Final = (
     "Metrics: a gateway that was asked for so many models, scraped so that each scrape has a text rendered.",

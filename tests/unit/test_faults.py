@@ -48,8 +48,8 @@ def told(folder: Path, text: str, environment: dict[str, str] | None = None, **m
         (
             "pools:\n  a: {policy: leest}\n",
             (
-                "2: pools.a.policy: give one of auto, least, p2c, session, prefix, round_robin, not 'leest'; did you mean "
-                "least?"
+                "2: pools.a.policy: give one of auto, least, p2c, session, prefix, round_robin, not 'leest'; did you "
+                "mean least?"
             ),
         ),
         ("auth: {mode: 5}\n", "1: auth.mode: give one of keys, none, not 5"),

@@ -18,7 +18,7 @@ from loadtest.bench.targets import Site, gateway_config, new_key, pods
 from loadtest.bench.wire import MODEL
 
 VALUES = {"series": 1091.0, "kib": 90.7, "scrape_ms": 7.25, "share": 0.00048, "kept_ms": 0.2}
-VALUES |= {"wait_ms": 9.0, "held_ms": 5.0, "quiet_ms": 0.5}
+VALUES |= {"wait_ms": 9.0, "held_ms": 5.0, "quiet_ms": 0.5, "pages_1": 0.01, "pages_16": 0.02}
 
 
 # --- what is chosen -----------------------------------------------------------------------------------------
