@@ -20,7 +20,9 @@ from gateway.api.seen import ConfigState, LimitsState, Seen
 from gateway.api.status import status_of
 from gateway.balancing.balancer import Balancer
 from gateway.balancing.probes import Probes
-from gateway.config import AuthSection, Config, ConfigFile
+from gateway.config.reading import ConfigFile
+from gateway.config.sections import AuthSection
+from gateway.config.whole import Config
 from gateway.core.cell import Cell
 from gateway.core.clock import Clock
 from gateway.core.fleet import Fleet
@@ -252,7 +254,10 @@ class Gateway:
         """Another configuration is in force, but for what this gateway was built with."""
         server, upstream = config.server, config.upstream
         self.drain_seconds = server.drain_seconds
-        self._ops_token = server.ops_token
+        if server.ops_token != self._ops_token:
+            self._ops_token = server.ops_token
+            # Who looks on was let in by the old one.
+            self.live_page.end_streams()
         self.reception.max_body_bytes = server.max_body_bytes
         self.reception.max_upload_bytes = server.max_upload_bytes
         self.pools.use(

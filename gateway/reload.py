@@ -17,7 +17,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from gateway.api.seen import ConfigState
-from gateway.config import Config, ConfigError, ConfigFile, differences, load_keys
+from gateway.config.differences import differences
+from gateway.config.faults import ConfigError
+from gateway.config.keys import load_keys
+from gateway.config.reading import ConfigFile
+from gateway.config.whole import Config
 from gateway.core.cell import Cell
 from gateway.limits.keys import KeyEntry, with_known_tenants
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes docs/configuration.md from the models in gateway/config.py; a test fails when the page is stale.
+"""Writes docs/configuration.md from the models in gateway/config; a test fails when the page is stale.
 
 What a key means stands as its docstring in the model, what it may be and its default in its annotation.
 """
@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gateway.config import Config, _KeysFile
+from gateway.config.keys import KeysFile
+from gateway.config.whole import Config
 from gateway.pipeline.intake import GUARDED_FIELDS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
@@ -17,7 +18,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 HEAD = """\
 # Configuration
 
-<!-- Written by scripts/write_configuration_docs.py. Change the docstrings in gateway/config.py, not this page. -->
+<!-- Written by scripts/write_configuration_docs.py. Change the docstrings in gateway/config, not this page. -->
 
 One YAML file, given as `poolgate serve --config FILE`. It is validated whole: an unknown key, a wrong type and a key
 that stands twice are errors, each told with file, line, key and what to do. `poolgate check FILE` does that without
@@ -110,7 +111,7 @@ def page() -> str:
     for name, section in schema["properties"].items():
         rows = rows_of(name, section, schema["$defs"])
         parts.append(f"## {name}\n\n{section['description']}\n\n{table(rows)}")
-    keys = _KeysFile.model_json_schema()
+    keys = KeysFile.model_json_schema()
     parts.append(f"{KEYS_HEAD}\n{table(rows_of('keys', keys['properties']['keys'], keys['$defs']))}")
     parts.append(TAIL.format(fields="\n".join(f"- `{name}`" for name in GUARDED_FIELDS)))
     return "\n".join(parts)

@@ -14,7 +14,8 @@ from typing import Any, Literal, Protocol
 import uvicorn
 
 from gateway.app import Gateway
-from gateway.config import ConfigFile, load_config, load_keys
+from gateway.config.keys import load_keys
+from gateway.config.reading import ConfigFile, load_config
 from gateway.core.caller import Tenant
 from gateway.core.clock import Clock
 from gateway.core.fleet import PodState

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gateway.config import Config, ConfigError, Settings, load_keys, load_settings, one_underscore
+from gateway.cli.figures import counted
+from gateway.config.environment import one_underscore
+from gateway.config.faults import ConfigError, Fault
+from gateway.config.keys import load_keys
+from gateway.config.reading import Settings, load_settings
+from gateway.config.whole import Config
 from gateway.core.clock import Clock
 from gateway.core.globs import overlaps
-from gateway.faults import Fault
 from gateway.limits.keys import KeyEntry
 
 
@@ -77,7 +81,7 @@ def read_alone(file: Path) -> Found:
 async def check_all(file: Path, environment: Mapping[str, str]) -> Found:
     """With the environment, the keys file, secrets, and what is asked of the network."""
     # Here: `--offline` needs no client of anything.
-    from gateway.cli import reach
+    from gateway.cli import first_key, reach
 
     try:
         settings = load_settings(file, environment)
@@ -88,10 +92,16 @@ async def check_all(file: Path, environment: Mapping[str, str]) -> Found:
     problems += [_warning(name, None, "", f"is not read: write {right}") for name, right in one_underscore(environment)]
     keys: tuple[KeyEntry, ...] = ()
     if config.auth.mode == "keys":
+        key_file, nobody = config.auth.keys_file, first_key.no_file(config.auth.keys_file)
         try:
-            keys = load_keys(config.auth.keys_file)
+            if nobody is None:
+                keys = load_keys(key_file)
+                nobody = first_key.no_key(key_file, keys) if config.auth.jwt is None else None
         except ConfigError as error:
             problems += _errors(error)
+        if nobody is not None:
+            line = settings.line_of("auth", "keys_file")
+            problems.append(Problem("error", Fault(str(file), line, "auth.keys_file", nobody)))
     for trouble in await reach.troubles(config, environment):
         line = settings.line_of(*trouble.key.split("."))
         level: Literal["error", "warning"] = "error" if trouble.lasting else "warning"
@@ -126,7 +136,7 @@ def _doubts(file: Path, settings: Settings) -> Iterator[Problem]:
 def _pods_of(config: Config) -> str:
     discovery = config.discovery
     if discovery.mode == "static":
-        return f"{len(discovery.pods)} pods"
+        return counted(len(discovery.pods), "pod")
     return f"pods in {', '.join(discovery.namespaces)}"
 
 
@@ -134,4 +144,4 @@ def _keys_of(keys: Iterable[KeyEntry]) -> str:
     now = Clock().wall()
     states = [key.state(now) for key in keys]
     idle = sum(state != "active" for state in states)
-    return f"{len(states)} keys{f' ({idle} disabled or expired)' if idle else ''}"
+    return f"{counted(len(states), 'key')}{f' ({idle} disabled or expired)' if idle else ''}"

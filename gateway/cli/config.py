@@ -17,7 +17,7 @@ def print_schema(
     keys: Annotated[bool, typer.Option("--keys", help="That of the keys file.")] = False,
 ) -> None:
     """Print the JSON Schema of the configuration file, for editors."""
-    from gateway.config import config_schema
+    from gateway.config.schema import config_schema
 
     typer.echo(json.dumps(config_schema(keys=keys), indent=2))
 
@@ -33,7 +33,8 @@ def show_config(
     """Print what is in force by flags, environment, file and defaults, and where each value comes from. Secrets are
     masked."""
     from gateway.cli import config_text
-    from gateway.config import load_settings, shown
+    from gateway.config.reading import load_settings
+    from gateway.config.showing import shown
 
     flags = {"server.host": host, "server.port": port, "server.ops_port": ops_port}
     settings = load_settings(config, os.environ, flags)

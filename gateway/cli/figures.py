@@ -13,6 +13,11 @@ def number(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
+def counted(count: int, name: str) -> str:
+    """`1 pod`, `0 pods`."""
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
+
+
 def percent(part: float | None) -> str:
     """Of a whole that is 1."""
     return UNKNOWN if part is None else f"{100 * part:.0f}"

@@ -71,7 +71,7 @@ def list_keys(
 ) -> None:
     """The entries of a keys file, without their digests."""
     from gateway.cli import keys_table, terminal
-    from gateway.config import load_keys
+    from gateway.config.keys import load_keys
 
     rows = keys_table.rows(load_keys(file), Clock().wall())
     if as_json:
@@ -86,7 +86,7 @@ def verify_key(
     as_json: Annotated[bool, typer.Option("--json", help="Print {verdict, id, team} as JSON.")] = False,
 ) -> None:
     """What a key is worth. It comes by stdin, or is asked for. Exit 0 if it opens, 1 if not, 2 if nobody can tell."""
-    from gateway.config import load_keys
+    from gateway.config.keys import load_keys
 
     entries = load_keys(file)
     verdict, entry = judge(_read_key(), entries, Clock().wall())

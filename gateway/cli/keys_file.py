@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from gateway.config import ConfigError, check_key, load_keys
+from gateway.config.faults import ConfigError
+from gateway.config.keys import check_key, load_keys
 from gateway.limits.keys import KeyEntry
 
 MODE = 0o600

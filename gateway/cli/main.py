@@ -92,7 +92,7 @@ def _told(error: Exception) -> tuple[str, int]:
     if isinstance(error, Refused):
         return str(error), 2
     from gateway.app import CannotStart
-    from gateway.config import ConfigError
+    from gateway.config.faults import ConfigError
 
     if isinstance(error, CannotStart | ConfigError):
         return str(error), 2

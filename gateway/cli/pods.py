@@ -27,7 +27,7 @@ def pods(
             if not (once or as_json) and sys.stdout.isatty():
                 await screen.follow(
                     lambda: ops_client.read_status(client),
-                    lambda status, fault, size: pods_table.page(status, fault),
+                    lambda status, fault, size: pods_table.page(status, size.width, fault),
                     whole=False,
                 )
                 return
@@ -35,7 +35,7 @@ def pods(
             if as_json:
                 typer.echo(json.dumps(status, indent=2))
             else:
-                terminal.show(pods_table.page(status))
+                terminal.show(pods_table.page(status, terminal.width(terminal.UNBOUNDED_COLUMNS)))
 
     try:
         with suppress(KeyboardInterrupt):

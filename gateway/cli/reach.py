@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from gateway.config import Config
+from gateway.config.whole import Config
 from gateway.core.clock import Clock
 from gateway.core.fleet import Pod, Pool
 from gateway.core.ports import FetchFailed

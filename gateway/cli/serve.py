@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from errno import EADDRNOTAVAIL
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,8 @@ from gateway import __version__
 from gateway.cli.refused import Refused
 
 if TYPE_CHECKING:
-    from gateway.config import Config, ConfigFile
+    from gateway.config.reading import ConfigFile
+    from gateway.config.whole import Config
     from gateway.limits.keys import KeyEntry
 
 ANNOUNCE_SECONDS = 2.0
@@ -33,15 +35,15 @@ def serve(
     insecure_no_auth: Annotated[bool, typer.Option(help="Serve everyone, without keys.")] = False,
 ) -> None:
     """Run the gateway."""
-    from gateway.config import ConfigFile, load_config
+    from gateway.config.reading import ConfigFile, load_config
 
     flags = {"server.host": host, "server.port": port, "server.ops_port": ops_port}
     file = None if config is None else ConfigFile(config, dict(os.environ), flags)
     settings = load_config(None, os.environ, flags) if file is None else file.load()
     entries = _entries(settings, insecure_no_auth)
     public, ops = (
-        _listen(settings.server.host, settings.server.port),
-        _listen(settings.server.ops_host, settings.server.ops_port),
+        _listen(settings.server.host, settings.server.port, "--port"),
+        _listen(settings.server.ops_host, settings.server.ops_port, "--ops-port"),
     )
 
     def started() -> None:
@@ -56,9 +58,9 @@ def demo(
 ) -> None:
     """Simulated vLLM pods and a gateway before them, on loopback, until Ctrl-C."""
     from gateway.cli.demo import Demo, DemoFailed
-    from gateway.config import load_config
+    from gateway.config.reading import load_config
 
-    public, ops = _listen("127.0.0.1", port), _listen("127.0.0.1", ops_port)
+    public, ops = _listen("127.0.0.1", port, "--port"), _listen("127.0.0.1", ops_port, "--ops-port")
     for number in (signal.SIGTERM, signal.SIGHUP):
         # Until the gateway has the signals, they must still not leave the simulated pods behind.
         signal.signal(number, lambda *_: sys.exit(143))
@@ -120,19 +122,24 @@ def run_gateway(
 
 
 def _entries(settings: "Config", no_auth: bool) -> "tuple[KeyEntry, ...] | None":
-    from gateway.config import load_keys
+    from gateway.cli import first_key
+    from gateway.config.keys import load_keys
 
     if no_auth:
         return None
     if settings.auth.mode == "none":
         raise Refused("auth.mode is none: add --insecure-no-auth if everyone may really use the pods")
-    entries = load_keys(settings.auth.keys_file)
-    if not entries and settings.auth.jwt is None:
-        raise Refused(f"{settings.auth.keys_file} holds no key: make one with 'poolgate keys create'")
+    file = settings.auth.keys_file
+    if missing := first_key.no_file(file):
+        raise Refused(f"auth.keys_file: {missing}")
+    entries = load_keys(file)
+    if settings.auth.jwt is None and (empty := first_key.no_key(file, entries)):
+        raise Refused(f"auth.keys_file: {empty}")
     return entries
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, flag: str) -> socket.socket:
+    """A socket that listens. `flag`: what chooses its port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -142,7 +149,10 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else "ports go from 0 to 65535"
-        raise Refused(f"cannot listen on {host}:{port}: {reason}; choose another port") from None
+        mend = f"choose another port by {flag}"
+        if isinstance(error, socket.gaierror) or (isinstance(error, OSError) and error.errno == EADDRNOTAVAIL):
+            mend = "give an address of this machine, or 0.0.0.0 for all of them"
+        raise Refused(f"cannot listen on {host}:{port}: {reason}; {mend}") from None
     return listener
 
 

@@ -19,9 +19,9 @@ def show(page: RenderableType) -> None:
     Console(width=None if sys.stdout.isatty() else UNBOUNDED_COLUMNS).print(page)
 
 
-def width() -> int:
-    """Of the terminal; of what is no terminal, one that fits most of them."""
-    return Console().width if sys.stdout.isatty() else PIPED_COLUMNS
+def width(piped: int = PIPED_COLUMNS) -> int:
+    """Of the terminal; `piped`: of what is none. By default one that fits most of them."""
+    return Console().width if sys.stdout.isatty() else piped
 
 
 def plain(text: str, style: str = "") -> Text:

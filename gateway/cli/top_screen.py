@@ -1,31 +1,26 @@
 """A gateway's status (`/status.json`) as one screen, for a terminal of any size.
 
-Each row is one line, so that what fits is known before it is drawn: columns that do not fit are left out, the least
-important first, and rows that do not fit are counted. Pods that are not well come first.
+Each row is one line, so that what fits is known before it is drawn. Pods that are not well come first.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from gateway.cli.columns import GAP, Column, cut, table
 from gateway.cli.figures import duration, how_long, meter, number, percent, rate, sparkline
-from gateway.cli.pods_table import STYLES, notes
+from gateway.cli.pods_table import STYLES, notes, pods_of
 from gateway.cli.terminal import plain
 
 Status = Mapping[str, Any]
 
-GAP = "  "
 SPARKLINE = 20
 METER = 8
 NOTES_SHOWN = 4
 LINES_PER_NOTE = 6
 """Of the screen, for each note that is shown: they must not take the place of the pods."""
-LAST_WIDTH = 24
-"""So much at least of a table's last column, which takes the room that the others leave."""
-SICK_FIRST = {"ejected": 0, "starting": 1, "draining": 2, "ready": 3, "asleep": 4}
 NEARLY = 0.8
 """Of a limit: from there on it is seen."""
 LEVELS = {"error": "red", "warning": "yellow", "info": ""}
@@ -34,22 +29,9 @@ FIRST = (("pods", 6), ("pools", 4), ("events", 4), ("tenants", 4))
 TABLES = ("pools", "pods", "tenants", "events")
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One of a table's."""
-
-    head: str
-    cell: Callable[[Any], Text]
-    rank: int = 0
-    """Those with the highest go first where there is no room."""
-    justify: Literal["left", "right"] = "right"
-    widest: int = 1000
-    """What is longer is cut."""
-
-
 def page(status: Status, width: int, height: int | None, fault: str = "") -> RenderableType:
     """The screen, of `height` lines at most; None: all there is. `fault`: why the status is not of this moment."""
-    top = [headline(status, fault), *traffic(status)]
+    top = [headline(status, fault, width), *traffic(status)]
     warned = bounded(noted(status, fault), height)
     rows = {"pools": list(status["pools"].items()), "pods": pods_of(status), "tenants": tenants_of(status)}
     rows["events"] = list(status["events"])
@@ -81,66 +63,11 @@ def shares(room: int | None, counts: Mapping[str, int]) -> dict[str, int]:
     return found
 
 
-def table(columns: Sequence[Column], rows: Sequence[Any], width: int, share: int) -> list[Text]:
-    """A table of `share` lines, the blank one before it included."""
-    if not share:
-        return []
-    room = share - 2
-    shown = rows if len(rows) <= room else rows[: room - 1]
-    cells = [[column.cell(row) for column in columns] for row in shown]
-    widths = [
-        min(column.widest, max([len(column.head), *(each[at].cell_len for each in cells)]))
-        for at, column in enumerate(columns)
-    ]
-    kept = fitting(columns, widths, width)
-    others = sum(widths[at] for at in kept[:-1]) + len(GAP) * (len(kept) - 1)
-    widths[kept[-1]] = max(1, min(widths[kept[-1]], width - others))
-    lines = [Text(), row_of([Text(columns[at].head, "dim") for at in kept], columns, widths, kept)]
-    lines += [row_of([each[at] for at in kept], columns, widths, kept) for each in cells]
-    if len(shown) < len(rows):
-        lines.append(Text(f"and {len(rows) - len(shown)} more", "dim"))
-    return lines
-
-
-def fitting(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
-    """The places of the columns that there is room for."""
-    kept = list(range(len(columns)))
-    wants = [*widths[:-1], min(widths[-1], LAST_WIDTH)]
-    while len(kept) > 1 and sum(wants[at] for at in kept) + len(GAP) * (len(kept) - 1) > width:
-        # What comes last in its rank goes first; what is never left out is cut.
-        least = max(kept, key=lambda at: (columns[at].rank, at))
-        if not columns[least].rank:
-            break
-        kept.remove(least)
-    return kept
-
-
-def row_of(cells: Iterable[Text], columns: Sequence[Column], widths: Sequence[int], kept: Sequence[int]) -> Text:
-    """One line."""
-    line = Text()
-    for at, cell in zip(kept, cells, strict=True):
-        if at != kept[0]:
-            line.append(GAP)
-        fitted = cut(cell, widths[at])
-        blank = " " * (widths[at] - fitted.cell_len)
-        line.append_text(Text(blank) + fitted if columns[at].justify == "right" else fitted + Text(blank))
-    return line
-
-
-def cut(line: Text, width: int) -> Text:
-    """A line that fits; what does not fit ends in a sign that there is more."""
-    shown = line.copy()
-    shown.no_wrap, shown.overflow = True, "ellipsis"
-    shown.rstrip()
-    shown.truncate(max(1, width), overflow="ellipsis")
-    return shown
-
-
 # The head.
 
 
-def headline(status: Status, fault: str) -> Text:
-    """Who it is and how it fares."""
+def headline(status: Status, fault: str, width: int) -> Text:
+    """Who it is and how it fares; at what time, where there is room."""
     line = Text(f"poolgate {status['version']}", "bold")
     if fault:
         state = plain("not renewed", "bold red")
@@ -154,11 +81,11 @@ def headline(status: Status, fault: str) -> Text:
         parts.append(Text(f"up {how_long(status['uptime_seconds'])}"))
     limits = status["limits"]
     parts.append(plain(f"limits in {limits['mode']}", "" if limits["mode"] != "local" else "yellow"))
-    parts.append(plain(f"{clock_of(status.get('ts', ''))} UTC"))
     for part in parts:
         if part.plain:
             line.append(" · ").append_text(part)
-    return line
+    time = f" · {clock_of(status.get('ts', ''))} UTC"
+    return line.append(time) if line.cell_len + len(time) <= width else line
 
 
 def traffic(status: Status) -> list[Text]:
@@ -201,11 +128,6 @@ def bounded(lines: list[Text], height: int | None) -> list[Text]:
 
 
 # The tables.
-
-
-def pods_of(status: Status) -> list[Status]:
-    """The pods, those that are not well first."""
-    return sorted(status["pods"], key=lambda pod: (SICK_FIRST.get(pod["state"], 2), pod["pool"], pod["name"]))
 
 
 def tenants_of(status: Status) -> list[Status]:

@@ -25,6 +25,8 @@ class Outcome(StrEnum):
 
 FAULTS = frozenset({Outcome.UPSTREAM_FAILED, Outcome.UPSTREAM_TIMEOUT, Outcome.TRUNCATED, Outcome.INTERNAL})
 """The pods' fault, or the gateway's: not the caller's."""
+BLAMELESS = frozenset({"completed", "client_left", "refused", "abandoned"})
+"""How an attempt may end without a fault of its pod's."""
 
 
 class Usage(NamedTuple):

@@ -21,6 +21,8 @@ PARTS = 64
 """A lease is at most one of so many parts of a rate."""
 COUNT_PARTS = 16
 """The same for what runs at once. A lease of one slot would be gone with the first request: then there is none."""
+MAX_REMEMBERED = 4096
+"""Rates of which nothing is held, and of which it is known where they stood."""
 
 
 class Lease:
@@ -82,6 +84,8 @@ class Leases:
         """How many of each count run here, wherever they were let in."""
         self.untold: dict[Lease, None] = {}
         """What the next call tells Redis, the oldest first."""
+        self._full_at: dict[bytes, float] = {}
+        """When a rate of which nothing is held will be full again, as Redis last said; the oldest first."""
 
     def of(self, bucket: Bucket) -> Lease:
         """The bucket's lease, perhaps an empty one."""
@@ -118,9 +122,12 @@ class Leases:
         return levels
 
     def level(self, bucket: Bucket, now: float) -> float | None:
-        """Where it stands; None: nothing is held of it. `now`: microseconds."""
+        """Where it stands; None: nobody knows. `now`: microseconds."""
         lease = self.held.get(bucket.key)
-        return None if lease is None else self._level(lease, now)
+        if lease is not None:
+            return self._level(lease, now)
+        full_at = self._full_at.get(bucket.key)
+        return None if full_at is None else max(0.0, full_at - now)
 
     def _level(self, lease: Lease, now: float) -> float:
         bucket = lease.bucket
@@ -226,8 +233,16 @@ class Leases:
                 lease.bucket.key not in self.running
             ):
                 del self.held[lease.bucket.key]
+                if lease.bucket.period and lease.full_at:
+                    self._remember(lease)
         if self.untold:
             self._wake()
+
+    def _remember(self, lease: Lease) -> None:
+        self._full_at.pop(lease.bucket.key, None)
+        self._full_at[lease.bucket.key] = lease.full_at
+        if len(self._full_at) > MAX_REMEMBERED:
+            del self._full_at[next(iter(self._full_at))]
 
     def give_up(self) -> None:
         """Redis is away: nothing is to spare, and nothing can be told. What is owed waits."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import floor, log2
 
-from gateway.core.call import FAULTS, Outcome, Trail
+from gateway.core.call import BLAMELESS, FAULTS, Attempt, Outcome, Trail
 from gateway.core.caller import Tenant
 
 SLOT_SECONDS = 2.0
@@ -22,6 +22,8 @@ BINS_PER_OCTAVE = 16
 MAX_KINDS = 4096
 """Counts in a slot; what comes beyond is counted for the whole gateway only."""
 _LEAST_SECONDS = 1e-6
+_AFTERWARDS = (Outcome.REFUSED, Outcome.CLIENT_LEFT)
+"""How a request may end that no pod has any more."""
 
 
 @dataclass(slots=True)
@@ -48,6 +50,18 @@ class Counted:
         self.left += other.left
         self.tokens += other.tokens
         _add_bins(self.ttft, other.ttft)
+
+    def take_away(self, other: "Counted") -> None:
+        """Forget what was added."""
+        self.requests -= other.requests
+        self.failed -= other.failed
+        self.refused -= other.refused
+        self.left -= other.left
+        self.tokens -= other.tokens
+        for place, count in other.ttft.items():
+            self.ttft[place] -= count
+            if not self.ttft[place]:
+                del self.ttft[place]
 
     def ttft_seconds(self, quantile: float) -> float | None:
         """The time within which this part of the streams, from 0 to 1, had their first token."""
@@ -113,12 +127,17 @@ class Lately:
         self._slot = _slot(now)
         self._open: dict[_Kind, _Count] = {}
         self._lost: dict[tuple[str, str], int] = {}
-        """Attempts before a request's last one, by pool and pod: all of them failed."""
-        self._closed: deque[dict[_Subject, Counted]] = deque(maxlen=SLOTS)
+        """Attempts that failed and whose request ended otherwise, by pool and pod."""
+        self._closed: deque[dict[_Subject, Counted]] = deque()
+        self._sums: dict[_Subject, Counted] = {}
+        """Of the closed slots: with a thousand pods adding them up at each look would hold the loop up."""
 
     def add(self, trail: Trail) -> None:
         """Count a request that has ended."""
-        kind = (trail.pool, trail.pod, trail.tenant, trail.outcome)
+        pod, lost = trail.pod, _lost(trail)
+        if lost and len(lost) == len(trail.tried):
+            pod = ""
+        kind = (trail.pool, pod, trail.tenant, trail.outcome)
         count = self._open.get(kind)
         if count is None:
             if len(self._open) >= MAX_KINDS:
@@ -132,9 +151,10 @@ class Lately:
             at = trail.first_content_at
             _count(count.ttft, at - trail.received_at)
             _count(count.asked, at - trail.sent_at)
-        if trail.attempts > 1:
-            for attempt in trail.tried[:-1]:
-                where = (trail.pool, attempt.pod)
+        if lost:
+            # An alias may have led on to another pool.
+            for attempt, (pool, _) in zip(lost, trail.attempt_outcomes, strict=False):
+                where = (pool, attempt.pod)
                 if where in self._lost or len(self._lost) < MAX_KINDS:
                     self._lost[where] = self._lost.get(where, 0) + 1
 
@@ -143,26 +163,24 @@ class Lately:
         slot = _slot(now)
         if slot == self._slot:
             return
-        self._closed.append(self._added_up())
+        self._close(self._added_up())
         self._open, self._lost = {}, {}
         for _ in range(min(slot - self._slot - 1, SLOTS)):
-            self._closed.append({})
+            self._close({})
         self._slot = slot
 
     def minute(self, now: float) -> Minute:
         """The last minute, and what has been counted since the last slot was closed."""
         self.turn(now)
-        sums: dict[_Subject, Counted] = {}
-        history: dict[_Subject, list[int]] = {}
-        before = SLOTS - len(self._closed)
-        for place, slot in enumerate(self._closed, before):
-            for subject, counted in slot.items():
-                if subject not in sums:
-                    sums[subject], history[subject] = Counted(), [0] * SLOTS
-                sums[subject].add(counted)
-                history[subject][place] = counted.requests
+        sums = dict(self._sums)
         for subject, counted in self._added_up().items():
-            sums.setdefault(subject, Counted()).add(counted)
+            if subject in sums:
+                counted.add(sums[subject])
+            sums[subject] = counted
+        history: dict[_Subject, list[int]] = {}
+        for place, slot in enumerate(self._closed, SLOTS - len(self._closed)):
+            for subject, counted in slot.items():
+                history.setdefault(subject, [0] * SLOTS)[place] = counted.requests
         all_of_them = {
             subject: Lastly(counted, tuple(history.get(subject, NOTHING.history))) for subject, counted in sums.items()
         }
@@ -173,6 +191,17 @@ class Lately:
             {(subject[1], subject[2]): lastly for subject, lastly in all_of_them.items() if subject[0] == "pod"},
             {subject[1]: lastly for subject, lastly in all_of_them.items() if subject[0] == "tenant"},
         )
+
+    def _close(self, slot: dict[_Subject, Counted]) -> None:
+        if len(self._closed) == SLOTS:
+            for subject, counted in self._closed.popleft().items():
+                left = self._sums[subject]
+                left.take_away(counted)
+                if not left.requests:
+                    del self._sums[subject]
+        self._closed.append(slot)
+        for subject, counted in slot.items():
+            self._sums.setdefault(subject, Counted()).add(counted)
 
     def _added_up(self) -> dict[_Subject, Counted]:
         """The open slot, by subject."""
@@ -194,6 +223,15 @@ class Lately:
         for (pool, pod), attempts in self._lost.items():
             sums.setdefault(("pod", pool, pod), Counted()).add(Counted(attempts, attempts))
         return sums
+
+
+def _lost(trail: Trail) -> tuple[Attempt, ...]:
+    """The attempts that failed and whose request ended otherwise: all before the last one, and that one too where the
+    request was turned away after it, or its client left.
+    """
+    if trail.outcome in _AFTERWARDS and trail.tried and trail.tried[-1].ended not in BLAMELESS:
+        return trail.tried
+    return trail.tried[:-1] if trail.attempts > 1 else ()
 
 
 def _subjects(pool: str, tenant: Tenant | None) -> Iterable[_Subject]:

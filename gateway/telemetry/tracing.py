@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from gateway.core.call import FAULTS, Attempt, Outcome, Trail
+from gateway.core.call import BLAMELESS, FAULTS, Attempt, Outcome, Trail
 from gateway.core.trace import Trace
 from gateway.telemetry import conventions as names
 
@@ -35,8 +35,6 @@ CLOSE_SECONDS = 1.0
 MAX_NAME_CHARACTERS = 256
 TRACES_PATH = "/v1/traces"
 
-_BLAMELESS = frozenset({"completed", "client_left", "refused", "abandoned"})
-"""How an attempt may end without a fault of its pod's."""
 _EXPORTER_LOG = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 
 log = logging.getLogger("poolgate.traces")
@@ -191,7 +189,7 @@ class Tracing:
             attributes=attributes,
             events=events,
             kind=SpanKind.CLIENT,
-            status=_UNSET if attempt.ended in _BLAMELESS else _ERROR,
+            status=_UNSET if attempt.ended in BLAMELESS else _ERROR,
             start_time=told.nanoseconds(attempt.started_at),
             end_time=told.nanoseconds(attempt.ended_at),
             instrumentation_scope=self._scope,

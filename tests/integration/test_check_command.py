@@ -13,7 +13,7 @@ import yaml
 
 from gateway.cli import reach
 from gateway.cli.reach import Trouble, troubles
-from gateway.config import load_config
+from gateway.config.reading import load_config
 from loadtest.simulator import PodSettings, SimulatedPod
 from tests.apiserver.access import Account, Grant, service_account
 from tests.apiserver.server import ApiServer
@@ -244,7 +244,7 @@ def listed(*urls: str) -> dict[str, Any]:
 async def test_what_is_away_is_a_warning_with_its_line(tmp_path: Path, nobody: int) -> None:
     file = write(tmp_path, listed(f"http://127.0.0.1:{nobody}"))
     ended = await check(str(file))
-    assert (ended.code, ended.out) == (0, f"{file}: valid; 1 pods, 0 keys\n")
+    assert (ended.code, ended.out) == (0, f"{file}: valid; 1 pod, 0 keys\n")
     assert ended.err.startswith(f"{file}:3: warning: discovery.pods.0: chat-0 is not reachable now")
 
 
@@ -295,7 +295,7 @@ async def test_offline_nothing_but_the_file_is_looked_at(tmp_path: Path) -> None
         file = write(tmp_path, settings)
         ended = await check(str(file), "--offline", more={"POOLGATE_SERVER__PROT": "1"})
         assert (ended.code, ended.err) == (0, "")
-        assert ended.out == f"{file}: valid; 1 pods; nothing but this file was read\n"
+        assert ended.out == f"{file}: valid; 1 pod; nothing but this file was read\n"
         assert pod.asked == []
     online = await check(str(file))
     assert online.code == 2

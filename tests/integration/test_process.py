@@ -25,7 +25,7 @@ from gateway import __version__
 from gateway.app import Gateway
 from gateway.cli import process
 from gateway.cli.process import LINGER_SECONDS, Stop
-from gateway.config import load_config
+from gateway.config.reading import load_config
 from loadtest.simulator import PodSettings, SimulatedPod
 from tests.fakes import MODELS, STREAM_HEAD, Hang, ScriptedPod, answer, chunk
 from tests.raw import Answer, RawClient, ask, chat, request
@@ -617,7 +617,7 @@ WRONG: dict[str, tuple[Wrong, tuple[str, ...]]] = {
     "a-pod-with-a-path": (lambda told: told["discovery"].update(pods=[{"url": "http://x/v1", "pool": "p"}]), ("path",)),
     "a-keys-file-that-is-not-there": (
         lambda told: told.update(auth={"keys_file": "/nowhere/keys"}),
-        ("/nowhere/keys",),
+        ("auth.keys_file", "does not exist", "poolgate keys create --team TEAM --file /nowhere/keys"),
     ),
     "a-variable-that-is-not-set": (lambda told: told["server"].update(host="${NOT_SET}"), ("NOT_SET",)),
 }
@@ -683,17 +683,34 @@ def test_pools_whose_globs_overlap_are_valid_and_warned_of(tmp_path: Path, keys:
     assert "'rest'" not in ended.stderr
 
 
-def test_a_keys_file_without_a_key_is_one_clear_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["serve", "--config"], ["check"]], ids=["serve", "check"])
+def test_a_keys_file_without_a_key_is_one_clear_line(tmp_path: Path, command: list[str]) -> None:
     empty = tmp_path / "keys.yaml"
     empty.write_text("keys: []\n")
     file = configuration(tmp_path, (empty, ""), [])
-    assert_one_line(run("serve", "--config", str(file)), "poolgate keys create")
+    mend = f"poolgate keys create --team TEAM --file {empty}"
+    assert_one_line(run(*command, str(file)), "auth.keys_file", "holds no key", mend)
+
+
+def test_a_keys_file_that_may_not_be_looked_for_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("")
+    file = configuration(tmp_path, (tmp_path / "keys" / "keys.yaml", ""), [])
+    assert_one_line(run("serve", "--config", str(file)), "cannot be read: Not a directory")
 
 
 @pytest.mark.parametrize("which", ["port", "ops_port"])
 def test_a_taken_port_is_one_clear_line(tmp_path: Path, keys: tuple[Path, str], taken: int, which: str) -> None:
     file = configuration(tmp_path, keys, [], **{which: taken})
-    assert_one_line(run("serve", "--config", str(file)), str(taken), "in use")
+    flag = "--" + which.replace("_", "-")
+    assert_one_line(run("serve", "--config", str(file)), str(taken), "in use", f"choose another port by {flag}")
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid"])
+def test_an_address_of_another_machine_is_one_clear_line(tmp_path: Path, keys: tuple[Path, str], host: str) -> None:
+    file = configuration(tmp_path, keys, [])
+    ended = run("serve", "--config", str(file), "--host", host)
+    assert_one_line(ended, host, "give an address of this machine, or 0.0.0.0 for all of them")
+    assert "another port" not in ended.stderr
 
 
 def test_one_port_for_both_is_one_clear_line(tmp_path: Path, keys: tuple[Path, str]) -> None:

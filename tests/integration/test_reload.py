@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from gateway.cli.keys_file import add_key, disable_key
-from gateway.config import load_config
+from gateway.config.reading import load_config
 from gateway.core.fleet import Fleet, PodState
 from gateway.limits.keys import digest, new_key
 from tests.discovering import fleet_until, ready_names

@@ -319,7 +319,7 @@ class Missing:
             raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Missing())
 from gateway.app import CannotStart, Gateway
-from gateway.config import load_config
+from gateway.config.reading import load_config
 pods = {"discovery.pods": [{"url": "http://127.0.0.1:1", "pool": "chat"}]}
 Gateway(load_config(None, {}, pods), (), access_out=io.BytesIO()).close()
 assert "httpx2" not in sys.modules

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from gateway.config import ConfigError, load_config
+from gateway.config.faults import ConfigError
+from gateway.config.reading import load_config
 from gateway.reload import waits_for_restart
 from tests.fakes import STREAM_HEAD, Close, Hang, Reset, ScriptedPod, Step, answer, chunk
 from tests.raw import RawClient, ask, chat, request
@@ -307,7 +308,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from gateway.app import Gateway
-from gateway.config import load_config
+from gateway.config.reading import load_config
 made = InMemorySpanExporter()
 provider = TracerProvider()
 provider.add_span_processor(SimpleSpanProcessor(made))
@@ -384,7 +385,7 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Missing())
 from gateway.app import CannotStart, Gateway
-from gateway.config import load_config
+from gateway.config.reading import load_config
 pods = {"discovery.pods": [{"url": "http://127.0.0.1:1", "pool": "chat"}]}
 Gateway(load_config(None, {}, pods), (), access_out=io.BytesIO()).close()
 try:

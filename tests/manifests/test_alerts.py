@@ -10,7 +10,7 @@ import promql_parser as promql
 import pytest
 import yaml
 
-from gateway.config import Config
+from gateway.config.whole import Config
 from gateway.telemetry.definitions import DEFINITIONS, Definition
 from tests.running import CAPTURES
 
@@ -40,7 +40,7 @@ SPOKEN_OF = {
 }
 """Alerts that the status page names beside what it has found."""
 SEVERITIES = {"page", "ticket"}
-PARTS = ("What it means", "See it", "Likely causes", "Do", "It ends")
+PARTS = ("First", "What it means", "See it", "Likely causes", "Do", "It ends")
 """Of each entry in the runbook, in this order."""
 ADDRESS = re.compile(r"\$labels\.(?:instance|host|address)|\d+\.\d+\.\d+\.\d+")
 SUFFIXES = {"counter": ("",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
@@ -226,7 +226,10 @@ def test_each_entry_says_all_that_one_wants_to_know_at_night(name: str) -> None:
     at = [entry.find(f"**{part}") for part in PARTS]
     assert -1 not in at, dict(zip(PARTS, at, strict=True))
     assert at == sorted(at)
-    seen = entry[at[1] : at[2]]
+    assert len(entry[: at[1]].split("**What fires")[0].strip().splitlines()) <= 2, (
+        "what to do stands in the first two lines"
+    )
+    seen = entry[at[2] : at[3]]
     assert "`poolgate " in seen  # tests/unit/test_docs.py knows which commands there are
     asked = re.findall(r"```promql\n(.*?)```", seen, re.DOTALL)
     assert asked
@@ -237,4 +240,4 @@ def test_each_entry_says_all_that_one_wants_to_know_at_night(name: str) -> None:
             if series in SERIES:
                 assert list(wrong_matchers(selector, SERIES[series])) == []
     severities = {rule["labels"]["severity"] for rule in ALERTS if rule["alert"] == name}
-    assert all(severity in entry[: at[0]] for severity in severities)
+    assert all(severity in entry[: at[1]] for severity in severities)

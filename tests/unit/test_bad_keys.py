@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.app import Gateway
-from gateway.config import load_config
+from gateway.config.reading import load_config
 from gateway.core.call import Outcome
 from gateway.core.caller import Tenant
 from gateway.core.errors import InvalidApiKey

@@ -13,7 +13,8 @@ import typer
 import yaml
 
 from gateway.cli.main import app
-from gateway.config import load_config, load_keys
+from gateway.config.keys import load_keys
+from gateway.config.reading import load_config
 from scripts.write_configuration_docs import PAGE, page
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,8 @@ import pytest
 import typer
 
 from gateway.cli.main import app
-from gateway.config import ConfigError, load_config
+from gateway.config.faults import ConfigError
+from gateway.config.reading import load_config
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "command-line.md"
 HELP = "--help"

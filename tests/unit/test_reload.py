@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from gateway.api.seen import ConfigState
-from gateway.config import Config, ConfigFile, load_keys
+from gateway.config.keys import load_keys
+from gateway.config.reading import ConfigFile
+from gateway.config.whole import Config
 from gateway.core.cell import Cell
 from gateway.limits.keys import KeyEntry
 from gateway.reload import MAX_TOLD, FollowedConfig, FollowedKeys, Reload, waits_for_restart

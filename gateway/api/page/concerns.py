@@ -4,6 +4,7 @@ Each bears the name of its entry in the runbook, which is that of the alert, whe
 do not wait for each other: what an alert says after minutes stands here at once.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ STARTING_SECONDS = 600.0
 STALE_SECONDS = 30.0
 """A list that fails is tried again within ten seconds."""
 FAILED_SHARE, FAILED_AT_LEAST = 0.05, 3
+MOST = 0.5
+"""Of the attempts at a pool's pods. While others of them take over it is less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,21 @@ def _gateway(status: Said) -> Iterator[Concern]:
 
 
 def _pools(status: Said) -> Iterator[Concern]:
+    attempts: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    for pod in status["pods"]:
+        attempts[pod["pool"]] += pod["attempts"]
+        failed[pod["pool"]] += pod["failed"]
     for name, pool in status["pools"].items():
+        if pool["ready"] and failed[name] >= FAILED_AT_LEAST and failed[name] >= MOST * attempts[name]:
+            # The last pod is never ejected, and of one that is dead callers hear that none is ready.
+            yield Concern(
+                "error",
+                f"Most requests fail at the pods of pool {name}",
+                f"{failed[name]:,} of {attempts[name]:,} attempts in the last minute",
+                "See the column Failed, and read the logs of those pods: they are listed as ready and may be dead.",
+                "PoolgatePoolDown",
+            )
         if not pool["ready"]:
             # One that is scaled to zero, and nobody asks for, is as it is meant to be.
             asked = pool["requests"] or pool["queue"] or pool["ejected"]

@@ -66,6 +66,8 @@ class LivePage:
         self._look = look
         self._frame: Cell[Frame | None] = Cell(None)
         self._viewers = 0
+        self._era = 0
+        """Streams of an earlier one have ended."""
         self._looking: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -77,6 +79,11 @@ class LivePage:
     def close(self) -> None:
         """End all streams, and begin none: the gateway ends."""
         self._closed = True
+        self.end_streams()
+
+    def end_streams(self) -> None:
+        """End those there are: whoever may look on comes again."""
+        self._era += 1
         self._frame.set(None)
 
     def answer(self) -> Response:
@@ -103,9 +110,9 @@ class LivePage:
 
     async def events(self) -> AsyncIterator[bytes]:
         """What one viewer is sent."""
+        era, sent = self._era, None
         yield _event({"page": PAGE_VERSION}, event="hello", retry=RETRY_MS)
-        sent: Frame | None = None
-        while (frame := await self._after(sent)) is not None:
+        while (frame := await self._after(sent)) is not None and era == self._era:
             yield frame.since(sent)
             sent = frame
 
@@ -130,7 +137,7 @@ class LivePage:
             # The gateway serves on without its page. Browsers come again, and it is tried again.
             log.exception("the status page could not be made")
             self._looking = None
-            self._frame.set(None)
+            self.end_streams()
 
 
 def _framed(status: Mapping[str, Any], older: Frame | None) -> Frame:

@@ -22,7 +22,7 @@ def requests_table(requests: Sequence[Said]) -> Group:
         "requests",
         "Requests that have ended, the youngest first; tokens are those of the prompt and of the answer",
         COLUMNS,
-        leaves("request", islice(requests, MAX_REQUESTS), lambda it: (it["request_id"], it["ts"]), _request_row),
+        leaves("request", islice(requests, MAX_REQUESTS), lambda it: (it["request_id"],), _request_row),
         len(requests) - MAX_REQUESTS,
         "requests",
         "No request has ended yet",

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.cli.config_text import leaves, lines
-from gateway.config import load_config, shown
+from gateway.config.reading import load_config
+from gateway.config.showing import shown
 
 GOOD = """\
 discovery:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.cli.figures import BARS, duration, meter, number, percent, rate, sparkline
+from gateway.cli.figures import BARS, counted, duration, meter, number, percent, rate, sparkline
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,9 @@ from gateway.cli.figures import BARS, duration, meter, number, percent, rate, sp
         (number(None), "-"),
         (number(0), "0"),
         (number(1234567), "1,234,567"),
+        (counted(0, "pod"), "0 pods"),
+        (counted(1, "pod"), "1 pod"),
+        (counted(2, "pod"), "2 pods"),
         (percent(None), "-"),
         (percent(0.876), "88"),
         (rate(None), "-"),

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from gateway.cli.main import app
 from gateway.cli.refused import Refused
-from gateway.config import ConfigError, load_keys
+from gateway.config.faults import ConfigError
+from gateway.config.keys import load_keys
 from gateway.limits.keys import new_key, well_formed
 from tests.integration.test_process import ROOT, SECONDS, environment, run
 from tests.unit.test_docs import blocks

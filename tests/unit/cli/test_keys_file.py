@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from gateway.cli.keys_file import add_key, disable_key
-from gateway.config import ConfigError, load_keys
+from gateway.config.faults import ConfigError
+from gateway.config.keys import load_keys
 
 ENTRY = {"id": "a1b2c3d4", "sha256": "0" * 64, "team": "acme", "models": ["qwen*"]}
 OTHER = ENTRY | {"id": "b", "sha256": "1" * 64}

@@ -114,6 +114,13 @@ def test_the_head_tells_of_the_last_minute() -> None:
     assert more == "31 in flight  4 waiting  12 refused  5 left by their client  5,120 tokens/s"
 
 
+def test_the_time_is_left_out_of_a_head_that_has_no_room_for_all_of_it() -> None:
+    whole = shown(status(), width=200).splitlines()[0].rstrip()
+    without = whole.partition(" · 02:31:54 UTC")[0]
+    assert shown(status(), width=len(whole)).splitlines()[0].rstrip() == whole
+    assert shown(status(), width=len(whole) - 1).splitlines()[0].rstrip() == without
+
+
 def test_each_pod_has_its_state_reason_load_and_share() -> None:
     sick = pod("chat-1", "ejected", reason="half of its requests failed; back in 12 s", for_seconds=None, failed=3)
     text = shown(status([pod("chat-0"), sick]), width=200)

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.limits.bucket import DAY, Bucket, Costs, Counts
-from gateway.limits.leases import Lease, Leases, may_lease
+from gateway.limits.leases import MAX_REMEMBERED, Lease, Leases, may_lease
 
 RATE = Bucket(b"rate", "requests_per_day", 6400, DAY)
 SLOTS = Bucket(b"slots", "concurrent", 6400, 0.0)
@@ -66,6 +66,34 @@ def test_of_what_runs_at_once_a_16th_is_leased_at_most() -> None:
     lease = found.of(Bucket(b"default", "concurrent", 32, 0.0))
     lease.used, lease.wanted = 30, True
     assert lease.wishes() == 2
+
+
+def test_where_a_rate_stood_is_known_when_nothing_is_held_of_it_any_more() -> None:
+    found, _ = leases()
+    lease = found.of(TOKENS)
+    own, _ = found.send(lease)
+    found.learn(lease, own, 4000 * TOKENS.interval, 0, 0.0)
+    # The answer was shorter than was thought.
+    found.correct(TOKENS, -3900)
+    own, _ = found.send(lease)
+    found.learn(lease, own, 100 * TOKENS.interval, 0, 0.0)
+    found.sweep()
+    assert found.held == {}
+    assert found.level(TOKENS, 0.0) == 100 * TOKENS.interval
+    assert found.level(TOKENS, 40 * TOKENS.interval) == pytest.approx(60 * TOKENS.interval)
+    assert found.level(TOKENS, 200 * TOKENS.interval) == 0.0
+    assert found.level(RATE, 0.0) is None
+
+
+def test_of_those_that_nothing_is_held_of_the_latest_are_known() -> None:
+    found, _ = leases()
+    for at in range(MAX_REMEMBERED + 5):
+        found.of(Bucket(b"%d" % at, "tokens_per_day", 64_000, DAY)).full_at = 9e6
+    # Redis never said where this one stands.
+    found.of(RATE)
+    found.sweep()
+    assert [found.level(Bucket(b"%d" % at, "tokens_per_day", 64_000, DAY), 0.0) for at in (4, 5)] == [None, 9e6]
+    assert found.level(RATE, 0.0) is None
 
 
 def test_all_buckets_are_spent_from_or_none() -> None:

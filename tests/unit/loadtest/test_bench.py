@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.config import load_config, load_keys
+from gateway.config.keys import load_keys
+from gateway.config.reading import load_config
 from gateway.limits.keys import KeyRing, well_formed
 from loadtest.bench import report
 from loadtest.bench.__main__ import SIGNALS, in_turn, until_signalled

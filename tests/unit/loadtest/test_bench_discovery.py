@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.config import load_config
+from gateway.config.reading import load_config
 from loadtest.bench import discovery
 from loadtest.bench.backend import serving
 from loadtest.bench.client import NotWhole, RequestLoad

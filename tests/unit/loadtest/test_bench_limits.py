@@ -16,7 +16,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.config import load_config, load_keys
+from gateway.config.keys import load_keys
+from gateway.config.reading import load_config
 from gateway.core.caller import Tenant
 from gateway.limits.bucket import Book, Bucket
 from gateway.limits.keys import KeyRing

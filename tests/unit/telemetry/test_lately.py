@@ -71,6 +71,52 @@ def test_an_attempt_that_failed_counts_at_the_pod_where_it_did() -> None:
     assert minute.total.sums.requests == minute.pools["chat"].sums.requests == 1
 
 
+@pytest.mark.parametrize(
+    ("outcome", "ended", "failed"),
+    [
+        # Of a pool's only pod: its caller is told that there is no pod to be reached.
+        (Outcome.REFUSED, "connect", 1),
+        (Outcome.REFUSED, "busy", 1),
+        # It left while the request waited for another pod.
+        (Outcome.CLIENT_LEFT, "reset", 1),
+        (Outcome.CLIENT_LEFT, "client_left", 0),
+        (Outcome.CLIENT_LEFT, "abandoned", 0),
+        (Outcome.REFUSED, "refused", 0),
+        (Outcome.UPSTREAM_FAILED, "server_error", 1),
+    ],
+)
+def test_a_pod_is_judged_by_how_its_attempt_ended(outcome: Outcome, ended: str, failed: int) -> None:
+    tried = (Attempt("chat-0", "only", (), (), 0, ended),)
+    minute = lately(trail(outcome=outcome, tried=tried, attempt_outcomes=(("chat", ended),))).minute(START)
+    assert (of_pod(minute, "chat-0").requests, of_pod(minute, "chat-0").failed) == (1, failed)
+    sums = minute.pools["chat"].sums
+    assert sums.requests == 1
+    assert (sums.failed, sums.refused, sums.left) == (
+        outcome is Outcome.UPSTREAM_FAILED,
+        outcome is Outcome.REFUSED,
+        outcome is Outcome.CLIENT_LEFT,
+    )
+
+
+def test_an_attempt_counts_in_the_pool_where_it_was_made() -> None:
+    # Its alias led to another pool's model then, whose pod answered, or which had no room.
+    lost, won = (
+        Attempt(pod, "least", (), (), 0, ended) for pod, ended in (("chat-1", "connect"), ("large-0", "completed"))
+    )
+    made = (("chat", "connect"), ("large", "completed"))
+    won_there = trail(attempts=2, pool="large", pod="large-0", tried=(lost, won), attempt_outcomes=made)
+    told = lately(won_there).minute(START)
+    assert set(told.pods) == {("chat", "chat-1"), ("large", "large-0")}
+    full = trail(
+        pool="large", pod="chat-1", outcome=Outcome.REFUSED, stream=False, tried=(lost,), attempt_outcomes=made[:1]
+    )
+    told = lately(full).minute(START)
+    assert {where: (lastly.sums.requests, lastly.sums.failed) for where, lastly in told.pods.items()} == {
+        ("chat", "chat-1"): (1, 1)
+    }
+    assert told.pools["large"].sums.refused == 1
+
+
 def test_a_pods_first_token_is_timed_from_when_it_was_asked() -> None:
     minute = lately(trail(received_at=990.0, sent_at=1000.0, first_content_at=1000.5)).minute(START)
     assert of_pod(minute, "chat-0").ttft_seconds(0.5) == pytest.approx(0.5, rel=0.03)

@@ -87,6 +87,12 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
         "PoolgateDiscoveryStale",
     ),
     ({"traffic": {"requests": 100, "failed": 5}}, "error", "Many requests fail", "PoolgateErrorRatio"),
+    (
+        {"pods": [pod_said("chat-0", attempts=2, failed=2), pod_said("chat-1", attempts=4, failed=1)]},
+        "error",
+        "Most requests fail at the pods of pool chat",
+        "PoolgatePoolDown",
+    ),
 ]
 
 
@@ -105,6 +111,9 @@ def test_each_is_said_with_what_to_do(more: dict[str, Any], level: str, what: st
         {"discovery": {"mode": "kubernetes", "listed": True, "asked": True, "stale_seconds": 29.0}},
         {"traffic": {"requests": 100, "failed": 4}},
         {"traffic": {"requests": 2, "failed": 2}},
+        {"pods": [pod_said("chat-0", attempts=2, failed=2)]},
+        # The others take over.
+        {"pods": [pod_said("chat-0", attempts=9, failed=9), pod_said("chat-1", attempts=10)]},
         {"limits": {"mode": "redis", "reason": "", "for_seconds": 61.0}},
     ],
 )

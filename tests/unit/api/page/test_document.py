@@ -268,6 +268,15 @@ def test_a_request_says_where_it_went_and_why(more: dict[str, Any], summary: str
     assert "r-1" in read.all("code")
 
 
+def test_a_request_stays_the_same_row_when_its_time_is_rounded_otherwise() -> None:
+    # It is reckoned anew from two clocks with each look, and a row of another id would close what a reader has opened.
+    before, after = (
+        tuple(ids(page_parts(said(requests=[request_said("r-1", ts=f"2025-12-31T23:59:58.{ms}Z")]))))
+        for ms in ("319", "320")
+    )
+    assert before == after
+
+
 @pytest.mark.parametrize(
     ("outcome", "level"),
     [

@@ -227,6 +227,26 @@ async def test_who_takes_nothing_for_long_loses_the_place(monkeypatch: pytest.Mo
         await until(lambda: gateway.page.viewers == 0)
 
 
+async def test_who_was_let_in_by_what_is_valid_no_more_has_to_come_again() -> None:
+    # One that takes nothing at that moment does not see that its stream is over before it goes on.
+    async with (
+        serving(pods=200) as gateway,
+        viewing(gateway, limit=2**10, holds=2**14) as slow,
+        viewing(gateway, limit=2**22) as quick,
+    ):
+        while gateway.looks < 10:
+            await quick.event()
+        gateway.page.end_streams()
+        async with viewing(gateway, limit=2**22) as fresh:
+            for _ in range(3):
+                await fresh.event()
+            async with asyncio.timeout(SECONDS):
+                await quick.ended()
+                await slow.ended()
+            assert gateway.page.viewers == 1
+            assert (await fresh.event())["parts"]
+
+
 async def test_an_open_page_does_not_hold_up_the_end() -> None:
     async with serving() as gateway, viewing(gateway) as viewer:
         await viewer.event()

@@ -5,12 +5,13 @@ and told in the words of the file. A value is repeated only where a number, a sw
 a text may be a secret.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-Path = tuple[str, ...]
+KeyPath = tuple[str, ...]
+"""The names and places that lead to a value."""
 Schema = Mapping[str, Any]
 
 KEYS_NAMED = 16
@@ -45,10 +46,22 @@ class Fault:
         return ": ".join(part for part in (where, self.key, self.text) if part)
 
 
+class ConfigError(Exception):
+    """The configuration cannot be used; the text has one line per fault, each with file, line, key and mend."""
+
+    def __init__(self, told: str | Iterable[Fault]) -> None:
+        self.faults = (Fault("", None, "", told),) if isinstance(told, str) else tuple(sorted(told, key=_place))
+        super().__init__("\n".join(map(str, self.faults)))
+
+
+def _place(fault: Fault) -> tuple[bool, int, str]:
+    return fault.line is None, fault.line or 0, fault.source
+
+
 class AtKey(ValueError):
     """Said by a validator of a section: the fault is at a key below it."""
 
-    def __init__(self, below: Path, text: str) -> None:
+    def __init__(self, below: KeyPath, text: str) -> None:
         super().__init__(text)
         self.below = below
 
@@ -56,17 +69,20 @@ class AtKey(ValueError):
 class Spoken(NamedTuple):
     """A fault of pydantic's in our words."""
 
-    path: Path
+    path: KeyPath
     text: str
 
 
 def spoken(
-    told: Mapping[str, Any], schema: Schema, shows: Callable[[Path], bool], as_written: Callable[[Path, Path], str]
+    told: Mapping[str, Any],
+    schema: Schema,
+    shows: Callable[[KeyPath], bool],
+    as_written: Callable[[KeyPath, KeyPath], str],
 ) -> Spoken:
     """In words. `told`: one of `ValidationError.errors()`. `shows(path)`: whether the value there stands in the file as
     it is. `as_written(path, instead)`: how another key, in place of the one at `path`, is written where that came from.
     """
-    path: Path = tuple(str(step) for step in told["loc"] if step != "[key]")
+    path: KeyPath = tuple(str(step) for step in told["loc"] if step != "[key]")
     given, context = told.get("input"), told.get("ctx", {})
     node = at(schema, path)
     match told["type"]:
@@ -92,7 +108,7 @@ def spoken(
     return Spoken(path, f"{words}{instead_of(given, node, shows=shows(path))}{hint(given, node)}")
 
 
-def unknown_key(path: Path, schema: Schema, as_written: Callable[[Path, Path], str]) -> str:
+def unknown_key(path: KeyPath, schema: Schema, as_written: Callable[[KeyPath, KeyPath], str]) -> str:
     """What to say of a key that does not exist: which was meant, or where it belongs, or which there are."""
     *above, name = path
     known = list(at(schema, tuple(above)).get("properties", ()))
@@ -182,7 +198,7 @@ def close_to(name: str, known: Sequence[str]) -> str | None:
     return by_lower[found[0]] if found else None
 
 
-def at(schema: Schema, path: Path) -> Schema:
+def at(schema: Schema, path: KeyPath) -> Schema:
     """What the schema says of a place; `nullable` is added. Empty where it says nothing."""
     node = _resolved(schema, schema)
     for step in path:
@@ -196,7 +212,7 @@ def at(schema: Schema, path: Path) -> Schema:
     return node
 
 
-def every_key(schema: Schema, node: Schema | None = None, path: Path = ()) -> Iterator[Path]:
+def every_key(schema: Schema, node: Schema | None = None, path: KeyPath = ()) -> Iterator[KeyPath]:
     """All there are; those of lists and of what has names of its own under a star."""
     node = _resolved(schema if node is None else node, schema)
     for name, below in node.get("properties", {}).items():
@@ -235,6 +251,9 @@ def yaml_mend(problem: str, context: str, line: int, context_line: int) -> tuple
         return context_line, f"the {bracket} that {where} is not closed, or a comma is missing: {problem}"
     if context in ("while scanning an alias", "while scanning an anchor") or "undefined alias" in problem:
         return line, 'a text that begins with * or & is put in quotes, such as models: ["*"]'
+    if "for the tag" in problem or "tag handle" in problem or context.endswith(" a tag"):
+        # Their words quote it, and it may be a secret that begins so.
+        return line, "a text that begins with ! is put in quotes"
     if "that cannot start any token" in problem:
         return line, f"{problem.removesuffix(' that cannot start any token')}: put the text in quotes"
     if "mapping values are not allowed" in problem:

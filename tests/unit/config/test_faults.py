@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from gateway.config import Config, ConfigError, _KeysFile, load_config, load_keys, load_settings
-from gateway.faults import PATTERNS, every_key
+from gateway.config.faults import PATTERNS, ConfigError, every_key
+from gateway.config.keys import KeysFile, load_keys
+from gateway.config.reading import load_config, load_settings
+from gateway.config.whole import Config
 
 SECRET = "hunter2-hunter2-hunter2"
 
@@ -127,6 +129,8 @@ def test_a_fault_is_told_with_what_is_wanted(tmp_path: Path, text: str, fault: s
         ("pools: {a: {models: [*]}}\n", "1: is not valid YAML: a text that begins with * or & is put in quotes"),
         ("pools: {a: {models: [*qwen]}}\n", "1: is not valid YAML: a text that begins with * or & is put in quotes"),
         ("a: @x\n", "1: is not valid YAML: found character '@': put the text in quotes"),
+        ("server: {ops_token: !x9}\n", "1: is not valid YAML: a text that begins with ! is put in quotes"),
+        ("server: {ops_token: !x9!y}\n", "1: is not valid YAML: a text that begins with ! is put in quotes"),
         ("server:\n  port: 1\n   host: x\n", "3: is not valid YAML: a colon where none may be"),
         ("a:\n  b: 1\n c: 2\n", "3: is not valid YAML: this line does not fit to those above"),
         ("a: 1\n---\nb: 2\n", "2: is not valid YAML: a second document begins here"),
@@ -262,7 +266,7 @@ def patterns(node: Any) -> Iterator[str]:
 
 
 def test_every_pattern_of_the_models_has_words() -> None:
-    found = {pattern for model in (Config, _KeysFile) for pattern in patterns(model.model_json_schema())}
+    found = {pattern for model in (Config, KeysFile) for pattern in patterns(model.model_json_schema())}
     assert found <= set(PATTERNS)
     assert len(found) > 3
 
