@@ -11,6 +11,10 @@ from gateway.config.environment import PREFIX, variable
 from gateway.config.faults import ConfigError, Fault, KeyPath, yaml_mend
 
 
+_NOT_THAT_KIND = (ValueError, KeyError, AttributeError)
+"""What PyYAML raises for a text that cannot be made what it looks like, or is tagged as."""
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """A YAML file with the line of each key, and what was seen of it while it was read."""
@@ -93,9 +97,10 @@ def read(file: Path) -> Document:
         raise broken(place, f"is not valid YAML: {why}") from None
     except yaml.YAMLError as error:
         raise broken(1, f"is not valid YAML: {error}") from None
-    except ValueError as error:
-        # A text that looks like a date, and is none.
-        raise broken(_line_of_no_date(node), f"is not valid YAML: {error}: put it in quotes") from None
+    except _NOT_THAT_KIND:
+        # It may be a secret: it is not repeated.
+        why = "this looks like a date, or is tagged as one kind of value, and is none: put it in quotes"
+        raise broken(_line_of_no_date(node), f"is not valid YAML: {why}") from None
     except RecursionError:
         raise broken(1, "is not valid YAML: it nests too deeply, or a part of it holds itself") from None
     return Document(str(file), value, lines, tuple(twice))
@@ -127,7 +132,7 @@ def _line_of_no_date(node: yaml.Node | None) -> int:
         if isinstance(each, yaml.ScalarNode):
             try:
                 loader.construct_object(each)
-            except ValueError:
+            except _NOT_THAT_KIND:
                 return int(each.start_mark.line) + 1
         elif isinstance(each, yaml.MappingNode):
             waiting += [value for pair in reversed(each.value) for value in reversed(pair)]

@@ -134,7 +134,14 @@ def test_a_fault_is_told_with_what_is_wanted(tmp_path: Path, text: str, fault: s
         ("server:\n  port: 1\n   host: x\n", "3: is not valid YAML: a colon where none may be"),
         ("a:\n  b: 1\n c: 2\n", "3: is not valid YAML: this line does not fit to those above"),
         ("a: 1\n---\nb: 2\n", "2: is not valid YAML: a second document begins here"),
-        ("server:\n  host: x\n  port: 2024-13-45\n", "3: is not valid YAML: month must be in 1..12: put it in quotes"),
+        *(
+            (
+                f"server:\n  host: x\n  ops_token: {value}\n",
+                "3: is not valid YAML: this looks like a date, or is tagged as one kind of value, and is none: put it in "
+                "quotes",
+            )
+            for value in ("2024-13-45", "!!int secret", "!!float secret", "!!bool secret", "!!timestamp secret")
+        ),
         ("a: 1\nb: \x07\n", "2: is not valid YAML: a control character stands here"),
     ],
 )
