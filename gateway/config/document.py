@@ -10,7 +10,6 @@ import yaml
 from gateway.config.environment import PREFIX, variable
 from gateway.config.faults import ConfigError, Fault, KeyPath, yaml_mend
 
-
 _NOT_THAT_KIND = (ValueError, KeyError, AttributeError)
 """What PyYAML raises for a text that cannot be made what it looks like, or is tagged as."""
 
@@ -99,7 +98,7 @@ def read(file: Path) -> Document:
         raise broken(1, f"is not valid YAML: {error}") from None
     except _NOT_THAT_KIND:
         # It may be a secret: it is not repeated.
-        why = "this looks like a date, or is tagged as one kind of value, and is none: put it in quotes"
+        why = "what looks like a date, or is tagged as a number, is none: put it in quotes"
         raise broken(_line_of_no_date(node), f"is not valid YAML: {why}") from None
     except RecursionError:
         raise broken(1, "is not valid YAML: it nests too deeply, or a part of it holds itself") from None

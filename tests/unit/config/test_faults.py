@@ -137,8 +137,7 @@ def test_a_fault_is_told_with_what_is_wanted(tmp_path: Path, text: str, fault: s
         *(
             (
                 f"server:\n  host: x\n  ops_token: {value}\n",
-                "3: is not valid YAML: this looks like a date, or is tagged as one kind of value, and is none: put it in "
-                "quotes",
+                "3: is not valid YAML: what looks like a date, or is tagged as a number, is none: put it in quotes",
             )
             for value in ("2024-13-45", "!!int secret", "!!float secret", "!!bool secret", "!!timestamp secret")
         ),
