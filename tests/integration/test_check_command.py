@@ -285,6 +285,20 @@ async def test_the_keys_file_is_told_of_beside_the_rest(tmp_path: Path, nobody: 
     assert "warning: discovery.pods.0: " in ended.err
 
 
+async def test_where_tokens_let_people_in_the_keys_file_may_be_empty_but_not_missing(
+    tmp_path: Path, nobody: int
+) -> None:
+    keys = tmp_path / "keys.yaml"
+    jwt = {"issuer": f"http://127.0.0.1:{nobody}", "audience": "x"}
+    file = write(tmp_path, listed(f"http://127.0.0.1:{nobody}") | {"auth": {"keys_file": str(keys), "jwt": jwt}})
+    ended = await check(str(file))
+    assert ended.code == 2
+    assert f"poolgate: {file}:6: auth.keys_file: {keys} does not exist: make one with" in ended.err
+    keys.write_text("keys: []\n")
+    ended = await check(str(file))
+    assert (ended.code, "holds no key" in ended.err) == (0, False)
+
+
 async def test_offline_nothing_but_the_file_is_looked_at(tmp_path: Path) -> None:
     async with OddPod() as pod:
         settings = listed(f"http://127.0.0.1:{pod.port}") | {
