@@ -1,6 +1,7 @@
 """What did not run is said at the end, with the command that mends it: nothing is skipped in silence."""
 
 import shutil
+import signal
 import subprocess
 from collections import Counter
 from functools import cache
@@ -35,6 +36,12 @@ MENDS = {
     "prometheus": "tests with a real Prometheus; install it (apt-get install prometheus), then: make test",
     "promtool": "tests of the alerts; install it (apt-get install prometheus), then: make test",
 }
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C be Ctrl-C: a shell has what it starts in the background ignore it, and all that is started there."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @cache
