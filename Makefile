@@ -25,11 +25,11 @@ test: $(VENV)/.dev $(NODE_PACKAGES) $(BROWSER_PACKAGES) lint ## Lint, types, imp
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-vllm: $(VENV)/.dev $(NODE_PACKAGES) ## End to end against a real vLLM on CPU (downloads about 1 GB once)
-	@$(BIN)/python tests/e2e/vllm/install.py
+	@$(BIN)/python -m tests.e2e.vllm.install
 	@$(BIN)/python -m pytest -m vllm tests/e2e/vllm $(ARGS)
 
 test-webui: $(VENV)/.dev $(BROWSER_PACKAGES) ## Open WebUI in front of the gateway, in a browser (downloads about 1 GB once)
-	@$(BIN)/python tests/e2e/webui/install.py
+	@$(BIN)/python -m tests.e2e.webui.install
 	@$(BIN)/python -m pytest -m webui tests/e2e/webui $(ARGS)
 
 screenshots: $(VENV)/.dev $(BROWSER_PACKAGES) ## Take the pictures of the docs anew

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 import httpx2
 
+Client = httpx2.AsyncClient
 ANSWER_SECONDS = 5.0
 STATUS_MEMBERS = {"ready", "reason", "discovery", "pools", "pods", "refused"}
 TRAFFIC_MEMBERS = STATUS_MEMBERS | {"traffic", "tenants", "events"}
@@ -16,7 +17,7 @@ class NoStatus(Exception):
     """The gateway's status cannot be read; the text says what to do next, and holds no token."""
 
 
-def connect(url: str, token: str | None) -> httpx2.AsyncClient:
+def connect(url: str, token: str | None) -> Client:
     """A client of the ops port at `url`; nothing is sent yet.
 
     Raises `NoStatus` when that is no URL.
@@ -30,10 +31,10 @@ def connect(url: str, token: str | None) -> httpx2.AsyncClient:
     headers = {} if token is None else {b"authorization": b"Bearer " + token.strip().encode("utf-8")}
     # Without the environment: a proxy does not reach our loopback, and .netrc would put itself before the token.
     # Without limits of its own: _get has one for the whole answer, where these begin anew with each read.
-    return httpx2.AsyncClient(base_url=base, headers=headers, timeout=None, trust_env=False)
+    return Client(base_url=base, headers=headers, timeout=None, trust_env=False)
 
 
-async def read_status(client: httpx2.AsyncClient, *, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
+async def read_status(client: Client, *, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
     """What `/status.json` says; its last byte has to come within `seconds`.
 
     Raises `NoStatus`.
@@ -41,7 +42,7 @@ async def read_status(client: httpx2.AsyncClient, *, seconds: float = ANSWER_SEC
     return _told(await _get(client, "/status.json", seconds), STATUS_MEMBERS)
 
 
-async def read_traffic(client: httpx2.AsyncClient, *, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
+async def read_traffic(client: Client, *, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
     """The same, of a gateway that tells of its last minute too.
 
     Raises `NoStatus`.
@@ -53,7 +54,7 @@ async def read_traffic(client: httpx2.AsyncClient, *, seconds: float = ANSWER_SE
 
 
 async def read_request(
-    client: httpx2.AsyncClient, request_id: str, *, seconds: float = ANSWER_SECONDS
+    client: Client, request_id: str, *, seconds: float = ANSWER_SECONDS
 ) -> dict[str, Any]:
     """What `/status/requests/{id}` says; its last byte has to come within `seconds`.
 
@@ -68,7 +69,7 @@ async def read_request(
     return _told(answer, REQUEST_MEMBERS)
 
 
-async def _get(client: httpx2.AsyncClient, path: str, seconds: float) -> httpx2.Response:
+async def _get(client: Client, path: str, seconds: float) -> httpx2.Response:
     url = _url(client)
     try:
         async with asyncio.timeout(seconds):
@@ -109,5 +110,5 @@ def _json(answer: httpx2.Response) -> object:
         return None
 
 
-def _url(client: httpx2.AsyncClient) -> str:
+def _url(client: Client) -> str:
     return str(client.base_url).rstrip("/")

@@ -125,7 +125,7 @@ def installation() -> Path:
     if missing:
         raise VllmNotInstalled(
             f"{missing[0]} is not there. `make test-vllm` installs vLLM and runs these tests; to install it "
-            "alone: python tests/e2e/vllm/install.py (2.5 GB, in .vllm or where POOLGATE_VLLM_HOME says)"
+            "alone: python -m tests.e2e.vllm.install (2.5 GB, in .vllm or where POOLGATE_VLLM_HOME says)"
         )
     return home
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.vllm.server import VllmDidNotStart, VllmNotInstalled, installation, real_vllm
 
-INSTALL = Path(__file__).with_name("install.py")
+ROOT = Path(__file__).resolve().parents[3]
 
 # Like vLLM: it starts a worker and is itself killed, and the worker lives on.
 DIES_AND_LEAVES_A_WORKER = """\
@@ -25,7 +25,7 @@ def test_an_absent_install_is_named_with_the_command_that_makes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POOLGATE_VLLM_HOME", str(tmp_path))
-    with pytest.raises(VllmNotInstalled, match=r"venv/bin/vllm is not there(.|\n)*python tests/e2e/vllm/install.py"):
+    with pytest.raises(VllmNotInstalled, match=r"venv/bin/vllm is not there(.|\n)*python -m tests.e2e.vllm.install"):
         installation()
 
 
@@ -57,7 +57,8 @@ def runs(pid: int) -> bool:
 def install(home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if "FIND_LINKS" not in name}
     return subprocess.run(
-        [sys.executable, str(INSTALL)],
+        [sys.executable, "-m", "tests.e2e.vllm.install"],
+        cwd=ROOT,
         env={**clean, "PIP_CONFIG_FILE": os.devnull, "POOLGATE_VLLM_HOME": str(home), **environment},
         capture_output=True,
         text=True,

@@ -146,7 +146,7 @@ def installation() -> Path:
     if not (home / "venv" / "bin" / "open-webui").exists():
         raise WebuiNotInstalled(
             f"Open WebUI is not in {home}. `make test-webui` installs it and runs these tests; to install it alone: "
-            "python tests/e2e/webui/install.py (0.6 GB, in .webui or where POOLGATE_WEBUI_HOME says)"
+            "python -m tests.e2e.webui.install (0.6 GB, in .webui or where POOLGATE_WEBUI_HOME says)"
         )
     return home
 
