@@ -39,10 +39,16 @@ def _request_row(part_id: str, request: Said) -> str:
         cell("Pod", text(request["pod"]) or NOTHING),
         cell("TTFT", milliseconds(request["ttft_ms"]), "n"),
         cell("Duration", milliseconds(request["duration_ms"]), "n"),
-        cell("Tokens", f"{number(request['prompt_tokens'])} + {number(request['completion_tokens'])}", "n"),
+        cell("Tokens", _tokens(request), "n"),
         cell("Why", _decision(part_id, request), "wide"),
     )
     return row(part_id, moment(request["ts"]), cells)
+
+
+def _tokens(request: Said) -> str:
+    """Of the prompt and of the answer."""
+    prompt, completion = request["prompt_tokens"], request["completion_tokens"]
+    return NOTHING if prompt is None else f"{number(prompt)} + {number(completion)}"
 
 
 def _decision(part_id: str, request: Said) -> str:

@@ -268,6 +268,13 @@ def test_a_request_says_where_it_went_and_why(more: dict[str, Any], summary: str
     assert "r-1" in read.all("code")
 
 
+def test_a_request_without_a_count_of_tokens_has_none() -> None:
+    untold = request_said("r-1", prompt_tokens=None, completion_tokens=None)
+    assert "+" not in "".join(Read(page(said(requests=[untold]))).all("td", **{"data-label": "Tokens"}))
+    told = request_said("r-1", prompt_tokens=34, completion_tokens=10)
+    assert Read(page(said(requests=[told]))).all("td", **{"data-label": "Tokens"})[-1] == "34 + 10"
+
+
 def test_a_request_stays_the_same_row_when_its_time_is_rounded_otherwise() -> None:
     # It is reckoned anew from two clocks with each look, and a row of another id would close what a reader has opened.
     before, after = (
