@@ -53,9 +53,7 @@ async def read_traffic(client: Client, *, seconds: float = ANSWER_SECONDS) -> di
     return status
 
 
-async def read_request(
-    client: Client, request_id: str, *, seconds: float = ANSWER_SECONDS
-) -> dict[str, Any]:
+async def read_request(client: Client, request_id: str, *, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
     """What `/status/requests/{id}` says; its last byte has to come within `seconds`.
 
     Raises `NoStatus`, also where the gateway does not know that request any more.
