@@ -70,7 +70,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
         pods(1, grid_us=1000, core=core, folder=folder) as (pid, ports),
         Looked(3).running(Site(folder, core, ports, (pid,), key)) as running,
     ):
-        scenario = Scrapes("metrics 3", 1, models=3, idle_seconds=0.3, scrapes=1)
+        scenario = Scrapes("metrics 3", 1, models=3, idle_seconds=0.3, scrapes=1, page_seconds=0.5)
         return uvloop.run(scenario.measure(running, Bench(key, (pid,), ports))).values
 
 
