@@ -28,7 +28,7 @@ test-vllm: $(VENV)/.dev $(NODE_PACKAGES) ## End to end against a real vLLM on CP
 	@$(BIN)/python -m tests.e2e.vllm.install
 	@$(BIN)/python -m pytest -m vllm tests/e2e/vllm $(ARGS)
 
-test-webui: $(VENV)/.dev $(BROWSER_PACKAGES) ## Open WebUI in front of the gateway, in a browser (downloads about 1 GB once)
+test-webui: $(VENV)/.dev $(BROWSER_PACKAGES) ## Open WebUI in front of the gateway, in a browser (downloads 0.3 GB once)
 	@$(BIN)/python -m tests.e2e.webui.install
 	@$(BIN)/python -m pytest -m webui tests/e2e/webui $(ARGS)
 

@@ -87,7 +87,7 @@ def test_a_keys_limit_is_told_in_words(stage: Stage, ana: Sitting, ben: Sitting)
     ben.ask("scarce", "Tell me about the sea, please.")
     told = "Rate limit reached: requests per minute of this key: limit 1, used 1, asked 1. Wait "
     assert ben.answer().text.startswith(told)
-    assert stage.front.lines(model="scarce")[-1]["code"] == "rate_limit_exceeded"
+    assert stage.front.next_line(0, model="scarce", code="rate_limit_exceeded")["status"] == 429
 
 
 def test_each_person_has_a_limit_of_their_own(ana: Sitting, ben: Sitting) -> None:
