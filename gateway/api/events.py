@@ -10,8 +10,9 @@ from itertools import islice
 from typing import NamedTuple
 
 from gateway.api.seen import Event, Level, Seen
-from gateway.api.status import EJECTED_FOR, LIMITS_LOCAL_BECAUSE, ejected_pods
+from gateway.api.status import EJECTED_FOR, ejected_pods
 from gateway.core.fleet import EJECTED, Fleet, PodState, shown_state
+from gateway.limits.store import LOCAL_BECAUSE
 
 MAX_EVENTS = 200
 MAX_POD_EVENTS = 20
@@ -70,7 +71,7 @@ class Events:
             yield "info", "config_mended", "configuration", "its files hold what is in force again"
         if (seen.limits.mode, seen.limits.since) != (before.limits.mode, before.limits.since):
             if seen.limits.mode == "local":
-                why = LIMITS_LOCAL_BECAUSE.get(seen.limits.reason, seen.limits.reason)
+                why = LOCAL_BECAUSE.get(seen.limits.reason, seen.limits.reason)
                 yield "warning", "limits_local", "limits", f"Redis {why}: each replica keeps to its share"
             else:
                 yield "info", "limits_shared", "limits", "counted in Redis, by all replicas together"

@@ -7,32 +7,17 @@ was asked or answered. Its names are the access line's.
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.api.status import WHY, milliseconds, moment, readable, rounded
+from gateway.api.status import WHY, ended_request, rounded
 from gateway.core.call import Attempt, Trail
 
 
 def explanation(trail: Trail, monotonic_to_wall: float) -> dict[str, Any]:
     """One request; what is unknown, or never happened, is None. `monotonic_to_wall` turns its times into seconds since
     1970."""
-    tenant, usage = trail.tenant, trail.usage
-    ended_at = trail.ended_at + monotonic_to_wall
     return {
-        "request_id": trail.request_id,
-        "ts": moment(ended_at),
-        "tenant": None if tenant is None else tenant.team,
-        "key_id": None if tenant is None else tenant.key_id,
-        "operation": trail.operation,
-        "model": readable(trail.model),
-        "pool": trail.pool,
-        "stream": trail.stream,
-        "status": trail.status,
-        "outcome": trail.outcome.value,
-        "code": trail.code,
-        "queue_ms": milliseconds(trail.queue_seconds),
-        "ttft_ms": milliseconds(trail.ttft_seconds),
-        "duration_ms": milliseconds(trail.duration_seconds),
-        "prompt_tokens": None if usage is None else usage.prompt_tokens,
-        "cached_tokens": None if usage is None else usage.cached_tokens,
+        **ended_request(trail, monotonic_to_wall),
+        "key_id": None if trail.tenant is None else trail.tenant.key_id,
+        "cached_tokens": None if trail.usage is None else trail.usage.cached_tokens,
         "attempts": [_attempt(attempt) for attempt in trail.tried],
     }
 

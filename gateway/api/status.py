@@ -14,6 +14,7 @@ from gateway.api.seen import Seen
 from gateway.core.call import Trail
 from gateway.core.clock import iso_seconds
 from gateway.core.fleet import EJECTED, Fleet, Gauges, Model, Pod, PodHealth, PodLoad, PodState, shown_state
+from gateway.core.words import readable
 from gateway.limits.admission import Standing
 from gateway.telemetry.lately import NOTHING, Lastly, Minute
 
@@ -25,18 +26,6 @@ EJECTED_FOR = {
     "probe": "the request that tried it failed",
 }
 """Why a pod was ejected, in words, for each `reason` of the ejections metric."""
-LIMITS_LOCAL_BECAUSE = {
-    "connecting": "is not connected yet",
-    "timeout": "does not answer in time",
-    "slow": "is slow",
-    "refused": "cannot be reached",
-    "denied": "does not let us in",
-    "readonly": "takes no writes",
-    "memory": "has no memory left",
-    "loading": "is not ready yet",
-    "error": "answers with errors",
-}
-"""What Redis does, for each reason of the limits' mode `local`."""
 WHY: Mapping[str, str] = {
     "only": "it was the only pod with room",
     "least": "it had the fewest requests in flight",
@@ -228,28 +217,36 @@ def _used(standing: Standing) -> float:
 
 
 def _request(trail: Trail, seen: Seen) -> dict[str, Any]:
-    """One of the last requests; its names are the access line's."""
+    usage = trail.usage
+    return {
+        **ended_request(trail, seen.wall - seen.now),
+        "pod": trail.pod,
+        "attempts": trail.attempts,
+        "decision": trail.decision,
+        "why": WHY.get(trail.decision, ""),
+        "completion_tokens": None if usage is None else usage.completion_tokens,
+    }
+
+
+def ended_request(trail: Trail, monotonic_to_wall: float) -> dict[str, Any]:
+    """What is told of a request wherever it is told of; its names are the access line's. What is unknown, or never
+    happened, is None. `monotonic_to_wall` turns its times into seconds since 1970."""
     usage = trail.usage
     return {
         "request_id": trail.request_id,
-        "ts": moment(trail.ended_at - seen.now + seen.wall),
+        "ts": _millisecond(trail.ended_at + monotonic_to_wall),
         "tenant": None if trail.tenant is None else trail.tenant.team,
         "operation": trail.operation,
         "model": readable(trail.model),
         "pool": trail.pool,
-        "pod": trail.pod,
+        "stream": trail.stream,
         "status": trail.status,
         "outcome": trail.outcome.value,
         "code": trail.code,
-        "stream": trail.stream,
-        "attempts": trail.attempts,
-        "decision": trail.decision,
-        "why": WHY.get(trail.decision, ""),
         "queue_ms": milliseconds(trail.queue_seconds),
         "ttft_ms": milliseconds(trail.ttft_seconds),
         "duration_ms": milliseconds(trail.duration_seconds),
         "prompt_tokens": None if usage is None else usage.prompt_tokens,
-        "completion_tokens": None if usage is None else usage.completion_tokens,
     }
 
 
@@ -324,7 +321,7 @@ def _moment(seen: Seen, at: float) -> str:
     return f"{iso_seconds(round(seen.wall - seen.now + at))}Z"
 
 
-def moment(wall: float) -> str:
+def _millisecond(wall: float) -> str:
     """A wall-clock time as RFC 3339, in UTC, with milliseconds."""
     return f"{iso_seconds(int(wall))}.{int(wall % 1 * 1000):03d}Z"
 
@@ -332,11 +329,6 @@ def moment(wall: float) -> str:
 def milliseconds(seconds: float | None) -> float | None:
     """A duration, in other units."""
     return None if seconds is None else rounded(seconds * 1000)
-
-
-def readable(value: str) -> str:
-    """A caller's string, without what UTF-8 cannot say."""
-    return value.encode("utf-8", "replace").decode("utf-8")
 
 
 def rounded(value: float | None) -> float | None:

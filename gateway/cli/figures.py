@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import ceil
 
 UNKNOWN = "-"
-UNITS = (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
+
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -37,17 +37,6 @@ def duration(milliseconds: float | None) -> str:
     if milliseconds < 10:
         return f"{milliseconds:.2g} ms"
     return f"{milliseconds:.0f} ms" if milliseconds < 9999.5 else f"{milliseconds / 1000:.1f} s"
-
-
-def how_long(seconds: float) -> str:
-    """A duration in its two largest units: `8s`, `3m 20s`, `2h 0m`, `4d 3h`."""
-    whole = int(seconds)
-    largest = next((at for at, (_, size) in enumerate(UNITS) if whole >= size), len(UNITS) - 1)
-    parts = []
-    for unit, size in UNITS[largest : largest + 2]:
-        count, whole = divmod(whole, size)
-        parts.append(f"{count}{unit}")
-    return " ".join(parts)
 
 
 def sparkline(history: Sequence[float], width: int) -> str:

@@ -7,12 +7,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gateway.api.page.concerns import most_fail
 from gateway.cli.columns import GAP, Column, fitting, widths_of
-from gateway.cli.figures import UNKNOWN, duration, how_long, number, percent
+from gateway.cli.figures import UNKNOWN, duration, number, percent
 from gateway.cli.terminal import plain
+from gateway.core.words import how_long
 
 MODELS_SHOWN = 5
-FAILED_AT_LEAST = 3
 """Attempts, for them to be more than a mishap."""
 STYLES = {"ready": "green", "starting": "yellow", "draining": "cyan", "asleep": "blue", "ejected": "red"}
 SICK_FIRST = {"ejected": 0, "starting": 1, "draining": 2, "ready": 3, "asleep": 4}
@@ -66,10 +67,10 @@ def notes(status: Status, fault: str = "") -> list[str]:
 
 
 def mostly_fails(status: Status, pool: str) -> bool:
-    """Whether most attempts of the last minute failed at its pods: the last pod of a pool is never ejected."""
+    """Whether most attempts of the last minute failed at its pods."""
     pods = [pod for pod in status["pods"] if pod["pool"] == pool]
     failed = sum(pod.get("failed") or 0 for pod in pods)
-    return failed >= FAILED_AT_LEAST and 2 * failed >= sum(pod.get("attempts") or 0 for pod in pods)
+    return most_fail(failed, sum(pod.get("attempts") or 0 for pod in pods))
 
 
 def why(pod: Status) -> Text:

@@ -17,9 +17,9 @@ from typing import Any
 from rich.console import Console, ConsoleDimensions, RenderableType
 from rich.live import Live
 
-from gateway.cli.figures import how_long
 from gateway.cli.ops_client import NoStatus
 from gateway.core.clock import Clock
+from gateway.core.words import how_long
 
 REFRESH_SECONDS = 1.0
 QUIT_KEYS = b"qQ"

@@ -10,9 +10,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from gateway.cli.columns import GAP, Column, cut, table
-from gateway.cli.figures import duration, how_long, meter, number, percent, rate, sparkline
+from gateway.cli.figures import duration, meter, number, percent, rate, sparkline
 from gateway.cli.pods_table import STYLES, notes, pods_of
 from gateway.cli.terminal import plain
+from gateway.core.words import how_long
 
 Status = Mapping[str, Any]
 

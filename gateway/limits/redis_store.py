@@ -29,7 +29,7 @@ from gateway.limits.batch import MAX_LOOKS, MAX_TOLD, Batch, Decided, Garbled, R
 from gateway.limits.bucket import Book, Bucket, Costs, Taken
 from gateway.limits.leases import Leases
 from gateway.limits.patience import Patience
-from gateway.limits.store import Mode
+from gateway.limits.store import LOCAL_BECAUSE, Mode
 
 MAX_ASKS = 4096
 """So many wait for the next call. Who comes then is answered here."""
@@ -213,7 +213,7 @@ class RedisStore:
             self.mode, self.since = "local", self._clock()
         elif told != "connecting":
             return
-        why = f"{_WORDS[self.reason]} ({type(error).__name__.lstrip('_')})"
+        why = f"{LOCAL_BECAUSE[self.reason]} ({type(error).__name__.lstrip('_')})"
         log.warning("Redis %s: each replica counts limits for itself, and allows its share", why)
         self._leases.give_up()
         self._answer_here()
@@ -387,7 +387,7 @@ class NoRedis(Exception):
     def __init__(self, error: Exception) -> None:
         self.reason = _reason_of(error)
         """As the store's."""
-        super().__init__(f"Redis {_WORDS[self.reason]} ({type(error).__name__})")
+        super().__init__(f"Redis {LOCAL_BECAUSE[self.reason]} ({type(error).__name__})")
 
 
 async def ping(url: str, seconds: float) -> None:
@@ -443,16 +443,6 @@ _REASONS: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     ((errors.ConnectionError, OSError), "refused"),
 )
 """The first that fits, since some are kinds of others."""
-_WORDS = {
-    "timeout": "does not answer in time",
-    "slow": "is slow",
-    "denied": "does not let us in",
-    "readonly": "takes no writes",
-    "memory": "has no memory left",
-    "loading": "is not ready yet",
-    "refused": "cannot be reached",
-    "error": "answers with errors",
-}
 
 
 def _reason_of(error: Exception) -> str:

@@ -8,6 +8,18 @@ from typing import Literal, Protocol
 from gateway.limits.bucket import Bucket, Costs, Taken
 
 Mode = Literal["memory", "redis", "local"]
+LOCAL_BECAUSE = {
+    "connecting": "is not connected yet",
+    "timeout": "does not answer in time",
+    "slow": "is slow",
+    "refused": "cannot be reached",
+    "denied": "does not let us in",
+    "readonly": "takes no writes",
+    "memory": "has no memory left",
+    "loading": "is not ready yet",
+    "error": "answers with errors",
+}
+"""What Redis does, for each reason of the mode `local`."""
 
 
 class Store(Protocol):

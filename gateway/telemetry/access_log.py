@@ -16,6 +16,7 @@ import orjson
 from gateway.core.call import Outcome, Trail
 from gateway.core.caller import Tenant
 from gateway.core.clock import iso_seconds
+from gateway.core.words import readable
 
 MAX_FIELD_CHARACTERS = 256
 MAX_WAITING_BATCHES = 64
@@ -152,7 +153,7 @@ def _tell(kind: _Kind) -> Told:
         "tenant": tenant.team if tenant is not None else None,
         "key_id": tenant.key_id if tenant is not None else None,
         "operation": operation,
-        "model": _text(model),
+        "model": readable(model),
         "pool": pool,
         "pod": pod,
         "status": status,
@@ -162,17 +163,12 @@ def _tell(kind: _Kind) -> Told:
         "usage_source": None if estimated is None else "estimated" if estimated else "reported",
         "attempts": attempts,
         "decision": decision,
-        "finish": _text(finish),
+        "finish": readable(finish),
     }
     colour = _COLOURS.get(outcome, "31")
-    shown = _text(model).encode("unicode_escape").decode("ascii") or "-"
+    shown = readable(model).encode("unicode_escape").decode("ascii") or "-"
     picture = f"\x1b[{colour}m{status or '---'} {outcome:<16}\x1b[0m {operation:<11} {shown} → {pod or '-'} {code}"
     return Told(orjson.dumps(members).decode()[1:-1] + ",", picture)
-
-
-def _text(value: str) -> str:
-    """A string from outside: cut, and without what UTF-8 cannot say."""
-    return value[:MAX_FIELD_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
 
 
 _COLOURS = {Outcome.COMPLETED: "32", Outcome.CLIENT_LEFT: "33", Outcome.REFUSED: "33"}

@@ -24,6 +24,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 
 from gateway.core.call import BLAMELESS, FAULTS, Attempt, Outcome, Trail
 from gateway.core.trace import Trace
+from gateway.core.words import readable
 from gateway.telemetry import conventions as names
 
 MAX_WAITING = 4096
@@ -167,7 +168,7 @@ class Tracing:
         trail, trace, _ = told
         operation = names.OPERATIONS.get(trail.operation)
         attributes: Attributes = {
-            names.REQUEST_MODEL: _text(attempt.model),
+            names.REQUEST_MODEL: readable(attempt.model, MAX_NAME_CHARACTERS),
             names.POOL: trail.attempt_outcomes[number - 1][0],
             names.POD: attempt.pod,
             names.ATTEMPT: number,
@@ -182,7 +183,7 @@ class Tracing:
         if number == len(trail.tried) and trail.first_content_at is not None:
             events = (Event(names.FIRST_CONTENT, timestamp=told.nanoseconds(trail.first_content_at)),)
         return ReadableSpan(
-            f"{operation or trail.operation} {_text(attempt.model)}",
+            f"{operation or trail.operation} {readable(attempt.model, MAX_NAME_CHARACTERS)}",
             context=_context(trace, trace.attempt_id(number)),
             parent=_context(trace, trace.span_id),
             resource=self._resource,
@@ -209,9 +210,9 @@ def _of_request(trail: Trail, method: str, route: str) -> Attributes:
     if trail.outcome not in (Outcome.COMPLETED, Outcome.CLIENT_LEFT):
         attributes[names.ERROR_TYPE] = trail.code or trail.outcome.value
     if trail.tenant is not None:
-        attributes[names.TENANT] = _text(trail.tenant.team)
+        attributes[names.TENANT] = readable(trail.tenant.team, MAX_NAME_CHARACTERS)
     if trail.model:
-        attributes[names.REQUEST_MODEL] = _text(trail.model)
+        attributes[names.REQUEST_MODEL] = readable(trail.model, MAX_NAME_CHARACTERS)
     if trail.pool:
         attributes |= {names.POOL: trail.pool, names.ATTEMPTS: trail.attempts, names.QUEUE_SECONDS: trail.queue_seconds}
     if trail.attempts:
@@ -221,9 +222,9 @@ def _of_request(trail: Trail, method: str, route: str) -> Attributes:
         attributes |= {names.OPERATION: operation, names.PROVIDER: names.VLLM, names.REQUEST_STREAM: trail.stream}
     if trail.tried and trail.first_content_at is not None:
         # A pod answers in the name that it was asked by.
-        attributes[names.RESPONSE_MODEL] = _text(trail.tried[-1].model)
+        attributes[names.RESPONSE_MODEL] = readable(trail.tried[-1].model, MAX_NAME_CHARACTERS)
     if trail.finish:
-        attributes[names.FINISH_REASONS] = (_text(trail.finish),)
+        attributes[names.FINISH_REASONS] = (readable(trail.finish, MAX_NAME_CHARACTERS),)
     if (ttft := trail.ttft_seconds) is not None:
         attributes[names.TIME_TO_FIRST_CHUNK] = ttft
     # The conventions want no numbers that are not known.
@@ -236,11 +237,6 @@ def _of_request(trail: Trail, method: str, route: str) -> Attributes:
 
 def _context(trace: Trace, span_id: int, *, is_remote: bool = False) -> SpanContext:
     return SpanContext(trace.trace_id, span_id, is_remote, TraceFlags(trace.flags))
-
-
-def _text(value: str) -> str:
-    """A string from outside: cut, and without what UTF-8 cannot say."""
-    return value[:MAX_NAME_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
 
 
 def _resource(version: str, instance: str) -> Resource:

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.api.status import EJECTED_FOR, LIMITS_LOCAL_BECAUSE
+from gateway.api.status import EJECTED_FOR
+from gateway.core.words import how_long
+from gateway.limits.store import LOCAL_BECAUSE
 
 STARTING_SECONDS = 600.0
 """A large model loads for minutes."""
@@ -17,7 +19,6 @@ STALE_SECONDS = 30.0
 """A list that fails is tried again within ten seconds."""
 FAILED_SHARE, FAILED_AT_LEAST = 0.05, 3
 MOST = 0.5
-"""Of the attempts at a pool's pods. While others of them take over it is less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def _gateway(status: Said) -> Iterator[Concern]:
         yield Concern(
             "error",
             "The list of pods is old",
-            f"nothing was heard of which pods there are for {span(discovery['stale_seconds'])}",
+            f"nothing was heard of which pods there are for {how_long(discovery['stale_seconds'])}",
             "Requests go on to the last known pods. See whether the API server answers, and this replica's rights.",
             "PoolgateDiscoveryStale",
         )
@@ -72,11 +73,11 @@ def _gateway(status: Said) -> Iterator[Concern]:
         )
     limits = status["limits"]
     if limits["mode"] == "local":
-        why = LIMITS_LOCAL_BECAUSE.get(limits["reason"], limits["reason"])
+        why = LOCAL_BECAUSE.get(limits["reason"], limits["reason"])
         yield Concern(
             "warning",
             "Limits are counted by each replica for itself",
-            f"Redis {why}, for {span(limits['for_seconds'])}",
+            f"Redis {why}, for {how_long(limits['for_seconds'])}",
             "Each replica keeps to its share of every limit. See whether Redis answers.",
             "PoolgateLimitsLocal",
         )
@@ -89,7 +90,7 @@ def _pools(status: Said) -> Iterator[Concern]:
         attempts[pod["pool"]] += pod["attempts"]
         failed[pod["pool"]] += pod["failed"]
     for name, pool in status["pools"].items():
-        if pool["ready"] and failed[name] >= FAILED_AT_LEAST and failed[name] >= MOST * attempts[name]:
+        if pool["ready"] and most_fail(failed[name], attempts[name]):
             # The last pod is never ejected, and of one that is dead callers hear that none is ready.
             yield Concern(
                 "error",
@@ -125,6 +126,12 @@ def _pools(status: Said) -> Iterator[Concern]:
                 "Add pods, or see whether one is slow.",
                 "PoolgateQueueGrowing",
             )
+
+
+def most_fail(failed: int, attempts: int) -> bool:
+    """Whether most of a minute's attempts failed at a pool's pods. While others of them take over it is less; the last
+    pod of a pool is never ejected."""
+    return failed >= FAILED_AT_LEAST and failed >= MOST * attempts
 
 
 def _pods(status: Said) -> Iterator[Concern]:
@@ -204,16 +211,3 @@ def listed(names: list[str], most: int = 4) -> str:
     """Names with commas between, and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def span(seconds: float) -> str:
-    """A length of time in its two largest units: `3m 20s`. As the page's script writes it."""
-    whole = max(0, int(seconds))
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if days:
-        return f"{days}d {hours % 24}h"
-    if hours:
-        return f"{hours}h {minutes % 60}m"
-    if minutes:
-        return f"{minutes}m {whole % 60}s"
-    return f"{whole}s"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway import __version__
-from gateway.api.page.concerns import Concern, concerns_of, listed, span
+from gateway.api.page.concerns import Concern, concerns_of, listed
 from gateway.api.page.drawing import age, ceiling, dot, facts, line, milliseconds, moment, number, text, with_ages
 from gateway.api.page.events_table import events_table
 from gateway.api.page.parts import Group, Leaf, Part
@@ -24,6 +24,7 @@ from gateway.api.page.pods_table import pods_table
 from gateway.api.page.requests_table import requests_table
 from gateway.api.page.tables import counted_if, leaves
 from gateway.api.page.tenants_table import tenants_table
+from gateway.core.words import how_long
 
 MAX_CONCERNS = 20
 RELOAD_SECONDS = 5
@@ -173,7 +174,7 @@ def _numbers(traffic: Said) -> Leaf:
 def _gateway(status: Said) -> Leaf:
     discovery, limits, config = status["discovery"], status["limits"], status["config"]
     stale = discovery["stale_seconds"]
-    heard = f"nothing heard for {span(stale)}" if stale else "up to date" if discovery["listed"] else "no list yet"
+    heard = f"nothing heard for {how_long(stale)}" if stale else "up to date" if discovery["listed"] else "no list yet"
     pairs = {
         "discovery": f"{text(discovery['mode'])}, {heard}",
         "limits are counted": text(LIMIT_MODES.get(limits["mode"], limits["mode"])),

@@ -10,7 +10,7 @@ from hashlib import blake2s
 from html import escape
 from math import log10
 
-from gateway.api.page.concerns import span
+from gateway.core.words import how_long
 
 NOTHING = '<span class="none">–</span>'
 LINE_WIDTH, LINE_HEIGHT = 87, 16
@@ -66,7 +66,7 @@ def with_ages(html: str, now: str) -> str:
 
     def aged(found: re.Match[str]) -> str:
         seconds = (moment - datetime.fromisoformat(found[1])).total_seconds()
-        return f'<time data-age datetime="{found[1]}">{span(seconds)}</time>'
+        return f'<time data-age datetime="{found[1]}">{how_long(seconds)}</time>'
 
     return _AGE.sub(aged, html)
 

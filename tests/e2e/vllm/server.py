@@ -110,7 +110,7 @@ def real_vllm(log: Path, *more_flags: str) -> Iterator[Vllm]:
             start_new_session=True,
         )
     try:
-        _wait_until_ready(api_server, port, log, start)
+        wait_for_health(api_server, port, log, start, "vLLM", VllmDidNotStart)
         yield Vllm(port, log, time.monotonic() - start)
     finally:
         _end_group(api_server)
@@ -158,14 +158,17 @@ def _gauge(metrics: str, name: str) -> int:
     return int(float(value[1]))
 
 
-def _wait_until_ready(api_server: subprocess.Popen[bytes], port: int, log: Path, start: float) -> None:
+def wait_for_health(
+    process: subprocess.Popen[bytes], port: int, log: Path, start: float, name: str, failed: type[Exception]
+) -> None:
+    """Until its `/health` says 200. Raises `failed` with the end of its log."""
     while not answers_200(port, "/health"):
         waited = time.monotonic() - start
-        if api_server.poll() is not None:
-            raise VllmDidNotStart(f"vLLM ended with {api_server.returncode} after {waited:.0f} s; {end_of(log)}")
+        if process.poll() is not None:
+            raise failed(f"{name} ended with {process.returncode} after {waited:.0f} s; {end_of(log)}")
         if waited > READY_SECONDS:
-            raise VllmDidNotStart(f"vLLM was not ready after {waited:.0f} s; {end_of(log)}")
-        time.sleep(0.2)
+            raise failed(f"{name} was not ready after {waited:.0f} s; {end_of(log)}")
+        time.sleep(0.1)
 
 
 def _end_group(leader: subprocess.Popen[bytes]) -> None:

@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.vllm.server import REPOSITORY, answers_200, end_of, free_port
+from tests.e2e.vllm.server import REPOSITORY, end_of, free_port, wait_for_health
 
-READY_SECONDS = 240
 """It imports for 10 s on a quiet machine; the first time Python compiles what it imports."""
 STOP_SECONDS = 15
 ANSWER_SECONDS = 60
@@ -129,7 +128,7 @@ def open_webui(folder: Path, connections: Sequence[Connection], **more: str) -> 
             env={**ENVIRONMENT, **variables, **more},
         )
     try:
-        _wait_until_ready(process, port, log, start)
+        wait_for_health(process, port, log, start, "Open WebUI", WebuiFailed)
         yield Webui(port, log, time.monotonic() - start)
     finally:
         process.terminate()
@@ -149,13 +148,3 @@ def installation() -> Path:
             "python -m tests.e2e.webui.install (0.6 GB, in .webui or where POOLGATE_WEBUI_HOME says)"
         )
     return home
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path, start: float) -> None:
-    while not answers_200(port, "/health"):
-        waited = time.monotonic() - start
-        if process.poll() is not None:
-            raise WebuiFailed(f"Open WebUI ended with {process.returncode} after {waited:.0f} s; {end_of(log)}")
-        if waited > READY_SECONDS:
-            raise WebuiFailed(f"Open WebUI was not ready after {waited:.0f} s; {end_of(log)}")
-        time.sleep(0.1)

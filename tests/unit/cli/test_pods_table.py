@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from gateway.api.status import status_of
-from gateway.cli.figures import how_long
 from gateway.cli.pods_table import notes, page
 from gateway.core.fleet import Fleet, Model, PodHealth, PodState, RefusedPod
 from tests.seeing import FLEET, NOW, pod, seen
@@ -182,21 +181,3 @@ def test_a_table_that_could_not_be_renewed_says_so() -> None:
     fault = "not renewed for 3s: nothing answers"
     assert notes(told(), fault)[0] == fault
     assert fault in shown(told(), fault)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0, "0s"),
-        (0.9, "0s"),
-        (59.9, "59s"),
-        (60, "1m 0s"),
-        (3599, "59m 59s"),
-        (3600, "1h 0m"),
-        (86_399, "23h 59m"),
-        (86_400, "1d 0h"),
-        (10_000_000, "115d 17h"),
-    ],
-)
-def test_a_duration_has_two_units(seconds: float, words: str) -> None:
-    assert how_long(seconds) == words

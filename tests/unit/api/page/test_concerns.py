@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.api.page import concerns
-from gateway.api.page.concerns import Concern, concerns_of, listed, span
+from gateway.api.page.concerns import Concern, concerns_of, listed
 from gateway.api.status import EJECTED_FOR
 from tests.saying import pod_said, pool_said, said
 
@@ -163,14 +163,6 @@ def test_every_entry_is_an_alerts_and_stands_in_the_runbook() -> None:
     headings = set(re.findall(r"^#+ (Poolgate\w+)", (ROOT / "docs/runbook.md").read_text("utf-8"), re.MULTILINE))
     assert named
     assert named <= headings
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(-1, "0s"), (59.9, "59s"), (60, "1m 0s"), (200, "3m 20s"), (3600, "1h 0m"), (90_061, "1d 1h")],
-)
-def test_a_span_is_said_in_its_two_largest_units(seconds: float, words: str) -> None:
-    assert span(seconds) == words
 
 
 def test_of_many_names_the_first_are_said() -> None:
