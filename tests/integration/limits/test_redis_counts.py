@@ -11,23 +11,24 @@ import pytest
 from gateway.limits.bucket import DAY, MINUTE, Bucket, Costs, Counts
 from gateway.limits.redis_store import NOTHING, Pace, RedisStore
 from tests.stores import ONE, key, requests, running, storing, take, until
-from tests.valkey import SlowLine, Valkey
+from tests.valkey import ClusterValkey, SlowLine, Valkey
 
 THREE = ("r0", "r1", "r2")
 
 
-@pytest.fixture(scope="module")
-def one_server() -> Iterator[Valkey]:
-    valkey = Valkey()
+@pytest.fixture(scope="module", params=[Valkey, ClusterValkey])
+def one_server(request: pytest.FixtureRequest) -> Iterator[Valkey]:
+    valkey: Valkey = request.param()
     valkey.start_now()
     yield valkey
     valkey.stop_now()
 
 
 @pytest.fixture
-def server(one_server: Valkey) -> Valkey:
+def server(one_server: Valkey) -> Iterator[Valkey]:
     one_server.flush()
-    return one_server
+    yield one_server
+    assert one_server.denied() == []
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ async def test_nobody_is_refused_for_what_the_same_replica_has_to_spare(server: 
 
 async def test_a_refusal_is_asked_again_once_and_not_for_as_long_as_something_comes_back(server: Valkey) -> None:
     tokens = Bucket(b"tokens", "tokens_per_day", 1000, DAY, Counts.BOTH)
-    async with SlowLine(server.port) as line, storing(line.url) as store:
+    async with SlowLine(server.port, server.login) as line, storing(line.url) as store:
         inside = [await take(store, [tokens], (1, 0, 0, 10)) for _ in range(100)]
         line.seconds = 0.03
         asking = asyncio.create_task(take(store, [tokens], (1, 0, 0, 900)))
@@ -240,7 +241,7 @@ async def test_a_stream_keeps_its_slot_and_a_replica_that_is_gone_does_not(serve
     bucket = running(2)
     pace = Pace(connect=2.0, answer=0.5, slow=0.4, probe=0.1, sweep=0.05, keep=0.9)
     async with (
-        SlowLine(server.port) as line,
+        SlowLine(server.port, server.login) as line,
         storing(server.url, "r0", pace=pace) as stays,
         storing(line.url, "r1", pace=pace) as gone,
     ):
@@ -320,7 +321,7 @@ async def test_an_evicting_server_is_warned_of_once(server: Valkey, caplog: pyte
     server.client.config_set("maxmemory", "100mb")
     server.client.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        async with SlowLine(server.port) as line, storing(line.url) as store:
+        async with SlowLine(server.port, server.login) as line, storing(line.url) as store:
             await line.cut()
             await until(lambda: store.mode == "local")
             await line.open()
