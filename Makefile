@@ -3,10 +3,13 @@ SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VALIDATORS := .validators
 NODE := tests/clients/node
 NODE_PACKAGES := $(NODE)/node_modules/.package-lock.json
 BROWSER := tests/browser/node
 BROWSER_PACKAGES := $(BROWSER)/node_modules/.package-lock.json
+HELM := tests/manifests/node
+HELM_PACKAGES := $(HELM)/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
@@ -21,10 +24,10 @@ demo: $(VENV)/.runtime ## Simulated pods and a gateway before them, until Ctrl-C
 demo-check: $(VENV)/.dev ## The demo, one streamed chat through the OpenAI SDK, exit 0
 	@$(BIN)/python -m tests.demo_check
 
-test: $(VENV)/.dev $(NODE_PACKAGES) $(BROWSER_PACKAGES) lint ## Lint, types, import contracts, and every test that needs no root
+test: $(VENV)/.dev $(NODE_PACKAGES) $(BROWSER_PACKAGES) $(HELM_PACKAGES) $(VALIDATORS)/.installed lint ## Lint, types, import contracts, and every test that needs no root
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-vllm: $(VENV)/.dev $(NODE_PACKAGES) ## End to end against a real vLLM on CPU (downloads about 1 GB once)
+test-vllm: $(VENV)/.dev $(VALIDATORS)/.installed $(NODE_PACKAGES) ## End to end against a real vLLM on CPU (downloads about 1 GB once)
 	@$(BIN)/python -m tests.e2e.vllm.install
 	@$(BIN)/python -m pytest -m vllm tests/e2e/vllm $(ARGS)
 
@@ -62,7 +65,7 @@ lock: $(VENV)/.dev ## Write the lock files anew from pyproject.toml (wants uv: p
 	@scripts/lock
 
 clean: ## Forget everything that was made
-	rm -rf $(VENV) $(NODE)/node_modules $(BROWSER)/node_modules .vllm .webui .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) $(VALIDATORS) $(NODE)/node_modules $(BROWSER)/node_modules $(HELM)/node_modules .vllm .webui .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
 
 # pip checks every file against the lock's hashes; the project itself is then linked in without any download. Not
 # compiling what is installed saves two seconds before the demo's first token: Python compiles what it imports.
@@ -81,7 +84,17 @@ $(VENV)/.dev: $(VENV)/.runtime requirements/dev.lock
 	@$(PIP) install --require-hashes -r requirements/dev.lock
 	@touch $@
 
-# What tests want of npm (openai-node; what drives a browser), by the hashes in npm's own locks. Where this does not
+# What judges the manifests, the Dockerfile and the YAML (kubectl, kubernetes-validate, checkov, hadolint, yamllint,
+# docker-compose): programs with 100 packages of their own, which our code never sees, so they live apart. Where this
+# does not work pytest's summary names the tests that did not run.
+$(VALIDATORS)/.installed: requirements/validators.lock $(VENV)/bin/python
+	@echo "installing what judges the manifests into $(VALIDATORS) ..."
+	@rm -rf $(VALIDATORS)
+	@{ $(BIN)/python -m venv $(VALIDATORS) \
+	  && $(VALIDATORS)/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/validators.lock \
+	  && touch $@; } || echo "pip could not install it: the tests that want it will not run"
+
+# What tests want of npm (openai-node; what drives a browser; Helm), by the hashes in npm's own locks. Where this does not
 # work pytest's summary names the tests that did not run. npm's note of what it has installed is the stamp.
 %/node_modules/.package-lock.json: %/package.json %/package-lock.json
 	@if command -v npm > /dev/null; then \

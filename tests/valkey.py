@@ -115,13 +115,11 @@ class Valkey:
 class ClusterValkey(Valkey):
     """As `deploy/kustomize/components/redis` has it: its arguments, its users; and one who looks from outside."""
 
-    PASSWORD = "p-Ax_9"
-    login = f"poolgate:{PASSWORD}@"
-
-    def __init__(self) -> None:
+    def __init__(self, password: str = "p-Ax_9") -> None:
         super().__init__()
+        self.login = f"poolgate:{password}@"
         (container,) = next(yaml.safe_load_all(REDIS.read_text("utf-8")))["spec"]["template"]["spec"]["containers"]
-        arguments = [str(argument).replace("$(REDIS_PASSWORD)", self.PASSWORD) for argument in container["args"]]
+        arguments = [str(argument).replace("$(REDIS_PASSWORD)", password) for argument in container["args"]]
         self._command = [*arguments, "--port", str(self.port), "--bind", "127.0.0.1"]
         self._command += ["--user", "looker", "on", "nopass", "~*", "&*", "+@all"]
         self.client = Redis(port=self.port, username="looker", password="any")

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from gateway import __version__
-from gateway.cli import chat, check, config, explain, keys, pods, serve, top, usage
+from gateway.cli import chat, check, config, explain, keys, pods, secrets, serve, top, usage
 from gateway.cli.refused import Refused
 
 app = typer.Typer(name="poolgate", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -21,6 +21,7 @@ for command in (
     serve.serve,
     serve.demo,
     check.check,
+    secrets.secrets,
     pods.pods,
     top.top,
     chat.chat,

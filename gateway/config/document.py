@@ -68,26 +68,37 @@ def read(file: Path) -> Document:
 
     Raises `ConfigError`.
     """
+    try:
+        return parsed(file.read_bytes(), str(file))
+    except OSError as error:
+        raise ConfigError([Fault(str(file), None, "", f"cannot be read: {error.strerror}")]) from None
+
+
+def parsed(content: bytes, file: str) -> Document:
+    """What stands in a file, and its lines. `file`: what faults call it.
+
+    Raises `ConfigError`.
+    """
 
     def broken(line: int | None, why: str) -> ConfigError:
-        return ConfigError([Fault(str(file), line, "", why)])
+        return ConfigError([Fault(file, line, "", why)])
 
+    text = ""
     try:
+        text = content.decode("utf-8")
         # Parsed once, for the values and their lines: ten thousand keys take seconds. Not by libyaml: what nests too
         # deeply ends the process there.
-        loader = yaml.SafeLoader(file.read_text("utf-8"))
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         lines: dict[KeyPath, int] = {}
         twice: list[Fault] = []
-        _note_lines(node, (), lines, twice, str(file))
+        _note_lines(node, (), lines, twice, file)
         value = None if node is None else loader.construct_document(node)
-    except OSError as error:
-        raise broken(None, f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise broken(line, "is not UTF-8 text: save it as UTF-8") from None
     except yaml.reader.ReaderError as error:
-        line = file.read_text("utf-8").count("\n", 0, error.position) + 1
+        line = text.count("\n", 0, error.position) + 1
         raise broken(line, "is not valid YAML: a control character stands here: remove it") from None
     except yaml.MarkedYAMLError as error:
         at, before = error.problem_mark, error.context_mark
@@ -102,7 +113,7 @@ def read(file: Path) -> Document:
         raise broken(_line_of_no_date(node), f"is not valid YAML: {why}") from None
     except RecursionError:
         raise broken(1, "is not valid YAML: it nests too deeply, or a part of it holds itself") from None
-    return Document(str(file), value, lines, tuple(twice))
+    return Document(file, value, lines, tuple(twice))
 
 
 def _note_lines(

@@ -87,11 +87,18 @@ def load_keys(file: Path) -> tuple[KeyEntry, ...]:
 
     Raises `ConfigError`.
     """
-    document = read(file)
-    parsed = validated(KeysFile, document.value, document)
-    _check_unique(parsed.keys, document)
+    return entries_in(read(file))
+
+
+def entries_in(document: Document) -> tuple[KeyEntry, ...]:
+    """The entries of what stands in a keys file.
+
+    Raises `ConfigError`.
+    """
+    found = validated(KeysFile, document.value, document)
+    _check_unique(found.keys, document)
     entries = []
-    for key in parsed.keys:
+    for key in found.keys:
         expires = key.expires
         if expires is not None and expires.tzinfo is None:
             expires = expires.replace(tzinfo=UTC)

@@ -65,6 +65,12 @@ def well_formed(key: bytes) -> bool:
     return match is not None and checksum(key[:-6]).encode("ascii") == match[3]
 
 
+def id_in(key: bytes) -> str | None:
+    """The id that stands in a key's text; None: it has not the form of a key."""
+    match = _KEY.match(key)
+    return None if match is None else match[1].decode("ascii")
+
+
 def digest(key: bytes) -> str:
     """What is stored of a key: SHA-256 of its text, in hex."""
     return sha256(key).hexdigest()

@@ -10,11 +10,12 @@ _PUBLIC = {"/version", "/healthz", "/livez", "/readyz"}
 
 @dataclass(frozen=True)
 class Grant:
-    """One verb on one resource; without a namespace, in all of them."""
+    """One verb on one resource; without a namespace, in all of them; without a name (resourceNames), on all of them."""
 
     verb: str
     resource: str = "pods"
     namespace: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,12 @@ class Account:
     def may(self, target: "Target") -> bool:
         if target.path in _PUBLIC or self.grants is None:
             return True
-        ways = (Grant(target.verb, target.resource), Grant(target.verb, target.resource, target.namespace))
+        # What is created has no name yet, so a rule with names never allows it.
+        ways = {
+            Grant(target.verb, target.resource, namespace, name)
+            for namespace in ("", target.namespace)
+            for name in ("", target.name)
+        }
         return bool(target.resource) and not self.grants.isdisjoint(ways)
 
 

@@ -24,6 +24,7 @@ class Request:
     path: str
     query: Mapping[str, str]
     headers: Mapping[str, str]
+    body: bytes = b""
 
     @property
     def token(self) -> str:
@@ -38,9 +39,9 @@ async def read_request(reader: asyncio.StreamReader) -> Request:
     line, *rest = head.rstrip("\r\n").split("\r\n")
     method, target, _ = line.split(" ")
     headers = {name.lower(): value.strip() for name, _, value in (entry.partition(":") for entry in rest)}
-    await reader.readexactly(int(headers.get("content-length", "0")))
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
     parts = urlsplit(target)
-    return Request(method, parts.path, dict(parse_qsl(parts.query, keep_blank_values=True)), headers)
+    return Request(method, parts.path, dict(parse_qsl(parts.query, keep_blank_values=True)), headers, body)
 
 
 @dataclass(frozen=True)

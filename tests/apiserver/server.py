@@ -1,4 +1,5 @@
-"""A stand-in for kube-apiserver 1.36 on a real socket: what a reflector on pods asks it, and all its ways to die.
+"""A stand-in for kube-apiserver 1.36 on a real socket: what a reflector on pods asks it, and all its ways to die; and
+Secrets, to be read and created.
 
 It is held to recordings of the real server by `tests/unit/apiserver/test_conformance.py`. A test changes the cluster
 through `server.cluster`, moves time with `server.clock.advance(60)`, and reads what was asked in `server.requests`.
@@ -20,6 +21,7 @@ from tests.apiserver.clock import Clock
 from tests.apiserver.cluster import Cluster
 from tests.apiserver.http import Answer, ChunkedBody, Delivery, Request, Wire
 from tests.apiserver.log import Log
+from tests.apiserver.secrets import Secrets
 from tests.apiserver.statuses import Refused, WatchLines
 from tests.apiserver.watching import Pace, Watch
 
@@ -106,6 +108,7 @@ class ApiServer:
         accounts: Mapping[str, Account] | None = None,
     ) -> None:
         self.cluster = cluster or Cluster()
+        self.secrets = Secrets()
         self.clock = clock or Clock()
         self.pace = pace or Pace()
         self.accounts = {ADMIN_TOKEN: Account("admin")} if accounts is None else dict(accounts)
@@ -304,7 +307,7 @@ class ApiServer:
                 wire.left_bytes = fault.instead.after_bytes
         self._admit(request, target)
         if target.resource != "pods" or target.name:
-            raise Refused(self._other(target))
+            raise Refused(await self._other(request, target))
         wanted = asked.read_asked(request, target.namespace)
         if fault is not None and isinstance(fault.instead, WatchLines):
             await self._say_and_end(wire, fault.instead)
@@ -321,11 +324,15 @@ class ApiServer:
             return
         if not target.resource:
             raise Refused(statuses.forbidden_path(account.user, target.verb, target.path))
-        answer = statuses.forbidden(account.user, target.verb, target.resource, target.namespace, target.group)
+        answer = statuses.forbidden(
+            account.user, target.verb, target.resource, target.namespace, target.group, target.name
+        )
         raise Refused(answer)
 
-    def _other(self, target: Target) -> Answer:
+    async def _other(self, request: Request, target: Target) -> Answer:
         """What is neither a list nor a watch of pods."""
+        if target.resource == "secrets":
+            return await self.secrets.answer(request, target)
         if target.path == "/version":
             return Answer(200, json.dumps(VERSION, indent=2).encode())
         if target.resource != "pods":
@@ -334,7 +341,7 @@ class ApiServer:
             return statuses.method_not_allowed()
         held = self.log.pods.get((target.namespace, target.name))
         if held is None:
-            return statuses.no_such_pod(target.name)
+            return statuses.no_such("pods", target.name)
         return Answer(200, statuses.encode({"kind": "Pod", "apiVersion": "v1", **held}) + b"\n")
 
     async def _list(self, wire: Wire, wanted: asked.Asked, accepted: str) -> None:

@@ -78,14 +78,13 @@ def unauthorized() -> Answer:
     return refusal(401, "Unauthorized", "Unauthorized")
 
 
-def forbidden(user: str, verb: str, resource: str, namespace: str, group: str = "") -> Answer:
+def forbidden(user: str, verb: str, resource: str, namespace: str, group: str = "", name: str = "") -> Answer:
     """No RBAC rule allows it."""
     scope = f'in the namespace "{namespace}"' if namespace else "at the cluster scope"
-    message = (
-        f'{resource} is forbidden: User "{user}" cannot {verb} resource "{resource}" in API group "{group}" {scope}'
-    )
+    what, named = (f'{resource} "{name}"', {"name": name}) if name else (resource, {})
+    message = f'{what} is forbidden: User "{user}" cannot {verb} resource "{resource}" in API group "{group}" {scope}'
     headers = {"X-Content-Type-Options": "nosniff"}
-    return refusal(403, "Forbidden", message, details={"kind": resource}, headers=headers)
+    return refusal(403, "Forbidden", message, details={**named, "kind": resource}, headers=headers)
 
 
 def forbidden_path(user: str, verb: str, path: str) -> Answer:
@@ -160,11 +159,23 @@ def not_found(path: str) -> Answer:
     return refusal(404, "NotFound", message, details={"causes": [{"message": path}]})
 
 
-def no_such_pod(name: str) -> Answer:
-    return refusal(404, "NotFound", f'pods "{name}" not found', details={"name": name, "kind": "pods"})
+def no_such(kind: str, name: str) -> Answer:
+    """`kind`: in the plural, such as pods."""
+    return refusal(404, "NotFound", f'{kind} "{name}" not found', details={"name": name, "kind": kind})
+
+
+def already_exists(kind: str, name: str) -> Answer:
+    return refusal(409, "AlreadyExists", f'{kind} "{name}" already exists', details={"name": name, "kind": kind})
+
+
+def invalid(kind: str, name: str, field: str, message: str) -> Answer:
+    """An object that validation does not let in: 422. `kind`: in the singular, such as Secret."""
+    causes = [{"reason": "FieldValueInvalid", "message": message, "field": field}]
+    details = {"name": name, "kind": kind, "causes": causes}
+    return refusal(422, "Invalid", f'{kind} "{name}" is invalid: {field}: {message}', details=details)
 
 
 def method_not_allowed() -> Answer:
-    """The stand-in writes nothing over HTTP."""
+    """The stand-in writes nothing over HTTP but Secrets."""
     message = "the server does not allow this method on the requested resource"
     return refusal(405, "MethodNotAllowed", message)

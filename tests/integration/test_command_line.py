@@ -13,7 +13,7 @@ from gateway import __version__
 from tests.integration.test_pods_command import ops_port
 from tests.integration.test_process import ROOT, SECONDS, environment, run
 
-COMMANDS = {"serve", "demo", "check", "pods", "top", "chat", "explain", "usage", "keys", "config", "version"}
+COMMANDS = {"serve", "demo", "check", "pods", "top", "chat", "explain", "usage", "keys", "config", "secrets", "version"}
 
 
 def completed(line: str, shell: str = "bash") -> set[str]:

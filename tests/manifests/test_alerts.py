@@ -54,7 +54,7 @@ EVERY_RULE: list[dict[str, Any]] = [rule for group in GROUPS for rule in group["
 ALERTS = [rule for rule in EVERY_RULE if "alert" in rule]
 NAMES = sorted({rule["alert"] for rule in ALERTS})
 
-each_example = pytest.mark.parametrize("file", sorted(PROMETHEUS.glob("*.yaml")), ids=lambda file: file.stem)
+each_example = pytest.mark.parametrize("file", sorted(PROMETHEUS.glob("prometheus*.yaml")), ids=lambda file: file.stem)
 each_alert = pytest.mark.parametrize("name", NAMES)
 
 
@@ -154,8 +154,8 @@ def test_in_a_cluster_prometheus_finds_what_the_gateway_finds() -> None:
     example = yaml.safe_load((PROMETHEUS / "prometheus-kubernetes.yaml").read_text("utf-8"))
     discovery = Config().discovery
     assert [job["kubernetes_sd_configs"] for job in example["scrape_configs"]] == [
-        [{"role": "pod", "selectors": [{"role": "pod", "label": label}]}]
-        for label in (discovery.self_selector, discovery.selector)
+        [{"role": "pod", "namespaces": {"names": [namespace]}, "selectors": [{"role": "pod", "label": label}]}]
+        for namespace, label in (("poolgate", discovery.self_selector), ("vllm", discovery.selector))
     ]
 
 

@@ -15,18 +15,25 @@ import yaml
 from gateway.cli.main import app
 from gateway.config.keys import load_keys
 from gateway.config.reading import load_config
+from gateway.config.secrets import load_secrets
 from scripts.write_configuration_docs import PAGE, page
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 MADE_WHEN_RUN = ("loadtest/results/",)
+PARTS = {"components", "configMapGenerator", "images", "inhibit_rules", "labels", "patches", "replicas", "resources"}
+"""What begins a part of a file that is not ours: a kustomization, Alertmanager's configuration."""
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)", re.DOTALL)
+COMMAND = re.compile(r"(?:^|[|;&$])\s*(?:[A-Z_]+=\S+ )*(?:\S*/)?poolgate ([^|;&]*)")
+"""Our command where a shell takes it for one, and not for a name: kubectl -n poolgate get pods."""
+SHOWN_BELOW = re.compile(r"`([\w./-]+)`:\n\n```")
+"""A file that is the reader's to make: the block below is what is in it."""
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
-FILE = re.compile(r"(?:gateway|loadtest|tests|scripts|docs|requirements)/[\w./-]*|(?:\w+/)*\w+\.py")
+FILE = re.compile(r"(?:gateway|loadtest|tests|scripts|docs|requirements|deploy)/[\w./-]*|(?:\w+/)*\w+\.py")
 
 each_page = pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(ROOT)))
 
@@ -68,8 +75,8 @@ def test_every_make_target_that_is_named_exists(file: Path) -> None:
 @each_page
 def test_every_command_and_flag_that_is_named_exists(file: Path) -> None:
     for line in code(file):
-        if "poolgate " in line and not line.lstrip().startswith("#"):
-            words = line.partition("#")[0].partition("poolgate ")[2].split()
+        for called in COMMAND.findall(line.partition("#")[0]):
+            words = called.split()
             command: Any = typer.main.get_command(app)
             while words and hasattr(command, "commands") and re.fullmatch(r"[a-z]+", words[0]):
                 assert words[0] in command.commands, line
@@ -87,7 +94,8 @@ def test_every_module_that_is_named_exists(file: Path) -> None:
 
 @each_page
 def test_every_file_that_is_named_exists(file: Path) -> None:
-    for name in {span.strip() for span in SPAN.findall(FENCE.sub("", file.read_text("utf-8")))}:
+    text = file.read_text("utf-8")
+    for name in {span.strip() for span in SPAN.findall(FENCE.sub("", text))} - set(SHOWN_BELOW.findall(text)):
         if FILE.fullmatch(name) and name not in MADE_WHEN_RUN:
             assert (ROOT / name).exists() or (ROOT / "gateway" / name).exists(), name
 
@@ -110,10 +118,16 @@ def test_the_configurations_and_keys_files_that_are_shown_are_valid(file: Path, 
         shown.write_text(block, "utf-8")
         if block.startswith("keys:"):
             assert load_keys(shown)
+        elif block.startswith("random:"):
+            assert load_secrets(shown)
         elif block.startswith("apiVersion:"):
-            # What discovery asks for is asserted in tests/integration/discovery.
-            assert [rule["verbs"] for rule in yaml.safe_load(block)["rules"]] == [["list", "watch"]]
-        else:
+            # Whole objects: tests/docs/test_objects.py.
+            for role in (each for each in yaml.safe_load_all(block) if each["kind"] == "Role"):
+                # What discovery asks for is asserted in tests/integration/discovery.
+                assert [rule["verbs"] for rule in role["rules"]] == [["list", "watch"]]
+        elif "deploy/helm/" in str(file):
+            assert yaml.safe_load(block)  # values: tests/manifests/test_helm.py has Helm take them
+        elif not set(yaml.safe_load(block)) <= PARTS:
             discovery = load_config(shown, {}).discovery
             assert discovery.pods or discovery.mode == "kubernetes"
 

@@ -54,8 +54,9 @@ def test_every_locked_dependency_is_pinned_and_hashed(name: str) -> None:
     assert "://" not in text
 
 
-def test_every_locked_package_of_npm_is_pinned_and_hashed() -> None:
-    folder = ROOT / "tests" / "clients" / "node"
+@pytest.mark.parametrize("tests", ["browser", "clients", "manifests"])
+def test_every_locked_package_of_npm_is_pinned_and_hashed(tests: str) -> None:
+    folder = ROOT / "tests" / tests / "node"
     lock = json.loads((folder / "package-lock.json").read_text())
     own = lock["packages"].pop("")
     assert own["dependencies"] == json.loads((folder / "package.json").read_text())["dependencies"]

@@ -24,7 +24,7 @@ class GatewayFailed(Exception):
 
 
 @contextmanager
-def gateway_before(pod_url: str, folder: Path) -> Iterator[Server]:
+def gateway_before(pod_url: str, folder: Path, pod_key: str | None = None) -> Iterator[Server]:
     """A gateway on loopback with one pod behind it, and a key that it admits. Raises GatewayFailed."""
     keys, config, log = folder / "keys.yaml", folder / "config.yaml", folder / "gateway.log"
     key = create_key(keys)
@@ -35,6 +35,7 @@ def gateway_before(pod_url: str, folder: Path) -> Iterator[Server]:
                 "discovery": {"mode": "static", "pods": [{"url": pod_url, "pool": MODEL_NAME}]},
                 "auth": {"mode": "keys", "keys_file": str(keys)},
                 "limits": {"default": NO_LIMITS},
+                "upstream": {"api_key": pod_key} if pod_key else {},
             }
         )
     )

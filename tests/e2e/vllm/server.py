@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,8 @@ class Vllm:
     port: int
     log: Path
     seconds_to_start: float
+    pid: int
+    """Of the API server: what a SIGTERM goes to."""
 
     @property
     def url(self) -> str:
@@ -76,8 +78,11 @@ class Vllm:
     def busy(self) -> Busy:
         """`load` counts only when vLLM was started with --enable-server-load-tracking."""
         load = json.loads(self._get("/load"))["server_load"]
-        metrics = self._get("/metrics").decode()
+        metrics = self.metrics()
         return Busy(load, _gauge(metrics, "num_requests_running"), _gauge(metrics, "num_requests_waiting"))
+
+    def metrics(self) -> str:
+        return self._get("/metrics").decode()
 
     def _get(self, path: str) -> bytes:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -97,23 +102,30 @@ def real_vllm(log: Path, *more_flags: str) -> Iterator[Vllm]:
     home = installation()
     port = free_port()
     command = [str(home / "venv" / "bin" / "vllm"), "serve", str(home / "model"), *FLAGS, "--port", str(port)]
+    with running([*command, *more_flags], {**os.environ, **ENVIRONMENT}, port, log) as started:
+        yield started
+
+
+@contextmanager
+def running(command: Sequence[str], environment: Mapping[str, str], port: int, log: Path) -> Iterator[Vllm]:
+    """What the command starts, from when it is ready on; at the end nothing of it is left. Raises VllmDidNotStart."""
     start = time.monotonic()
     # A run that is told to stop, as by a CI's timeout, unwinds like one that is interrupted, and stops vLLM too.
     on_sigterm = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with log.open("wb") as log_file:
         api_server = subprocess.Popen(
-            [*command, *more_flags],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **ENVIRONMENT},
+            env=environment,
             start_new_session=True,
         )
     try:
         wait_for_health(api_server, port, log, start, "vLLM", VllmDidNotStart)
-        yield Vllm(port, log, time.monotonic() - start)
+        yield Vllm(port, log, time.monotonic() - start, api_server.pid)
     finally:
-        _end_group(api_server)
+        end_group(api_server)
         signal.signal(signal.SIGTERM, on_sigterm)
 
 
@@ -171,7 +183,7 @@ def wait_for_health(
         time.sleep(0.1)
 
 
-def _end_group(leader: subprocess.Popen[bytes]) -> None:
+def end_group(leader: subprocess.Popen[bytes]) -> None:
     leader.terminate()
     with suppress(subprocess.TimeoutExpired):  # with streams open it waits for them, without end
         leader.wait(timeout=10)

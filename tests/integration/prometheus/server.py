@@ -77,13 +77,20 @@ async def until(holds: Callable[[], Awaitable[bool]], seconds: float, what: str)
 async def scraping(folder: Path, targets: Mapping[str, Sequence[str]]) -> AsyncIterator[Prometheus]:
     """One that scrapes these targets, by the example's jobs, each second, and judges by the rules, quicker."""
     config = yaml.safe_load(EXAMPLE.read_text("utf-8"))
-    config["global"] = dict.fromkeys(config["global"], SCRAPE)
     for job in config["scrape_configs"]:
         for static in job["static_configs"]:
             static["targets"] = list(targets[job["job_name"]])
+    async with running_with(folder, config, quicker(RULES.read_text("utf-8"))) as prometheus:
+        yield prometheus
+
+
+@asynccontextmanager
+async def running_with(folder: Path, config: dict[str, Any], rules: str) -> AsyncIterator[Prometheus]:
+    """One with this configuration, but that it scrapes and judges each second; `rules` is its rules/poolgate.yaml."""
+    config = {**config, "global": dict.fromkeys(config["global"], SCRAPE)}
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config), "utf-8")
     (folder / "rules").mkdir()
-    (folder / "rules" / "poolgate.yaml").write_text(quicker(RULES.read_text("utf-8")), "utf-8")
+    (folder / "rules" / "poolgate.yaml").write_text(rules, "utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -19,6 +19,7 @@ from gateway.cli.refused import Refused
 from gateway.config.faults import ConfigError
 from gateway.config.keys import load_keys
 from gateway.limits.keys import new_key, well_formed
+from tests.docs.pages import scripts
 from tests.integration.test_process import ROOT, SECONDS, environment, run
 from tests.unit.test_docs import blocks
 
@@ -247,7 +248,7 @@ def test_the_commands_of_the_page_do_what_it_says(tmp_path: Path) -> None:
     """All of them, one after the other, beside the keys file that the page shows."""
     for name, block in zip(("keys.yaml", "poolgate.yaml"), blocks(PAGE, "yaml"), strict=True):
         (tmp_path / name).write_text(block)
-    lines = [line for block in blocks(PAGE, "sh") for line in block.splitlines()]
+    lines = [line for block in scripts("docs/keys.md") for line in block.script.splitlines()]
     assert {"create", "list", "verify", "revoke"} <= {line.split()[2] for line in lines}
     key = ""
     for line in lines:

@@ -1,0 +1,1 @@
+"""Overlays as a cluster runs them: their pods as processes here, before a stand-in API server."""
