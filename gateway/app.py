@@ -27,6 +27,7 @@ from gateway.core.cell import Cell
 from gateway.core.clock import Clock
 from gateway.core.fleet import Fleet
 from gateway.core.naming import Aliases
+from gateway.core.words import HOW_TO_INSTALL_EXTRAS
 from gateway.discovery.roster import Roster
 from gateway.discovery.rounds import Rounds
 from gateway.discovery.source import Given, Source
@@ -311,7 +312,7 @@ def _traces(config: Config) -> Traces | None:
         from gateway.telemetry.tracing import Tracing
     except ModuleNotFoundError as error:
         raise CannotStart(
-            f"tracing.endpoint is set, but the package {error.name} is missing: pip install 'poolgate[otel]'"
+            f"tracing.endpoint is set, but the package {error.name} is missing: {HOW_TO_INSTALL_EXTRAS}"
         ) from None
     routes = {each.label: (each.method.decode(), each.path.decode()) for each in OPERATIONS}
     return Tracing(endpoint, routes, version=__version__, instance=os.urandom(8).hex())
@@ -333,7 +334,7 @@ def _issued(
     except ModuleNotFoundError as error:
         raise CannotStart(
             f"auth.jwt and auth.forwarded_user_secret want the package {error.name}, which is missing: "
-            "pip install 'poolgate[jwt]'"
+            f"{HOW_TO_INSTALL_EXTRAS}"
         ) from None
     users = None if secret is None else jwt.ForwardedUsers(secret, clock.wall)
     if section is None:
@@ -367,7 +368,7 @@ def _source(
         from gateway.discovery.kubernetes import Cluster, KubernetesSource, NoCluster
     except ModuleNotFoundError as error:
         raise CannotStart(
-            f"discovery.mode is kubernetes, but the package {error.name} is missing: pip install 'poolgate[kubernetes]'"
+            f"discovery.mode is kubernetes, but the package {error.name} is missing: {HOW_TO_INSTALL_EXTRAS}"
         ) from None
     discovery, server = config.discovery, config.server
     try:
@@ -398,7 +399,7 @@ def _limit_store(config: Config, replicas: Callable[[], int], clock: Clock, chan
         from gateway.limits.redis_store import RedisStore
     except ModuleNotFoundError as error:
         raise CannotStart(
-            f"limits.redis_url is set, but the package {error.name} is missing: pip install 'poolgate[redis]'"
+            f"limits.redis_url is set, but the package {error.name} is missing: {HOW_TO_INSTALL_EXTRAS}"
         ) from None
     try:
         return RedisStore(url, replica=os.urandom(8).hex(), replicas=replicas, clock=clock.monotonic, chance=chance)

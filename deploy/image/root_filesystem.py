@@ -52,6 +52,9 @@ ACCOUNTS = {
 }
 FOLDERS = ("dev", "proc", "sys", "tmp", "home/nonroot", "etc/poolgate")
 """Where a runtime or a user mounts something; the tree is read-only when they come."""
+RELEASE = Path("/etc/os-release")
+PACKAGES = Path("var/lib/dpkg/status.d")
+"""Where scanners for known weaknesses look in an image that has no package manager: a file for each Debian package."""
 AUTHORITIES = Path("etc/ssl/certs/ca-certificates.crt")
 
 
@@ -70,6 +73,7 @@ def main(installed: Path, root: Path) -> None:
     for library in needed:
         if not library.is_relative_to(installed) and not library.is_relative_to(root.resolve()):
             bring(library, root)
+    listed(root, needed)
 
     for name, text in ACCOUNTS.items():
         write(root / name, text)
@@ -137,6 +141,24 @@ def libraries(files: Iterable[Path]) -> list[Path]:
         raise SystemExit(f"ldd does not find every library:\n{told.stdout}{told.stderr}")
     libc = next(Path(name) for name in found if Path(name).name.startswith("libc."))
     return [Path(name) for name in sorted(found)] + [libc.with_name(name) for name in LOADED_BY_NAME]
+
+
+def listed(root: Path, files: Iterable[Path]) -> None:
+    """Tells scanners which packages of which Debian these files are of. Elsewhere there is nobody to ask."""
+    if (asking := shutil.which("dpkg-query")) is None:
+        return
+
+    def told(*words: str) -> str:
+        return subprocess.run([asking, *words], capture_output=True, text=True, check=False).stdout  # noqa: S603  # ours
+
+    bring(RELEASE, root)
+    # A package names a file as it lay before /lib became /usr/lib, or after.
+    names = {here for file in files for here in (file, file.resolve())}
+    names |= {Path("/usr") / name.relative_to("/") for name in names} | {
+        Path("/") / name.relative_to("/usr") for name in names if name.is_relative_to("/usr")
+    }
+    for package in sorted({line.partition(": ")[0] for line in told("--search", *map(str, names)).splitlines()}):
+        write(root / PACKAGES / package.partition(":")[0], told("--status", package))
 
 
 def authorities(root: Path, packages: Path) -> None:

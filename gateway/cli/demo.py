@@ -32,7 +32,8 @@ class Demo:
     def __enter__(self) -> Self:
         pools = [f"--pool={model}:{PODS_PER_MODEL}" for model in MODELS]
         self._simulator = subprocess.Popen(  # noqa: S603  # our own module, by our own interpreter
-            [sys.executable, "-m", "loadtest.simulator", "--port-base=0", *pools],
+            # No key, whatever VLLM_API_KEY says here.
+            [sys.executable, "-m", "loadtest.simulator", "--port-base=0", "--api-key=", *pools],
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,

@@ -10,6 +10,7 @@ from gateway.config.whole import Config
 from gateway.core.clock import Clock
 from gateway.core.fleet import Pod, Pool
 from gateway.core.ports import FetchFailed
+from gateway.core.words import HOW_TO_INSTALL_EXTRAS
 from gateway.discovery.models import models_of
 from gateway.discovery.static import pods_of
 from gateway.upstream.pool import Pools
@@ -87,7 +88,7 @@ async def _redis(config: Config, seconds: float) -> AsyncIterator[Trouble]:
     try:
         from gateway.limits.redis_store import NoRedis, ping
     except ModuleNotFoundError as error:
-        yield _missing(key, error, "redis")
+        yield _missing(key, error)
         return
     try:
         await ping(url, seconds)
@@ -109,7 +110,7 @@ async def _tokens(config: Config, seconds: float) -> AsyncIterator[Trouble]:
     try:
         from gateway.limits.issuer import Published, Unread
     except ModuleNotFoundError as error:
-        yield _missing(key, error, "jwt")
+        yield _missing(key, error)
         return
     if section is None:
         return
@@ -127,7 +128,7 @@ async def _kubernetes(config: Config, environment: Mapping[str, str], seconds: f
         from gateway.discovery.kubernetes import Cluster, NoCluster, may_follow
         from gateway.discovery.reflector import ApiFailed
     except ModuleNotFoundError as error:
-        yield _missing("discovery.mode", error, "kubernetes")
+        yield _missing("discovery.mode", error)
         return
     try:
         cluster = Cluster.find(environment)
@@ -157,7 +158,5 @@ async def _kubernetes(config: Config, environment: Mapping[str, str], seconds: f
             yield trouble
 
 
-def _missing(key: str, error: ModuleNotFoundError, extra: str) -> Trouble:
-    return Trouble(
-        key, f"wants the package {error.name}, which is missing: pip install 'poolgate[{extra}]'", lasting=True
-    )
+def _missing(key: str, error: ModuleNotFoundError) -> Trouble:
+    return Trouble(key, f"wants the package {error.name}, which is missing: {HOW_TO_INSTALL_EXTRAS}", lasting=True)

@@ -1,5 +1,7 @@
 """How what is measured, or comes from outside, is written: pure."""
 
+HOW_TO_INSTALL_EXTRAS = "pip install --require-hashes -r requirements/extras.lock"
+"""In a checkout; the image has them."""
 _UNITS = (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
 
 

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import dataclasses
 import gc
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -71,7 +72,12 @@ def parser() -> argparse.ArgumentParser:
     pods.add_argument("--lora", action="append", default=[], metavar="NAME", help="a LoRA adapter each pod lists")
     pods.add_argument("--host", default=usual.host)
     pods.add_argument("--port-base", type=int, default=8101, help="first port; 0: any free ones (default 8101)")
-    pods.add_argument("--api-key", metavar="KEY", help="ask for it on /v1, as vLLM does")
+    pods.add_argument(
+        "--api-key",
+        metavar="KEY",
+        default=os.environ.get("VLLM_API_KEY"),
+        help="ask for it on /v1, as vLLM does (default: VLLM_API_KEY of the environment)",
+    )
 
     time = made.add_argument_group("the model of time")
     time.add_argument("--step-ms", type=float, default=usual_time.step_seconds * 1e3, metavar="MS")
@@ -148,7 +154,7 @@ def pods_from(parsed: argparse.Namespace) -> dict[str, SimulatedPod]:
         host=parsed.host,
         aliases=() if parsed.pool else tuple(names[1:]),
         lora_adapters=tuple(parsed.lora),
-        api_key=parsed.api_key,
+        api_key=parsed.api_key or None,
         seed=parsed.seed,
         time=TimeModel(
             step_seconds=parsed.step_ms / 1e3,

@@ -165,16 +165,18 @@ def export(tree: Path) -> None:
 
 def names() -> list[str]:
     """The files that git knows or would take, else all but what was made."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if listed.returncode == 0:
-        return [name for name in listed.stdout.split("\0") if name]
+    if shutil.which("git") is not None:
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if listed.returncode == 0:
+            return [name for name in listed.stdout.split("\0") if name]
     made = {".venv", ".validators", "node_modules", ".vllm", ".webui", "__pycache__"}
+    made |= {".mypy_cache", ".ruff_cache", ".hypothesis", ".import_linter_cache"}
     files = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
     return [str(path) for path in files if not made & set(path.parts)]
 

@@ -71,8 +71,9 @@ def of_others(block: Block) -> bool:
 
 def programs(block: Block) -> list[pytest.MarkDecorator]:
     """Those that a bare machine may lack."""
-    named = ("curl", "kubectl", "promtool")
-    return [pytest.mark.program(name) for name in named if re.search(rf"(^|\W){name}\s", block.script)]
+    named = ("curl", "git", "kubectl", "promtool")
+    typed = scene_of(block).before + block.script
+    return [pytest.mark.program(name) for name in named if re.search(rf"(^|\W){name}\s", typed)]
 
 
 OURS = [

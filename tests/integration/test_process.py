@@ -749,7 +749,8 @@ def alive(pid: int) -> bool:
 
 
 async def test_the_demo_prints_a_curl_that_streams_and_ctrl_c_leaves_nothing_behind() -> None:
-    async with started("demo", "--port", "0", "--ops-port", "0") as demo:
+    # Its pods ask for no key, whatever the shell has for other pods.
+    async with started("demo", "--port", "0", "--ops-port", "0", more={"VLLM_API_KEY": "other"}) as demo:
         words = await demo.said(
             r"base URL +(\S+)\n +API key +(\S+)\n(?:.*\n)*?"
             r" +metrics +\S+:(\d+)/metrics\n(?:.*\n)*? +(curl (?:.*\\\n)+.*\n)"

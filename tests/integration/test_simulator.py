@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import pytest
@@ -69,6 +69,14 @@ def test_further_names_are_served_by_the_same_pods() -> None:
 
     assert len(pods) == 2
     assert [card["id"] for card in cards] == ["a", "b"]
+
+
+def test_the_key_may_be_in_the_environment_as_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "sk-environment")
+    with simulator() as (_, pods), pytest.raises(HTTPError, match="401"):
+        fetch(pods[0]["url"] + "/v1/models")
+    with simulator("--api-key=") as (_, pods):
+        assert fetch(pods[0]["url"] + "/v1/models")["data"]
 
 
 def test_sigterm_closes_the_port_and_leaves_streams_hanging_and_a_second_one_ends_it() -> None:

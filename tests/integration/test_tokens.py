@@ -16,6 +16,7 @@ import yaml
 from joserfc.jwk import OctKey
 
 from gateway.core.clock import Clock
+from gateway.core.words import HOW_TO_INSTALL_EXTRAS
 from tests.discovering import eventually
 from tests.fakes import Leaps, ScriptedPod, answer
 from tests.integration.balancing.scenes import GOOD
@@ -333,4 +334,4 @@ for auth in {"auth.jwt": {"issuer": "https://a", "audience": "b"}}, {"auth.forwa
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     want = "auth.jwt and auth.forwarded_user_secret want the package joserfc, which is missing: "
-    assert done.stdout.splitlines() == [want + "pip install 'poolgate[jwt]'"] * 2
+    assert done.stdout.splitlines() == [want + HOW_TO_INSTALL_EXTRAS] * 2

@@ -12,6 +12,7 @@ import pytest
 
 from gateway.config.faults import ConfigError
 from gateway.config.reading import load_config
+from gateway.core.words import HOW_TO_INSTALL_EXTRAS
 from gateway.reload import waits_for_restart
 from tests.fakes import STREAM_HEAD, Close, Hang, Reset, ScriptedPod, Step, answer, chunk
 from tests.raw import RawClient, ask, chat, request
@@ -396,5 +397,5 @@ except CannotStart as error:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60, env=dict(os.environ)
     )
-    want = "tracing.endpoint is set, but the package opentelemetry.exporter is missing: pip install 'poolgate[otel]'\n"
+    want = f"tracing.endpoint is set, but the package opentelemetry.exporter is missing: {HOW_TO_INSTALL_EXTRAS}\n"
     assert done.stdout.replace("opentelemetry.exporter.otlp", "opentelemetry.exporter") == want

@@ -16,6 +16,7 @@ from tests.manifests.building import Build, Manifest, changeable, containers, fi
 from tests.manifests.checks import (
     Check,
     admission,
+    bounds,
     images,
     naming,
     ports,
@@ -98,10 +99,47 @@ def sources(sample: Sample) -> list[Manifest]:
     return list(sample.pod()["volumes"][0]["projected"]["sources"])
 
 
+def claim(sample: Sample, **spec: Any) -> Any:
+    """The models' claim says this."""
+    return sample.spec("PersistentVolumeClaim models").update(spec)
+
+
 def keep(sample: Sample, least: int | str) -> Any:
     """The budget keeps so many."""
     sample.spec(BUDGET).pop("maxUnavailable")
     return sample.spec(BUDGET).update(minAvailable=least)
+
+
+def tolerate(sample: Sample, **toleration: Any) -> Any:
+    """The gateways go to tainted nodes."""
+    return sample.pod().update(tolerations=[toleration])
+
+
+def reach(sample: Sample, **block: Any) -> Any:
+    """The gateways go out to these addresses."""
+    return sample.spec("NetworkPolicy poolgate")["egress"][0]["to"][0].update(ipBlock=block)
+
+
+def as_job(sample: Sample, **spec: Any) -> Any:
+    """The pool's pods are a Job's."""
+    sample[CHAT].update(kind="Job", apiVersion="batch/v1")
+    sample.pod("Job vllm-chat").update(restartPolicy="Never")
+    return sample["Job vllm-chat"].update(spec={"template": sample.template("Job vllm-chat"), **spec})
+
+
+def by_cpu(sample: Sample, **target: Any) -> Any:
+    """The gateways are scaled by what they use."""
+    return sample.spec(SCALER).update(metrics=[{"type": "Resource", "resource": {"name": "cpu", "target": target}}])
+
+
+def slowly(period: int, value: int = 1) -> dict[str, Any]:
+    """How an autoscaler takes away."""
+    return {"scaleDown": {"policies": [{"type": "Pods", "value": value, "periodSeconds": period}]}}
+
+
+def route(sample: Sample, **rule: Any) -> Any:
+    """The first rule of the HTTPRoute says more."""
+    return sample.spec("HTTPRoute poolgate")["rules"][0].update(rule)
 
 
 def configure(sample: Sample, text: str) -> None:
@@ -162,6 +200,198 @@ EXAMPLES = [
         "selectors, or an ipBlock",
         lambda s: s.spec("NetworkPolicy poolgate")["egress"][0]["to"][0].update(podSelector={}),
     ),
+    Example(
+        admission.pods_hold_together,
+        "../vllm-key leaves its volume",
+        lambda s: sources(s)[2]["secret"]["items"][0].update(path="../vllm-key"),
+    ),
+    Example(
+        admission.pods_hold_together,
+        "kills nothing, and has a grace",
+        lambda s: s.container()["readinessProbe"].update(terminationGracePeriodSeconds=5),
+    ),
+    Example(
+        admission.pods_hold_together,
+        "a toleration of gpu has a value, or",
+        lambda s: tolerate(s, key="gpu", operator="Exists", value="yes"),
+    ),
+    Example(admission.pods_hold_together, "a toleration of gpu has a value, or", lambda s: tolerate(s, key="gpu")),
+    Example(admission.pods_hold_together, "a toleration of None has a value, or", lambda s: tolerate(s, value="gpu")),
+    Example(
+        admission.pods_hold_together,
+        "ends, and is not of the effect NoExecute",
+        lambda s: tolerate(s, key="gpu", operator="Exists", effect="NoSchedule", tolerationSeconds=5),
+    ),
+    Example(
+        admission.pods_hold_together,
+        "two topology spreads of one key",
+        lambda s: s.pod()["topologySpreadConstraints"].append(s.pod()["topologySpreadConstraints"][0]),
+    ),
+    Example(
+        admission.pods_hold_together,
+        "matchLabelKeys add to a selector",
+        lambda s: s.pod()["topologySpreadConstraints"][0].update(matchLabelKeys=[naming.NAME]),
+    ),
+    Example(
+        admission.pods_hold_together,
+        "matchLabelKeys add to a selector",
+        lambda s: s.pod()["topologySpreadConstraints"][0].update(matchLabelKeys=["a"], labelSelector=None),
+    ),
+    Example(
+        admission.pods_hold_together,
+        "minDomains want DoNotSchedule",
+        lambda s: s.pod()["topologySpreadConstraints"][0].update(minDomains=2),
+    ),
+    Example(
+        admission.workloads_hold_together,
+        "minReadySeconds are not over",
+        lambda s: s.spec("Deployment poolgate").update(minReadySeconds=600),
+    ),
+    Example(admission.workloads_hold_together, "made by its controller", lambda s: as_job(s, selector={})),
+    Example(admission.workloads_hold_together, "are a Job's", lambda s: s.pod().update(activeDeadlineSeconds=60)),
+    Example(
+        admission.budgets_and_scales_hold_together,
+        "policy of scaleDown is for 1 to 1800 s",
+        lambda s: s.spec(SCALER).update(behavior=slowly(1801)),
+    ),
+    Example(
+        admission.budgets_and_scales_hold_together,
+        "ScaledObject vllm/vllm-chat: a policy of scaleDown",
+        lambda s: s.spec("ScaledObject vllm-chat").update(
+            advanced={"horizontalPodAutoscalerConfig": {"behavior": slowly(60, 0)}}
+        ),
+    ),
+    Example(
+        admission.budgets_and_scales_hold_together,
+        "the type Utilization has averageValue",
+        lambda s: by_cpu(s, type="Utilization", averageValue="500m"),
+    ),
+    Example(
+        admission.budgets_and_scales_hold_together, "the type Value has no number", lambda s: by_cpu(s, type="Value")
+    ),
+    Example(admission.policies_hold_together, "10.0.0.1/8 is no network", lambda s: reach(s, cidr="10.0.0.1/8")),
+    Example(
+        admission.policies_hold_together,
+        "FD00::/8 is written in another way than fd00::/8",
+        lambda s: reach(s, cidr="::/0", **{"except": ["FD00::/8"]}),
+    ),
+    Example(
+        admission.policies_hold_together,
+        "10.0.0.0/8 is not a part of 10.0.0.0/8",
+        lambda s: reach(s, cidr="10.0.0.0/8", **{"except": ["10.0.0.0/8"]}),
+    ),
+    Example(
+        admission.policies_hold_together,
+        "fd00::/8 is not a part of 0.0.0.0/0",
+        lambda s: reach(s, cidr="0.0.0.0/0", **{"except": ["fd00::/8"]}),
+    ),
+    Example(
+        admission.policies_hold_together,
+        "an endPort wants a number",
+        lambda s: s.spec("NetworkPolicy poolgate")["ingress"][0]["ports"][0].update(endPort=9000),
+    ),
+    Example(admission.claims_and_services_hold_together, "accessModes []", lambda s: claim(s, accessModes=[])),
+    Example(
+        admission.claims_and_services_hold_together,
+        "accessModes ['ReadWriteOncePod', 'ReadWriteMany']",
+        lambda s: claim(s, accessModes=["ReadWriteOncePod", "ReadWriteMany"]),
+    ),
+    Example(
+        admission.claims_and_services_hold_together,
+        "asks for no storage",
+        lambda s: claim(s, resources={"requests": {"storage": 0}}),
+    ),
+    Example(
+        admission.claims_and_services_hold_together,
+        "two ports have one number",
+        lambda s: s.spec("Service poolgate")["ports"].append({"name": "again", "port": 8000, "targetPort": "ops"}),
+    ),
+    Example(
+        admission.claims_and_services_hold_together,
+        "one of several ports has no name",
+        lambda s: s.spec("Service poolgate")["ports"].append({"port": 9090, "targetPort": "ops"}),
+    ),
+    Example(
+        admission.routes_hold_together,
+        "LLM.example.com is no name of a host",
+        lambda s: s.spec("Ingress poolgate")["rules"][0].update(host="LLM.example.com"),
+    ),
+    Example(
+        admission.routes_hold_together,
+        "a_b is no name of a host",
+        lambda s: s.spec("Ingress poolgate").update(tls=[{"hosts": ["a_b"]}]),
+    ),
+    Example(
+        admission.routes_hold_together,
+        "'v1' is no path",
+        lambda s: s.spec("Ingress poolgate")["rules"][0]["http"]["paths"][0].update(path="v1"),
+    ),
+    Example(
+        admission.routes_hold_together,
+        "'/v1//a' is no path",
+        lambda s: route(s, matches=[{"path": {"type": "PathPrefix", "value": "/v1//a"}}]),
+    ),
+    Example(
+        admission.routes_hold_together,
+        "longer than the request",
+        lambda s: route(s, timeouts={"request": "1m", "backendRequest": "1m500ms"}),
+    ),
+    # bounds
+    Example(
+        bounds.objects_fit,
+        "1048577 bytes are more than it may hold",
+        lambda s: configure(s, "a" * ((1 << 20) + 1)),
+    ),
+    # A third of what annotations may hold, but for the six bytes that Go makes of each.
+    Example(
+        bounds.objects_fit,
+        "of annotations, with what `kubectl apply` adds",
+        lambda s: configure(s, "<" * 44_000),
+    ),
+    Example(
+        bounds.objects_fit,
+        "bytes of annotations",
+        lambda s: s.template()["metadata"].update(annotations={"a": "b" * (1 << 18)}),
+    ),
+    Example(
+        bounds.numbers_are_in_range,
+        "defaultMode: 600 is not from 0 to 511",
+        lambda s: s.pod()["volumes"][0]["projected"].update(defaultMode=600),
+    ),
+    Example(
+        bounds.numbers_are_in_range,
+        "LeaderWorkerSet vllm/vllm-giant: periodSeconds: 0 is",
+        lambda s: s.container(GIANT)["readinessProbe"].update(periodSeconds=0),
+    ),
+    Example(
+        bounds.numbers_are_in_range,
+        "port: 80000 is",
+        lambda s: s.spec("Service poolgate")["ports"][0].update(port=80000),
+    ),
+    Example(
+        bounds.numbers_are_in_range,
+        "stabilizationWindowSeconds: 7200 is",
+        lambda s: s.spec("ScaledObject vllm-chat").update(
+            advanced={
+                "horizontalPodAutoscalerConfig": {"behavior": {"scaleDown": {"stabilizationWindowSeconds": 7200}}}
+            }
+        ),
+    ),
+    Example(
+        bounds.words_are_known,
+        "restartPolicy: always is not one of Always, Never, OnFailure",
+        lambda s: s.pod(GIANT).update(restartPolicy="always"),
+    ),
+    Example(
+        bounds.words_are_known,
+        "policyTypes: egress",
+        lambda s: s.spec("NetworkPolicy poolgate")["policyTypes"].append("egress"),
+    ),
+    Example(
+        bounds.words_are_known,
+        "type: Rolling is not one of Recreate, RollingUpdate",
+        lambda s: s.spec("Deployment poolgate")["strategy"].update(type="Rolling"),
+    ),
     # images
     Example(
         images.images_are_pinned,
@@ -200,6 +430,47 @@ EXAMPLES = [
     ),
     Example(
         naming.labels_are_valid, "Qwen/Qwen3-8B", lambda s: s[CHAT]["metadata"]["labels"].update(model="Qwen/Qwen3-8B")
+    ),
+    Example(
+        naming.names_are_valid, "its name '4chan'", lambda s: s["Service poolgate"]["metadata"].update(name="4chan")
+    ),
+    Example(
+        naming.names_are_valid, "variable '4TH'", lambda s: s.container()["env"].append({"name": "4TH", "value": "a"})
+    ),
+    Example(
+        naming.labels_are_valid,
+        "labels poolgate.dev/a/b",
+        lambda s: s[CHAT]["metadata"]["labels"].update({"poolgate.dev/a/b": "c"}),
+    ),
+    Example(
+        naming.selectors_are_valid,
+        "Service poolgate/poolgate: selects by model: 'Qwen/Qwen3-8B'",
+        lambda s: s.spec("Service poolgate")["selector"].update(model="Qwen/Qwen3-8B"),
+    ),
+    Example(
+        naming.selectors_are_valid,
+        "selects by -a: 'b'",
+        lambda s: s.pod()["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"].update({"-a": "b"}),
+    ),
+    Example(
+        naming.selectors_are_valid,
+        "poolgate.dev/pool Exists ['chat']",
+        lambda s: s.spec("PodMonitor vllm")["selector"]["matchExpressions"][0].update(values=["chat"]),
+    ),
+    Example(
+        naming.selectors_are_valid,
+        "poolgate.dev/pool In []",
+        lambda s: s.spec("PodMonitor vllm")["selector"]["matchExpressions"][0].update(operator="In"),
+    ),
+    Example(
+        naming.selectors_are_valid,
+        "poolgate.dev/pool Gt ['20Gi']",
+        lambda s: s.spec("PodMonitor vllm")["selector"]["matchExpressions"][0].update(operator="Gt", values=["20Gi"]),
+    ),
+    Example(
+        naming.namespaces_come_first,
+        "Role vllm/poolgate: comes before its namespace",
+        lambda s: s.objects.append(s.drop("Namespace vllm")),
     ),
     Example(
         naming.labels_are_valid, "annotations a: True", lambda s: s[CHAT]["metadata"].update(annotations={"a": True})
@@ -259,6 +530,11 @@ EXAMPLES = [
         ports.services_lead_to_ports,
         "has no port 80",
         lambda s: s.spec("Service poolgate")["ports"][0].update(targetPort=80),
+    ),
+    Example(
+        ports.services_lead_to_ports,
+        "the port http leads to ops",
+        lambda s: s.spec("Service poolgate")["ports"][0].update(targetPort="ops"),
     ),
     Example(
         ports.probes_ask_ports,
@@ -338,6 +614,16 @@ EXAMPLES = [
     ),
     Example(
         references.config_maps_are_used, "nobody uses it", lambda s: s.twin("ConfigMap poolgate-config", "left-over")
+    ),
+    Example(
+        references.files_that_are_named_are_mounted,
+        "has no /etc/poolgate/gateway.yml",
+        lambda s: s.container().update(args=["serve", "--config", "/etc/poolgate/gateway.yml"]),
+    ),
+    Example(
+        references.files_that_are_named_are_mounted,
+        "has no /data",
+        lambda s: s.container(CHAT)["args"].append("--storage.tsdb.path=/data"),
     ),
     Example(
         references.files_of_a_volume_do_not_cover_each_other,
@@ -469,6 +755,16 @@ EXAMPLES = [
         "reached from outside",
         lambda s: s.spec("Service poolgate").update(type="NodePort"),
     ),
+    Example(
+        security.files_are_the_pods_own,
+        "volume models is root's",
+        lambda s: s.pod(CHAT)["securityContext"].pop("fsGroup"),
+    ),
+    Example(
+        security.files_are_the_pods_own,
+        "volume files is root's",
+        lambda s: s.pod()["volumes"][0]["projected"].update(defaultMode=0o440),
+    ),
     Example(security.no_pod_has_links, "enableServiceLinks", lambda s: s.pod().pop("enableServiceLinks")),
     Example(
         security.root_is_read_only,
@@ -497,6 +793,16 @@ EXAMPLES = [
         security.scratch_is_bounded,
         "fill the memory",
         lambda s: s.pod(CHAT)["volumes"][1]["emptyDir"].update(sizeLimit="32Gi"),
+    ),
+    Example(
+        security.secrets_are_no_arguments,
+        "REDIS_PASSWORD among its arguments",
+        lambda s: s.container().update(args=["serve", "--password=$(REDIS_PASSWORD)"]),
+    ),
+    Example(
+        security.secrets_are_no_arguments,
+        "POOLGATE_LIMITS__REDIS_URL among its arguments",
+        lambda s: s.container().update(args=["serve", "$(POOLGATE_LIMITS__REDIS_URL)"]),
     ),
     Example(
         security.secrets_are_not_written_down,
@@ -597,9 +903,9 @@ EXAMPLES = [
         lambda s: configure(s, "server: {drain_seconds: 600}\npools: {chat: {stream_seconds: 600}}"),
     ),
     Example(
-        stopping.engines_finish_their_streams,
-        "604 s of grace for 605 s",
-        lambda s: s.pod(CHAT).update(terminationGracePeriodSeconds=604),
+        stopping.engines_may_finish,
+        "619 s of grace for 620 s",
+        lambda s: s.pod(CHAT).update(terminationGracePeriodSeconds=619),
     ),
     Example(
         stopping.engines_finish_their_streams,
@@ -625,6 +931,11 @@ EXAMPLES = [
         stopping.liveness_is_more_patient_than_readiness,
         "livenessProbe is not /livez",
         lambda s: s.container()["livenessProbe"]["httpGet"].update(path="/readyz"),
+    ),
+    Example(
+        stopping.liveness_is_more_patient_than_readiness,
+        "livenessProbe is not /livez of the port ops",
+        lambda s: s.container()["livenessProbe"]["httpGet"].update(port="http"),
     ),
     Example(stopping.budgets_leave_a_way, "of 2 pods", lambda s: s.spec(BUDGET).update(maxUnavailable=0)),
     Example(stopping.budgets_leave_a_way, "of 2 pods", lambda s: keep(s, 2)),
@@ -661,7 +972,7 @@ def test_every_check_has_something_that_it_finds() -> None:
 
 def test_every_check_is_made() -> None:
     """One that stands in a module of checks and in no list would find nothing."""
-    modules = (admission, images, naming, ports, references, security, selecting, standard, stopping)
+    modules = (admission, bounds, images, naming, ports, references, security, selecting, standard, stopping)
     found = {
         thing
         for module in modules

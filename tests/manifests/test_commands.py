@@ -17,6 +17,7 @@ from gateway.cli.main import app
 from loadtest.simulator.cli import parser
 from tests.manifests.building import (
     EVERY_BUILD,
+    KUSTOMIZE,
     OVERLAYS,
     ROOT,
     Build,
@@ -109,6 +110,19 @@ def test_an_argument_that_is_not_known_is_seen(container: Manifest, words: str) 
     assert words in refused(container)
 
 
+@pytest.mark.program("kubectl")
+def test_a_simulated_pod_listens_where_its_port_says() -> None:
+    """To all of the cluster: by itself it listens to its own machine alone."""
+    found = [each for _, each in of_our_image(build(KUSTOMIZE / "components" / "pool-sim")) if "command" in each]
+    assert len(found) == 2
+    for each in found:
+        parsed = parser().parse_args(each["args"])
+        assert (parsed.host, {"http": parsed.port_base}) == (
+            "0.0.0.0",
+            {port["name"]: port["containerPort"] for port in each["ports"]},
+        )
+
+
 # The configuration, by real processes
 
 
@@ -195,12 +209,27 @@ def test_the_gateway_takes_its_configuration(folder: Path, tmp_path: Path) -> No
     told = json.loads(shown.stdout)
     by_variable = {source for source in told["sources"].values() if source.startswith("POOLGATE_")}
     assert by_variable == {name for name in variables_of(container) if name.startswith("POOLGATE_")}
+    assert Path(told["config"]["auth"]["keys_file"]).is_file()
+    assert unknown_models(told["config"]) == set()
     server = told["config"]["server"]
     assert server["ops_host"] == "0.0.0.0"
     assert {port["name"]: port["containerPort"] for port in container["ports"]} == {
         "http": server["port"],
         "ops": server["ops_port"],
     }
+
+
+def unknown_models(settings: Manifest) -> set[str]:
+    """What rules are for and no pool has, where pools name their models: such a rule limits nobody, without a word."""
+    named = {model for pool in settings["pools"].values() for model in pool["models"]}
+    rules = {rule["model"] for rule in settings["limits"]["rules"]}
+    return {model for model in rules if "*" not in model} - named - settings["models"].keys() if named else set()
+
+
+def test_a_rule_for_a_model_that_nobody_has_is_seen() -> None:
+    pools = {"chat": {"models": ["qwen3-8b"]}}
+    rules = [{"model": "*"}, {"model": "qwen3-8b"}, {"model": "best"}, {"model": "qwen3-80b"}]
+    assert unknown_models({"pools": pools, "models": {"best": {}}, "limits": {"rules": rules}}) == {"qwen3-80b"}
 
 
 @pytest.mark.program("kubectl")

@@ -283,6 +283,12 @@ def test_the_gateway_sends_its_traces_where_the_collector_listens() -> None:
     settings = yaml.safe_load(mounted(built, collector)["/etc/otel-collector/collector.yaml"])
     listens = settings["receivers"]["otlp"]["protocols"]["http"]["endpoint"]
     assert endpoint == f"http://otel-collector:{listens.rpartition(':')[2]}"
+    (container,) = containers(collector["spec"]["template"])
+    health = settings["extensions"]["health_check"]["endpoint"]
+    assert {port["name"]: f"0.0.0.0:{port['containerPort']}" for port in container["ports"]} == {
+        "otlp-http": listens,
+        "health": health,
+    }
 
 
 def test_the_collector_refuses_spans_before_it_runs_out_of_memory() -> None:

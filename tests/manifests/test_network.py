@@ -23,10 +23,8 @@ from tests.manifests.building import (
     pods,
     title,
 )
+from tests.manifests.checks.naming import NAME, POOL
 from tests.manifests.checks.network import End, Network, Port, ends
-
-NAME = "app.kubernetes.io/name"
-POOL = "poolgate.dev/pool"
 
 AROUND = {
     "anyone": End("anyone", "elsewhere", {"app": "anything"}),
@@ -41,7 +39,7 @@ AROUND = {
 and addresses. That of the cloud's metadata gives out the node's credentials."""
 OUTSIDE_PORTS = {
     "DNS": [Port(53, "UDP"), Port(53)],
-    "API server": [Port(443), Port(6443)],
+    "API server": [Port(443), Port(6443), Port(8443)],
     "Internet": [Port(443), Port(80)],
     "own network": [Port(5432)],
     "metadata": [Port(80)],
@@ -65,10 +63,15 @@ def dns(source: str) -> set[Flow]:
 
 
 def api_server(source: str) -> set[Flow]:
-    """No selector can name it and its address is each cluster's own, so all of the world's 443 is open with it."""
+    """No selector can name it and its address is each cluster's own, so all of the world's 443 is open with it.
+
+    A network plugin sees the port of the server behind the Service: 443, or 6443 in kubeadm's clusters, kind and k3s,
+    or 8443 in minikube.
+    """
     return {
         Flow(source, "API server", "443/TCP"),
         Flow(source, "API server", "6443/TCP"),
+        Flow(source, "API server", "8443/TCP"),
         Flow(source, "Internet", "443/TCP"),
     }
 
@@ -193,6 +196,27 @@ def passing(built: Build) -> set[str]:
 
 def but_for(left_out: Manifest, built: Build) -> Build:
     return tuple(each for each in built if each is not left_out)
+
+
+PRIVATE = {
+    "0.0.0.0/0": {"10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"},
+    "::/0": {"fc00::/7", "fe80::/10"},
+}
+
+
+@pytest.mark.program("kubectl")
+def test_a_way_to_all_addresses_is_none_to_those_that_are_private() -> None:
+    """The cluster's, the network's around it, and the cloud's metadata: at the Internet's port as well."""
+    blocks = [
+        peer["ipBlock"]
+        for folder in EVERY_BUILD
+        for policy in of_kind(build(folder), "NetworkPolicy")
+        for rule in policy["spec"].get("egress", [])
+        for peer in rule.get("to", [])
+        if peer.get("ipBlock", {}).get("cidr") in PRIVATE
+    ]
+    assert blocks
+    assert [block for block in blocks if set(block.get("except", [])) != PRIVATE[block["cidr"]]] == []
 
 
 @pytest.mark.program("kubectl")

@@ -117,6 +117,19 @@ def test_nobody_else_has_rights(folder: Path) -> None:
     assert subjects <= {"poolgate", "first-secrets", "prometheus"}
 
 
+@pytest.mark.parametrize("folder", EVERY_BUILD, ids=name_of)
+def test_nobody_is_administrator_of_open_webui_for_coming_first(folder: Path) -> None:
+    """Who is may run code in its pod. So there is one from the start, or no Open WebUI."""
+    built = build(folder)
+    wants = {
+        (want.name, want.key, want.optional)
+        for each, template in pods(built)
+        if each["metadata"]["name"] == "open-webui"
+        for want in wanted_by(template)
+    }
+    assert not wants or ("open-webui", "admin-password", False) in wants
+
+
 @pytest.mark.parametrize("verbs", [["list"], ["get", "list", "watch"], ["list", "watch", "patch"]])
 async def test_a_right_too_few_or_too_many_is_seen(verbs: list[str], tmp_path: Path) -> None:
     built = changeable(build(EVERY_BUILD[0]))

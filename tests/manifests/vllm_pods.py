@@ -20,10 +20,11 @@ import yaml
 from gateway.config.sections import PoolSection, UpstreamSection
 from tests.manifests import vllm_serve
 from tests.manifests.building import Build, Manifest, environment, find, labels_of, namespace_of, of_kind, pods, title
+from tests.manifests.checks.naming import NAME, POOL
 from tests.manifests.checks.quantities import quantity
-from tests.manifests.checks.stopping import grace, hook_seconds, patience, shutdown_seconds
+from tests.manifests.checks.stopping import grace, patience
 
-NAME, INSTANCE, POOL = "app.kubernetes.io/name", "app.kubernetes.io/instance", "poolgate.dev/pool"
+INSTANCE = "app.kubernetes.io/instance"
 LOAD_SECONDS = 1800
 """What a slow disk or a slow line may take to a model."""
 LIVENESS_SECONDS = 60
@@ -170,24 +171,6 @@ def loaders_are_spared(built: Build) -> list[str]:
             found.append(f"{engine.title}: is ready, and nobody looks")
         if any("initialDelaySeconds" in probe for probe in probes.values()):
             found.append(f"{engine.title}: guesses how long it loads by initialDelaySeconds")
-    return found
-
-
-def rollouts_cut_no_stream(built: Build) -> list[str]:
-    """stream_seconds of the pool <= --shutdown-timeout, and that with the preStop fits well into the grace."""
-    found = []
-    for engine in servers(built):
-        shutdown, hook = shutdown_seconds(engine.container) or 0, hook_seconds(engine.container)
-        if hook < 2:
-            found.append(f"{engine.title}: ends before the gateways know it")
-        if grace(engine.template) < hook + shutdown + 15:
-            found.append(f"{engine.title}: {grace(engine.template)} s of grace are short of {hook:g} + {shutdown:g} s")
-        stream = pool_settings(built).get(engine.pool, {}).get("stream_seconds", PoolSection().stream_seconds)
-        if is_whole(built) and shutdown < stream:
-            found.append(f"{engine.title}: ends streams after {shutdown:g} s that may take {stream:g} s")
-        drain = configuration(built)["server"]["drain_seconds"]
-        if is_whole(built) and drain < stream:
-            found.append(f"gateway.yaml: drains for {drain} s, and streams of {engine.pool} may take {stream:g} s")
     return found
 
 
@@ -368,7 +351,6 @@ RULES = (
     a_pool_is_one_workload_and_one_name,
     the_gateway_knows_the_pools,
     loaders_are_spared,
-    rollouts_cut_no_stream,
     rollouts_need_no_spare_gpu,
     shared_memory_fits,
     caches_can_be_written,

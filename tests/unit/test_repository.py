@@ -2,14 +2,15 @@
 
 import json
 import re
-import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from tests.docs.stage import names
+
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = ("runtime.lock", "extras.lock", "build.lock", "dev.lock")
+LOCKS = ("runtime.lock", "extras.lock", "build.lock", "dev.lock", "validators.lock")
 # Written apart so that this file does not name them either.
 FORBIDDEN = re.compile(
     "|".join(
@@ -28,11 +29,8 @@ FORBIDDEN = re.compile(
 
 
 def tracked() -> list[Path]:
-    """The files git knows, or the whole tree of an archive."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
-    if listed.returncode:
-        return [path for path in ROOT.rglob("*") if path.is_file() and ".venv" not in path.parts]
-    return [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+    """The files git knows and has, or the whole tree of an archive."""
+    return [ROOT / name for name in names() if (ROOT / name).is_file()]
 
 
 def test_no_file_names_a_path_of_our_machines_or_a_registrys_host() -> None:

@@ -26,7 +26,7 @@ from tests.e2e.vllm.wire import END, Body, Server, events_in
 from tests.manifests.building import KUSTOMIZE, build, changeable, of_kind
 from tests.manifests.vllm_pods import Engine, engines
 
-pytestmark = [pytest.mark.vllm, pytest.mark.program("kubectl")]
+pytestmark = [pytest.mark.vllm, pytest.mark.program("kubectl"), pytest.mark.program("namespaces")]
 
 KEY = "a-key-of-the-pods"
 SECRETS = {"vllm-api-key": KEY}

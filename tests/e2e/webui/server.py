@@ -72,6 +72,7 @@ class Webui:
     port: int
     log: Path
     seconds_to_start: float
+    pid: int
 
     @property
     def url(self) -> str:
@@ -117,19 +118,26 @@ def open_webui(folder: Path, connections: Sequence[Connection], **more: str) -> 
             {str(index): {"headers": dict(connection.headers)} for index, connection in enumerate(connections)}
         ),
     }
+    with running([*command, "--port", str(port)], {**ENVIRONMENT, **variables, **more}, port, log) as started:
+        yield started
+
+
+@contextmanager
+def running(command: Sequence[str], environment: Mapping[str, str], port: int, log: Path) -> Iterator[Webui]:
+    """What the command starts, from when it is ready on; at the end nothing of it is left. Raises WebuiFailed."""
     start = time.monotonic()
     with log.open("wb") as log_file:
         process = subprocess.Popen(
-            [*command, "--port", str(port)],
-            cwd=folder,
+            command,
+            cwd=log.parent,
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=subprocess.STDOUT,
-            env={**ENVIRONMENT, **variables, **more},
+            env=environment,
         )
     try:
         wait_for_health(process, port, log, start, "Open WebUI", WebuiFailed)
-        yield Webui(port, log, time.monotonic() - start)
+        yield Webui(port, log, time.monotonic() - start, process.pid)
     finally:
         process.terminate()
         try:

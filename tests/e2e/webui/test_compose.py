@@ -3,13 +3,13 @@
 import json
 import os
 from collections.abc import Iterator
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
 
+from tests.e2e.vllm.server import answers_200
 from tests.e2e.webui.server import ANSWER_SECONDS, installation
 from tests.integration.compose.playing import Stage, played
 
@@ -32,7 +32,7 @@ def stage() -> Iterator[Stage]:
         if as_user:
             given_to(USER, stage)
         stage.start("open-webui")
-        stage.until("open-webui", lambda: healthy(stage))
+        stage.until("open-webui", lambda: answers_200(stage.ports["open-webui:8080"], "/health"))
         yield stage
 
 
@@ -44,17 +44,6 @@ def given_to(user: int, stage: Stage) -> None:
         if not place.is_relative_to(stage.volume("secrets")):
             place.mkdir(parents=True, exist_ok=True)
             os.chown(place, user, 0)
-
-
-def healthy(stage: Stage) -> bool:
-    to = HTTPConnection("127.0.0.1", stage.ports["open-webui:8080"], timeout=5)
-    try:
-        to.request("GET", "/health")
-        return to.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        to.close()
 
 
 def call(stage: Stage, path: str, body: Any = None, token: str = "") -> Any:

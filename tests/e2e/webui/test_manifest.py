@@ -14,15 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.vllm.server import REPOSITORY, answers_200, free_port, wait_for_health
-from tests.e2e.webui.contained import contained, may_contain
+from tests.e2e.contained import entering
+from tests.e2e.vllm.server import REPOSITORY, answers_200, free_port
 from tests.e2e.webui.front import Front, gateway_before, simulated_pods
-from tests.e2e.webui.server import Webui, WebuiFailed, installation
+from tests.e2e.webui.server import Webui, installation, running
 
-pytestmark = [
-    pytest.mark.webui,
-    pytest.mark.skipif(not may_contain(), reason="the kernel lets nobody but root make namespaces of users"),
-]
+pytestmark = [pytest.mark.webui, pytest.mark.program("namespaces")]
 
 MANIFEST = REPOSITORY / "deploy" / "kustomize" / "components" / "open-webui" / "open-webui.yaml"
 DEPLOYMENT: dict[str, Any] = next(
@@ -42,15 +39,13 @@ def environment(gateway: str, secret: Mapping[str, str]) -> dict[str, str]:
         if "value" in each:
             variables[each["name"]] = each["value"].replace(GATEWAY, gateway)
             continue
-        reference = each["valueFrom"]["secretKeyRef"]
-        if reference["key"] in secret or not reference.get("optional"):
-            variables[each["name"]] = secret[reference["key"]]
+        variables[each["name"]] = secret[each["valueFrom"]["secretKeyRef"]["key"]]
     return variables
 
 
 @contextmanager
-def as_in_the_pod(folder: Path, front: Front, secret: Mapping[str, str]) -> Iterator[tuple[Webui, int]]:
-    """Open WebUI, and its process' id. What is kept of it is in `folder`; all else it may write to is new."""
+def as_in_the_pod(folder: Path, front: Front, secret: Mapping[str, str]) -> Iterator[Webui]:
+    """Open WebUI. What is kept of it is in `folder`; all else it may write to is new."""
     home = installation()
     (package,) = (home / "venv").glob("lib/python*/site-packages/open_webui")
     began = folder / str(time.monotonic_ns())
@@ -61,26 +56,21 @@ def as_in_the_pod(folder: Path, front: Front, secret: Mapping[str, str]) -> Iter
     }
     for path in (began / "root", *volumes.values()):
         path.mkdir(parents=True, exist_ok=True)
-    port, log, start = free_port(), began / "log", time.monotonic()
+    port, log = free_port(), began / "log"
     # What the image itself says: how to find programs, and the pages.
     image = {"PATH": "/usr/bin:/bin", "FRONTEND_BUILD_DIR": str(package / "frontend")}
     python = str(home / "venv" / "bin" / "python")
     command = [python, "-m", "uvicorn", "open_webui.main:app", "--host=127.0.0.1", f"--port={port}"]
-    with (
-        log.open("wb") as said,
-        contained(
-            [*command, "--forwarded-allow-ips=*", "--workers=1"],
-            image | environment(front.url, secret),
-            user=POD["securityContext"]["runAsUser"],
-            group=POD["securityContext"]["runAsGroup"],
-            volumes=volumes,
-            readable=[home / "venv"],
-            root=began / "root",
-            log=said,
-        ) as process,
-    ):
-        wait_for_health(process, port, log, start, "Open WebUI", WebuiFailed)
-        yield Webui(port, log, time.monotonic() - start), process.pid
+    enter = entering(
+        began / "root",
+        user=POD["securityContext"]["runAsUser"],
+        group=POD["securityContext"]["runAsGroup"],
+        volumes=volumes,
+        readable=[home / "venv"],
+    )
+    variables = image | environment(front.url, secret)
+    with running([*enter, *command, "--forwarded-allow-ips=*", "--workers=1"], variables, port, log) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +100,13 @@ def test_it_runs_where_nothing_but_its_volumes_can_be_written_and_answers_by_the
     front: Front, tmp_path: Path
 ) -> None:
     before = len(front.lines(model="chat"))
-    with as_in_the_pod(tmp_path, front, secret(front, "first", **{"admin-password": PASSWORD})) as (webui, process):
+    with as_in_the_pod(tmp_path, front, secret(front, "first", **{"admin-password": PASSWORD})) as webui:
         assert ask(webui)["choices"][0]["message"]["content"]
         assert front.next_line(before, model="chat")["tenant"] == "first"
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert answers_200(webui.port, CONTAINER[probe]["httpGet"]["path"])
         assert answers_200(webui.port, "/static/favicon.png")
-        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{webui.pid}/status").read_text().splitlines())
         assert int(status["VmHWM"].split()[0]) < MEMORY_REQUESTED_KIB, "more than the manifest asks for"
         refused = [line for line in webui.log.read_text().splitlines() if "Read-only" in line or "denied" in line]
         assert refused == []
@@ -127,13 +117,13 @@ def test_a_new_key_in_the_secret_holds_after_a_restart_and_accounts_are_kept(fro
     with as_in_the_pod(tmp_path, front, secret(front, "first", **{"admin-password": PASSWORD})):
         pass
     before = len(front.lines(model="chat"))
-    # The account is in the volume: it needs no password in the Secret any more.
-    with as_in_the_pod(tmp_path, front, secret(front, "second")) as (webui, _):
+    # The account is in the volume: the password in the Secret is not looked at any more.
+    with as_in_the_pod(tmp_path, front, secret(front, "second", **{"admin-password": "another"})) as webui:
         ask(webui)
     assert front.next_line(before, model="chat")["tenant"] == "second"
 
 
 def test_the_settings_are_json_where_open_webui_reads_json() -> None:
-    variables = environment(GATEWAY, {"api-key": "", "secret-key": ""})
+    variables = environment(GATEWAY, {"api-key": "", "secret-key": "", "admin-password": ""})
     assert json.loads(variables["OPENAI_API_CONFIGS"])["0"]["headers"] == {"X-OpenWebUI-Task": "{{TASK}}"}
     assert json.loads(variables["DEFAULT_MODEL_METADATA"])

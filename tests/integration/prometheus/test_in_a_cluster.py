@@ -89,6 +89,7 @@ async def with_what_is_found(server: ApiServer, folder: Path) -> dict[str, Any]:
     """The configuration of the ConfigMap, with files in place of Kubernetes."""
     (given,) = [each for each in of_kind(manifests(), "ConfigMap") if "prometheus.yaml" in each["data"]]
     config: dict[str, Any] = yaml.safe_load(given["data"]["prometheus.yaml"])
+    config["global"]["scrape_interval"] = "1s"
     for job in config["scrape_configs"]:
         (kubernetes,) = job.pop("kubernetes_sd_configs")
         file = folder / f"{job['job_name']}.json"

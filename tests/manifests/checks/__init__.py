@@ -8,15 +8,31 @@ A finding names the object and says what is wrong. Each check is held to an exam
 from collections.abc import Callable
 
 from tests.manifests.building import Build
-from tests.manifests.checks import admission, images, naming, ports, references, security, selecting, standard, stopping
+from tests.manifests.checks import (
+    admission,
+    bounds,
+    images,
+    naming,
+    ports,
+    references,
+    security,
+    selecting,
+    standard,
+    stopping,
+)
 
 Check = Callable[[Build], list[str]]
 
 EVERY: tuple[Check, ...] = (
     admission.budgets_and_scales_hold_together,
+    admission.claims_and_services_hold_together,
     admission.pods_hold_together,
     admission.policies_hold_together,
+    admission.routes_hold_together,
     admission.workloads_hold_together,
+    bounds.numbers_are_in_range,
+    bounds.objects_fit,
+    bounds.words_are_known,
     images.an_image_has_one_version,
     images.images_are_pinned,
     images.images_are_pulled_once,
@@ -25,9 +41,11 @@ EVERY: tuple[Check, ...] = (
     naming.labels_are_valid,
     naming.names_are_valid,
     naming.namespaces_are_declared,
+    naming.namespaces_come_first,
     naming.namespaces_enforce_restricted,
     naming.nothing_is_there_twice,
     naming.only_gateways_bear_the_gateways_name,
+    naming.selectors_are_valid,
     ports.addresses_are_of_services,
     ports.monitors_find_ports,
     ports.ports_of_a_pod_are_distinct,
@@ -41,15 +59,18 @@ EVERY: tuple[Check, ...] = (
     references.config_maps_and_secrets_are_there,
     references.config_maps_are_used,
     references.files_of_a_volume_do_not_cover_each_other,
+    references.files_that_are_named_are_mounted,
     references.service_accounts_are_there,
     references.triggers_have_their_authentication,
     references.variables_are_defined_before_use,
     references.volumes_are_mounted,
+    security.files_are_the_pods_own,
     security.no_pod_has_links,
     security.resources_are_set,
     security.rights_are_narrow,
     security.root_is_read_only,
     security.scratch_is_bounded,
+    security.secrets_are_no_arguments,
     security.secrets_are_not_written_down,
     security.services_stay_inside,
     security.tokens_are_where_the_api_is_asked,
@@ -62,6 +83,7 @@ EVERY: tuple[Check, ...] = (
     selecting.workloads_select_their_own_pods,
     standard.pods_are_restricted,
     stopping.budgets_leave_a_way,
+    stopping.engines_may_finish,
     stopping.engines_say_how_they_end,
     stopping.gateways_may_drain,
     stopping.liveness_is_more_patient_than_readiness,

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from tests.manifests.building import (
     WORKLOADS,
@@ -19,9 +20,17 @@ from tests.manifests.building import (
 
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 """RFC 1123: namespaces, Services, containers, volumes; and pods, whose host name it becomes."""
+SERVICE = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+"""RFC 1035, before Kubernetes 1.34: a letter comes first."""
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 PATH_SEGMENT = re.compile(r"(?!\.{1,2}$)[^/%]+")
 KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
+QUALIFIED = re.compile(
+    r"(?:(?=.{1,253}/)[a-z0-9](?:[-.a-z0-9]*[a-z0-9])?/)?[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+)
+"""The key of a label or annotation."""
+VARIABLE = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
+"""Of the environment, before Kubernetes 1.32."""
 VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 PORT = re.compile(r"(?=.*[a-z])(?!.*--)[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?")
 """An IANA service name."""
@@ -60,13 +69,15 @@ def _names(manifest: Manifest) -> Iterator[tuple[str, str, re.Pattern[str]]]:
     yield (
         "its name",
         manifest["metadata"]["name"],
-        LABEL if kind in STRICT else PATH_SEGMENT if kind in LOOSE else SUBDOMAIN,
+        SERVICE if kind == "Service" else LABEL if kind in STRICT else PATH_SEGMENT if kind in LOOSE else SUBDOMAIN,
     )
     for template in templates(manifest):
         for container in containers(template):
             yield "container", container["name"], LABEL
             for port in container.get("ports", []):
                 yield "port", port.get("name", ""), PORT
+            for variable in container.get("env", []):
+                yield "variable", variable["name"], VARIABLE
         for volume in template["spec"].get("volumes", []):
             yield "volume", volume["name"], LABEL
     if kind == "Service":
@@ -85,8 +96,47 @@ def labels_are_valid(built: Build) -> list[str]:
         for holder in (each, *templates(each))
         for what, form in (("labels", VALUE), ("annotations", None))
         for key, value in ((holder.get("metadata") or {}).get(what) or {}).items()
-        if not isinstance(value, str) or (form is not None and not form.fullmatch(value))
+        if not isinstance(value, str)
+        or not QUALIFIED.fullmatch(key)
+        or (form is not None and not form.fullmatch(value))
     ]
+
+
+def selectors_are_valid(built: Build) -> list[str]:
+    """They ask for labels that may be there, by an operator that has the values it wants."""
+    return [
+        f"{title(each)}: selects by {fault}" for each in built for fault in _of_selectors(each.get("spec") or {}, "")
+    ]
+
+
+def _of_selectors(part: Any, name: str) -> Iterator[str]:
+    if isinstance(part, list):
+        for each in part:
+            yield from _of_selectors(each, name)
+    elif isinstance(part, dict):
+        if name == "matchLabels" or (name in ("selector", "nodeSelector") and all(map(_is_text, part.values()))):
+            yield from (
+                f"{key}: {value!r}"
+                for key, value in part.items()
+                if not QUALIFIED.fullmatch(key) or not _is_text(value) or not VALUE.fullmatch(value)
+            )
+        if name == "matchExpressions":
+            yield from _of_expression(part)
+        for key, value in part.items():
+            yield from _of_selectors(value, key)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _of_expression(expression: Manifest) -> Iterator[str]:
+    key, operator, values = expression["key"], expression["operator"], expression.get("values") or []
+    if not QUALIFIED.fullmatch(key) or not all(_is_text(value) and VALUE.fullmatch(value) for value in values):
+        yield f"{key}: {values}"
+    wants = {"In": len(values) > 0, "NotIn": len(values) > 0, "Exists": not values, "DoesNotExist": not values}
+    if not wants.get(operator, len(values) == 1 and values[0].isdecimal()):
+        yield f"{key} {operator} {values}"
 
 
 def everything_is_labelled(built: Build) -> list[str]:
@@ -131,6 +181,16 @@ def namespaces_are_declared(built: Build) -> list[str]:
         elif namespace_of(each) not in made:
             found.append(f"{title(each)}: nothing makes the namespace {namespace_of(each)}")
     return found
+
+
+def namespaces_come_first(built: Build) -> list[str]:
+    """`kubectl apply` goes from top to bottom, and a namespace that is not there yet takes nothing."""
+    places = {each["metadata"]["name"]: place for place, each in enumerate(built) if each["kind"] == "Namespace"}
+    return [
+        f"{title(each)}: comes before its namespace"
+        for place, each in enumerate(built)
+        if places.get(namespace_of(each), -1) > place
+    ]
 
 
 def nothing_is_there_twice(built: Build) -> list[str]:

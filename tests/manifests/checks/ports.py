@@ -46,13 +46,15 @@ def _doubles(values: list[Any]) -> list[Any]:
 
 
 def services_lead_to_ports(built: Build) -> list[str]:
-    """By name, of every pod that the Service finds."""
+    """By name, of every pod that the Service finds; and by the port's own name, so that its `http` is no `ops`."""
     found = []
     for each in of_kind(built, "Service"):
         names = [port.get("name") for port in each["spec"]["ports"]]
         found += [f"{title(each)}: two ports have the name {name}" for name in _doubles(names)]
         for port in each["spec"]["ports"]:
             target = port.get("targetPort", port["port"])
+            if isinstance(target, str) and target != port.get("name", target):
+                found.append(f"{title(each)}: the port {port['name']} leads to {target}")
             for workload, template in _behind(built, each):
                 if target not in declared(template):
                     found.append(f"{title(each)}: {title(workload)} has no port {target}")

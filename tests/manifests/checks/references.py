@@ -4,12 +4,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from tests.manifests.building import (
     Build,
     Manifest,
     containers,
+    environment,
     namespace_of,
     of_kind,
     pods,
@@ -125,11 +127,39 @@ def files_of_a_volume_do_not_cover_each_other(built: Build) -> list[str]:
 
 
 def _files(volume: Manifest, namespace: str, there: dict[tuple[str, str, str], frozenset[str]]) -> Iterator[str]:
-    for source in (volume.get("projected") or {}).get("sources", []):
+    for source in (volume.get("projected") or {}).get("sources", [volume]):
         for kind, field in (("ConfigMap", "configMap"), ("Secret", "secret")):
             if field in source:
-                entries = there.get((kind, namespace, source[field]["name"]), frozenset())
+                name = source[field].get("name") or source[field]["secretName"]
+                entries = there.get((kind, namespace, name), frozenset())
                 yield from (item["path"] for item in source[field]["items"]) if "items" in source[field] else entries
+
+
+NAMED = re.compile(r"(?:^|=)(/etc/\S+)$|^--[\w.-]*(?:path|dir)=(/\S+)$")
+
+
+def files_that_are_named_are_mounted(built: Build) -> list[str]:
+    """What an argument or a variable says of a file, or of a folder to write to, is so in the container's volumes."""
+    there = held(built)
+    found = []
+    for each, template in pods(built):
+        volumes = {volume["name"]: volume for volume in template["spec"].get("volumes", [])}
+        for container in containers(template):
+            places = {
+                mount["mountPath"]: volumes[mount["name"]]
+                for mount in container.get("volumeMounts", [])
+                if mount["name"] in volumes
+            }
+            values = (value for value in environment(container).values() if isinstance(value, str))
+            for word in (*container.get("command", []), *container.get("args", []), *values):
+                if (named := NAMED.search(str(word))) is None:
+                    continue
+                path = PurePosixPath(named[1] or named[2])
+                place = next((above for above in (path, *path.parents) if str(above) in places), None)
+                files = set() if place is None else set(_files(places[str(place)], namespace_of(each), there))
+                if place is None or (files and place != path and str(path.relative_to(place)) not in files):
+                    found.append(f"{title(each)}: {container['name']} has no {path}")
+    return found
 
 
 def volumes_are_mounted(built: Build) -> list[str]:

@@ -100,6 +100,26 @@ def root_is_read_only(built: Build) -> list[str]:
     ]
 
 
+FOR_EVERYONE = 0o004
+
+
+def files_are_the_pods_own(built: Build) -> list[str]:
+    """Root makes what is mounted: a claim can be written to, and a file that not everyone may read can be read, by the
+    pod's group, which is `fsGroup`."""
+    found = []
+    for each, template in pods(built):
+        if (template["spec"].get("securityContext") or {}).get("fsGroup") is not None:
+            continue
+        for volume in template["spec"].get("volumes", []):
+            source: Manifest = next(
+                (volume[kind] for kind in ("projected", "secret", "configMap") if kind in volume), {}
+            )
+            closed = not source.get("defaultMode", FOR_EVERYONE) & FOR_EVERYONE
+            if closed or "persistentVolumeClaim" in volume:
+                found.append(f"{title(each)}: volume {volume['name']} is root's, without an fsGroup")
+    return found
+
+
 EXTENDED = re.compile(r".+/.+")
 """A resource of a device plugin: nvidia.com/gpu."""
 
@@ -173,6 +193,30 @@ def secrets_are_not_written_down(built: Build) -> list[str]:
     for each in of_kind(built, "ConfigMap"):
         found += [f"{title(each)}: {name} has a password in it" for name, text in _data(each) if IN_URL.search(text)]
     return found
+
+
+def secrets_are_no_arguments(built: Build) -> list[str]:
+    """Whoever is on a node sees how each process was started, and agents that watch it write that down; a process'
+    variables are for its own user.
+    """
+    found = []
+    for each, template in pods(built):
+        for container in containers(template):
+            secret: set[str] = set()
+            for variable in container.get("env", []):
+                if "secretKeyRef" in variable.get("valueFrom", {}) or _named(variable.get("value", "")) & secret:
+                    secret.add(variable["name"])
+            words = " ".join(map(str, (*container.get("command", []), *container.get("args", []))))
+            found += [
+                f"{title(each)}: {container['name']} is started with {name} among its arguments"
+                for name in sorted(_named(words) & secret)
+            ]
+    return found
+
+
+def _named(text: str) -> set[str]:
+    """The variables that Kubernetes puts in place of their names."""
+    return set(re.findall(r"(?<!\$)\$\((\w+)\)", text))
 
 
 def _is_plain(value: str) -> bool:

@@ -4,8 +4,8 @@ from itertools import combinations
 from typing import Any
 
 from tests.manifests.building import Build, Manifest, labels_of, namespace_of, of_kind, pod_labels, pods, selects, title
+from tests.manifests.checks.naming import NAME
 
-NAME = "app.kubernetes.io/name"
 OWNING = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet")
 
 

@@ -20,11 +20,15 @@ from tests.manifests.building import (
     selects,
     title,
 )
+from tests.manifests.checks.naming import POOL
 from tests.manifests.checks.references import scaled, wanted_by
 
-POOL = "poolgate.dev/pool"
 PATIENT_SECONDS = 5
 """A second, the default, is what a busy process takes to answer now and then."""
+TOLD_SECONDS = 2
+"""Until every gateway knows that a pod goes."""
+ENDING_SECONDS = 15
+"""What the processes of an engine take to end, when the last answer is out."""
 
 
 def gateways(built: Build) -> list[tuple[Manifest, Manifest, Manifest]]:
@@ -81,21 +85,31 @@ def longest_streams(built: Build, settings: dict[str, Any]) -> dict[str, float]:
     return {name: float((told.get(name) or {}).get("stream_seconds", PoolSection().stream_seconds)) for name in names}
 
 
+def engines_may_finish(built: Build) -> list[str]:
+    """The grace of a pool's pod is longer than its hook, its own shutdown and the end of its processes."""
+    return [
+        f"{title(each)}: {grace(template)} s of grace for {needed:g} s of hook, shutdown and end"
+        for each, template, container, shutdown in _engines(built)
+        if grace(template) < (needed := hook_seconds(container) + shutdown + ENDING_SECONDS)
+    ]
+
+
 def engines_finish_their_streams(built: Build) -> list[str]:
-    """The grace of a pool's pod is longer than its hook and its own shutdown, and that is no shorter than a stream."""
-    found = []
+    """A pool's pod goes on for as long as a stream may take."""
+    return [
+        f"{title(each)}: ends after {shutdown:g} s, and a stream may take {stream:g} s"
+        for each, template, _, shutdown in _engines(built)
+        for gateway, its, _ in gateways(built)
+        if shutdown < (stream := longest_streams(built, configuration(built, gateway, its))[labels_of(template)[POOL]])
+    ]
+
+
+def _engines(built: Build) -> Iterator[tuple[Manifest, Manifest, Manifest, float]]:
+    """Of the pools' pods that say how long they go on: workload, template, container, seconds."""
     for each, template in pods(built):
         for container in containers(template, init=False):
-            if POOL not in labels_of(template) or (shutdown := shutdown_seconds(container)) is None:
-                continue
-            needed = shutdown + hook_seconds(container)
-            if grace(template) <= needed:
-                found.append(f"{title(each)}: {grace(template)} s of grace for {needed:g} s of hook and shutdown")
-            for gateway, its, _ in gateways(built):
-                pool = labels_of(template)[POOL]
-                if shutdown < (stream := longest_streams(built, configuration(built, gateway, its))[pool]):
-                    found.append(f"{title(each)}: ends after {shutdown:g} s, and a stream may take {stream:g} s")
-    return found
+            if POOL in labels_of(template) and (shutdown := shutdown_seconds(container)) is not None:
+                yield each, template, container, shutdown
 
 
 def engines_say_how_they_end(built: Build) -> list[str]:
@@ -107,8 +121,8 @@ def engines_say_how_they_end(built: Build) -> list[str]:
         main = containers(template, init=False)[0]
         if shutdown_seconds(main) is None:
             found.append(f"{title(each)}: {main['name']} has no --shutdown-timeout")
-        if not hook_seconds(main):
-            found.append(f"{title(each)}: {main['name']} has no preStop that sleeps")
+        if hook_seconds(main) < TOLD_SECONDS:
+            found.append(f"{title(each)}: {main['name']} has no preStop that sleeps {TOLD_SECONDS} s")
     return found
 
 
@@ -163,8 +177,9 @@ def liveness_is_more_patient_than_readiness(built: Build) -> list[str]:
                 found.append(f"{title(each)}: {container['name']} is killed as soon as it is not ready")
     for each, _, container in gateways(built):
         for name, path in (("startupProbe", "/livez"), ("readinessProbe", "/readyz"), ("livenessProbe", "/livez")):
-            if (container.get(name) or {}).get("httpGet", {}).get("path") != path:
-                found.append(f"{title(each)}: {name} is not {path}")
+            asks = (container.get(name) or {}).get("httpGet", {})
+            if (asks.get("path"), asks.get("port")) != (path, "ops"):
+                found.append(f"{title(each)}: {name} is not {path} of the port ops")
     return found
 
 
