@@ -40,8 +40,9 @@ and key. A variable without two underscores is not configuration (Kubernetes mak
 value is read as YAML: quote a text that looks like a number.
 
 **In the file's values**: `${VAR}` and `${VAR:-default}` take a variable of the environment. A value that starts with
-`file:` is replaced by that file's content, without the blanks around it. Both are read whenever the file is loaded. In
-values that come from the environment themselves they are left as they are.
+`file:` is replaced by that file's content, without the blanks around it. Both are read whenever the file is loaded, but
+for a value that a flag or the environment replaces. In values that come from the environment themselves they are left
+as they are.
 
 ## Reload
 

@@ -59,25 +59,30 @@ def load_settings(
 
     Raises `ConfigError`.
     """
+    variables = [] if file_alone else list(settings_in(environment))
+    given = [(tuple(flag.split(".")), value) for flag, value in (flags or {}).items() if value is not None]
     if file is not None:
-        document = filled(read(file), {} if file_alone else environment, file_alone=file_alone)
+        document = filled(
+            read(file),
+            {} if file_alone else environment,
+            file_alone=file_alone,
+            replaced=[*(path for _, path, _ in variables), *(path for path, _ in given)],
+        )
     else:
         document = Document("(defaults)", {}, {})
     if not isinstance(document.value, dict):
         raise ConfigError([Fault(document.file, 1, "", "the file must hold sections such as server: and discovery:")])
     values: dict[str, Any] = dict(document.value)
     faults, told_by = list(document.faults), {}
-    for name, path, text in () if file_alone else settings_in(environment):
+    for name, path, text in variables:
         told_by[path] = name
         try:
             _set(values, path, yaml.safe_load(text))
         except (yaml.YAMLError, ValueError):
             faults.append(Fault(name, None, ".".join(path), "its value is not valid YAML: put it in quotes"))
-    for flag, value in (flags or {}).items():
-        if value is not None:
-            path = tuple(flag.split("."))
-            told_by[path] = f"--{path[-1].replace('_', '-')}"
-            _set(values, path, value)
+    for path, value in given:
+        told_by[path] = f"--{path[-1].replace('_', '-')}"
+        _set(values, path, value)
     document = replace(document, faults=tuple(faults), told_by=told_by)
     return Settings(validated(Config, values, document), document)
 

@@ -5,7 +5,7 @@ known stays as it is written, and nothing else is said of it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,32 @@ from gateway.config.faults import KeyPath, close_to
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
-def filled(document: Document, environment: Mapping[str, str], *, file_alone: bool = False) -> Document:
+def filled(
+    document: Document,
+    environment: Mapping[str, str],
+    *,
+    file_alone: bool = False,
+    replaced: Collection[KeyPath] = (),
+) -> Document:
     """The document with all of them in their places. With `file_alone` a variable without a default, and a secret's
-    file, are no faults but not known."""
-    return _Filling(document, environment, file_alone).filled()
+    file, are no faults but not known. What stands at the places `replaced` is not looked at: it is not what holds."""
+    return _Filling(document, environment, file_alone, replaced).filled()
 
 
 class _Filling:
     """Puts variables and secret files in their places."""
 
-    def __init__(self, document: Document, environment: Mapping[str, str], file_alone: bool) -> None:
+    def __init__(
+        self,
+        document: Document,
+        environment: Mapping[str, str],
+        file_alone: bool,
+        replaced: Collection[KeyPath],
+    ) -> None:
         self._document = document
         self._environment = environment
         self._file_alone = file_alone
+        self._replaced = frozenset(replaced)
         self._faults = list(document.faults)
         self._filled: set[KeyPath] = set()
         self._unknown: set[KeyPath] = set()
@@ -45,6 +58,8 @@ class _Filling:
         )
 
     def _resolve(self, value: Any, path: KeyPath) -> Any:
+        if path in self._replaced:
+            return value
         if isinstance(value, dict):
             return {key: self._resolve(below, (*path, str(key))) for key, below in value.items()}
         if isinstance(value, list):

@@ -95,3 +95,13 @@ def test_a_file_read_alone_does_not_look_at_the_environment(tmp_path: Path) -> N
     environment = {"PORT": "x", "POOLGATE_SERVER__HOST": "h", "POOLGATE_NO__SUCH": "1"}
     server = load_settings(file, environment, file_alone=True).config.server
     assert (server.port, server.host) == (1, "0.0.0.0")
+
+
+@pytest.mark.parametrize("value", ["file:/nowhere/key", "${NOT_SET}"])
+def test_what_the_environment_or_a_flag_replaces_is_not_looked_at(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "poolgate.yaml"
+    file.write_text(f"discovery: {{namespaces: [a]}}\nupstream: {{api_key: '{value}'}}\nserver: {{host: '{value}'}}\n")
+    config = load_config(file, {"POOLGATE_UPSTREAM__API_KEY": "other"}, {"server.host": "127.0.0.1"})
+    assert (config.upstream.api_key, config.server.host) == ("other", "127.0.0.1")
+    with pytest.raises(ConfigError, match=r"upstream\.api_key"):
+        load_config(file, {}, {"server.host": "127.0.0.1"})
