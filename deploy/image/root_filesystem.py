@@ -13,7 +13,6 @@ import compileall
 import os
 import re
 import shutil
-import site
 import ssl
 import subprocess
 import sys
@@ -63,8 +62,8 @@ def main(installed: Path, root: Path) -> None:
     installed = installed.resolve()
     root.mkdir()
     stdlib = Path(sysconfig.get_path("stdlib"))
-    packages = Path(site.getsitepackages([sys.base_prefix])[0])
     interpreter = Path(os.path.realpath(sys.executable))
+    packages = looked_into(interpreter)
 
     bring(interpreter, root)
     copy(stdlib, within(root, stdlib), *UNUSED)
@@ -84,6 +83,12 @@ def main(installed: Path, root: Path) -> None:
     compiled(root, (stdlib, packages))
     loaders = [within(root, library.resolve()) for library in needed if library.name.startswith("ld-")]
     modes(root, {within(root, interpreter), *loaders, *scripts})
+
+
+def looked_into(interpreter: Path) -> Path:
+    """Where an interpreter looks for packages first; it is asked itself, since Debian's own has other places."""
+    asked = [str(interpreter), "-I", "-c", "import site; print(site.getsitepackages()[0])"]
+    return Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())  # noqa: S603  # ours
 
 
 def within(root: Path, path: Path) -> Path:
