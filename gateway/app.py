@@ -334,7 +334,7 @@ def _issued(
     except ModuleNotFoundError as error:
         raise CannotStart(
             f"auth.jwt and auth.forwarded_user_secret want the package {error.name}, which is missing: "
-            f"{HOW_TO_INSTALL_EXTRAS}"
+            + HOW_TO_INSTALL_EXTRAS
         ) from None
     users = None if secret is None else jwt.ForwardedUsers(secret, clock.wall)
     if section is None:

@@ -12,6 +12,8 @@ import typer
 from gateway.cli.refused import Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.cli.secrets_making import State
     from gateway.cli.secrets_plan import Place, Plan
 
@@ -54,7 +56,7 @@ def secrets(
         typer.echo(f"to read the key of {first['team']}: {first['read_by']}")
 
 
-async def _make(plan: "Plan", folder: Path | None, tell: Any) -> None:
+async def _make(plan: "Plan", folder: Path | None, tell: "Callable[[Place, State], None]") -> None:
     from gateway.cli.secrets_making import make
 
     if folder is not None:

@@ -170,6 +170,11 @@ def containers(template: Manifest, *, init: bool = True) -> list[Manifest]:
     return [*(spec.get("initContainers", []) if init else []), *spec.get("containers", [])]
 
 
+def sources_of(volume: Manifest) -> list[Manifest]:
+    """What a volume of a pod holds: several things if it is projected, else one."""
+    return list((volume.get("projected") or {}).get("sources", [volume]))
+
+
 def labels_of(manifest: Manifest) -> dict[str, str]:
     """Of an object or a pod template."""
     return dict((manifest.get("metadata") or {}).get("labels") or {})

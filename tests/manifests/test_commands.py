@@ -3,10 +3,8 @@
 import contextlib
 import io
 import json
-import os
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,11 @@ import typer
 
 from gateway.cli.main import app
 from loadtest.simulator.cli import parser
+from tests.integration.test_process import run
 from tests.manifests.building import (
     EVERY_BUILD,
     KUSTOMIZE,
     OVERLAYS,
-    ROOT,
     Build,
     Manifest,
     build,
@@ -30,10 +28,12 @@ from tests.manifests.building import (
     name_of,
     namespace_of,
     pods,
+    sources_of,
     title,
 )
 from tests.manifests.checks.references import held, wanted_by
 from tests.manifests.checks.stopping import configuration, gateways
+from tests.manifests.kubelet import variables_of
 
 OURS = "poolgate"
 Ended = subprocess.CompletedProcess[str]
@@ -126,19 +126,6 @@ def test_a_simulated_pod_listens_where_its_port_says() -> None:
 # The configuration, by real processes
 
 
-def poolgate(*arguments: object, variables: Mapping[str, str] | None = None) -> Ended:
-    """A command to its end, with these variables and none of ours."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("POOLGATE_")}
-    return subprocess.run(
-        [sys.executable, "-m", "gateway", *map(str, arguments)],
-        cwd=ROOT,
-        env=ours | dict(variables or {}),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
 def mount(built: Build, workload: Manifest, template: Manifest, container: Manifest, root: Path) -> None:
     """The files that a gateway finds, below a folder; where one names another, it is that one's place there."""
     there = held(built)
@@ -154,7 +141,7 @@ def mount(built: Build, workload: Manifest, template: Manifest, container: Manif
 
 def path_of(volume: Manifest, name: str, key: str) -> str:
     """How a volume calls an entry."""
-    for source in volume["projected"]["sources"]:
+    for source in sources_of(volume):
         (told,) = source.values()
         if told["name"] == name:
             return str({item["key"]: item["path"] for item in told.get("items", [])}.get(key, key))
@@ -168,17 +155,6 @@ def content_of(built: Build, kind: str, namespace: str, name: str, key: str) -> 
     return str(find(built, kind, name, namespace)["data"][key])
 
 
-def variables_of(container: Manifest) -> dict[str, str]:
-    """As the kubelet would set them."""
-    found: dict[str, str] = {}
-    for name, value in environment(container).items():
-        text = value if isinstance(value, str) else SECRET
-        for known, its in found.items():
-            text = text.replace(f"$({known})", its)
-        found[name] = text
-    return found
-
-
 SAID: dict[str, tuple[Ended, Ended]] = {}
 """By what a gateway is given: most builds give it the same."""
 
@@ -190,8 +166,8 @@ def said_of(built: Build, root: Path) -> tuple[Ended, Ended]:
     if given not in SAID:
         mount(built, workload, template, container, root)
         file = root / container["args"][container["args"].index("--config") + 1].lstrip("/")
-        shown = poolgate("config", "show", "--config", file, "--json", variables=variables_of(container))
-        SAID[given] = (poolgate("check", file, "--offline"), shown)
+        shown = run("config", "show", "--config", str(file), "--json", more=variables_of(container, lambda *_: SECRET))
+        SAID[given] = (run("check", str(file), "--offline"), shown)
     return SAID[given]
 
 
@@ -208,7 +184,7 @@ def test_the_gateway_takes_its_configuration(folder: Path, tmp_path: Path) -> No
     ((_, _, container),) = gateways(built)
     told = json.loads(shown.stdout)
     by_variable = {source for source in told["sources"].values() if source.startswith("POOLGATE_")}
-    assert by_variable == {name for name in variables_of(container) if name.startswith("POOLGATE_")}
+    assert by_variable == {name for name in environment(container) if name.startswith("POOLGATE_")}
     assert Path(told["config"]["auth"]["keys_file"]).is_file()
     assert unknown_models(told["config"]) == set()
     server = told["config"]["server"]
@@ -238,7 +214,7 @@ def test_a_configuration_with_a_fault_is_seen(tmp_path: Path) -> None:
     find(built, "ConfigMap", "poolgate-config")["data"]["gateway.yaml"] += "\nsevrer: {}\n"
     ((workload, template, container),) = gateways(tuple(built))
     mount(tuple(built), workload, template, container, tmp_path)
-    checked = poolgate("check", tmp_path / "etc" / "poolgate" / "gateway.yaml", "--offline")
+    checked = run("check", str(tmp_path / "etc" / "poolgate" / "gateway.yaml"), "--offline")
     assert checked.returncode == 2
     assert "sevrer" in checked.stderr
 

@@ -26,6 +26,7 @@ from tests.manifests.building import (
     find,
     labels_of,
     of_kind,
+    sources_of,
 )
 from tests.manifests.test_alerts import PROMETHEUS, promtool
 from tests.manifests.test_dashboards import KNOWN, OF_TARGETS, Metric, selectors
@@ -52,8 +53,7 @@ def mounted(built: Build, workload: Manifest) -> dict[str, str]:
     found: dict[str, str] = {}
     for mount in container["volumeMounts"]:
         volume = volumes[mount["name"]]
-        sources = volume["projected"]["sources"] if "projected" in volume else [volume]
-        for source in (each["configMap"] for each in sources if "configMap" in each):
+        for source in (each["configMap"] for each in sources_of(volume) if "configMap" in each):
             told = find(built, "ConfigMap", source["name"], "poolgate")["data"]
             items = source.get("items") or [{"key": key, "path": key} for key in told]
             found |= {f"{mount['mountPath']}/{item['path']}": told[item["key"]] for item in items}

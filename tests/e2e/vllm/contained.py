@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tests.e2e.contained import entering
 from tests.e2e.vllm.server import Vllm, free_port, installation, running
-from tests.manifests.building import environment
 from tests.manifests.checks.quantities import quantity
+from tests.manifests.kubelet import variables_of
 from tests.manifests.vllm_pods import Engine
 
 
@@ -38,7 +38,8 @@ def in_its_pod(engine: Engine, swaps: Swaps, secrets: Mapping[str, str], folder:
     home, port = installation(), free_port()
     wanted = {"model": str(home / "model"), "port": str(port)}
     arguments = swapped(engine.arguments, {name: to.format(**wanted) for name, to in swaps.arguments.items()})
-    variables = {**variables_of(engine, secrets), **swaps.variables}
+    variables = variables_of(engine.container, lambda name, _: secrets.get(name), {"status.podIP": "127.0.0.1"})
+    variables |= swaps.variables
     enter = entering(
         root,
         user=_context(engine)["runAsUser"],
@@ -58,26 +59,6 @@ def swapped(words: Sequence[str], swaps: Mapping[str, str]) -> list[str]:
     missing = swaps.keys() - set(words)
     assert not missing, f"not in the manifest any more: {missing}"
     return [swaps.get(word, word) for word in words]
-
-
-def variables_of(engine: Engine, secrets: Mapping[str, str]) -> dict[str, str]:
-    """As the kubelet would set them; what an optional Secret would bring is not set."""
-    found = {}
-    for name, value in environment(engine.container).items():
-        match value:
-            case str():
-                found[name] = value
-            case {"resourceFieldRef": {"resource": "requests.cpu"}}:
-                found[name] = str(quantity(engine.container["resources"]["requests"]["cpu"]))
-            case {"fieldRef": {"fieldPath": "status.podIP"}}:
-                found[name] = "127.0.0.1"
-            case {"secretKeyRef": {"name": secret, **rest}} if secret in secrets or not rest.get("optional"):
-                found[name] = secrets[secret]
-            case {"secretKeyRef": _}:
-                pass
-            case _:
-                raise AssertionError(f"{name}: {value}")
-    return found
 
 
 def _context(engine: Engine) -> dict[str, int]:

@@ -18,6 +18,7 @@ from tests.e2e.contained import entering
 from tests.e2e.vllm.server import REPOSITORY, answers_200, free_port
 from tests.e2e.webui.front import Front, gateway_before, simulated_pods
 from tests.e2e.webui.server import Webui, installation, running
+from tests.manifests.kubelet import variables_of
 
 pytestmark = [pytest.mark.webui, pytest.mark.program("namespaces")]
 
@@ -34,13 +35,8 @@ MEMORY_REQUESTED_KIB = 512 * 1024
 
 def environment(gateway: str, secret: Mapping[str, str]) -> dict[str, str]:
     """The container's, with these entries in the Secret, and the gateway where it is here."""
-    variables = {}
-    for each in CONTAINER["env"]:
-        if "value" in each:
-            variables[each["name"]] = each["value"].replace(GATEWAY, gateway)
-            continue
-        variables[each["name"]] = secret[each["valueFrom"]["secretKeyRef"]["key"]]
-    return variables
+    found = variables_of(CONTAINER, lambda _, entry: secret.get(entry))
+    return {name: value.replace(GATEWAY, gateway) for name, value in found.items()}
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from tests.apiserver import cluster
 from tests.apiserver.access import Account, Grant
 from tests.apiserver.server import ApiServer
 from tests.integration.test_process import ROOT, environment
-from tests.manifests.building import Build, Manifest, containers, of_kind, replicas_of, templates
+from tests.manifests.building import Build, Manifest, containers, of_kind, replicas_of, sources_of, templates
+from tests.manifests.kubelet import expanded, variables_of
 from tests.valkey import ClusterValkey
 
 SECONDS = 30.0
@@ -163,19 +164,11 @@ class Node:
 
     def _variables(self, pod: Placed) -> dict[str, str]:
         """The container's environment, as the kubelet resolves it; and where a gateway here listens, and looks."""
-        found: dict[str, str] = {}
-        for entry in pod.container.get("env", []):
-            source = entry.get("valueFrom", {})
-            if "secretKeyRef" in source:
-                wanted = source["secretKeyRef"]
-                if wanted["name"] in self.secrets or not wanted.get("optional"):
-                    found[entry["name"]] = self.secrets[wanted["name"]][wanted["key"]]
-            elif "fieldRef" in source:
-                found[entry["name"]] = {"metadata.name": pod.name, "status.podIP": pod.address}.get(
-                    source["fieldRef"]["fieldPath"], ""
-                )
-            else:
-                found[entry["name"]] = _expanded(entry["value"], found)
+        found = variables_of(
+            pod.container,
+            lambda secret, entry: self.secrets.get(secret, {}).get(entry),
+            {"metadata.name": pod.name, "status.podIP": pod.address},
+        )
         found = {name: self._swapped(value, pod) for name, value in found.items()}
         if pod.namespace == GATEWAY:
             found |= {
@@ -191,7 +184,7 @@ class Node:
         container = pod.container
         variables = self._variables(pod)
         said = [*container.get("command", []), *container.get("args", [])]
-        words = [_expanded(str(word), variables) for word in said]
+        words = [expanded(str(word), variables) for word in said]
         if container["image"].startswith("vllm/"):
             return None if "--headless" in words else self._stand_in(pod, words)
         if "command" not in container:
@@ -219,7 +212,7 @@ class Node:
         folder = self.folder / pod.name
         folder.mkdir(exist_ok=True)
         (volume,) = (each for each in pod.template["spec"]["volumes"] if "projected" in each)
-        for source in volume["projected"]["sources"]:
+        for source in sources_of(volume):
             if "configMap" in source:
                 name = source["configMap"]["name"]
                 (found,) = (each for each in of_kind(self.build, "ConfigMap") if each["metadata"]["name"] == name)
@@ -238,12 +231,6 @@ class Node:
             if text == there or there.startswith(("/", "@")):
                 text = text.replace(there, here.format(**values))
         return text
-
-
-def _expanded(text: str, variables: Mapping[str, str]) -> str:
-    for name, value in variables.items():
-        text = text.replace(f"$({name})", value)
-    return text
 
 
 def _members(workload: Manifest, replicas: int) -> Iterator[Manifest]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
 
-from tests.manifests.building import Build, Manifest, containers, of_kind, pods, title
+from tests.manifests.building import Build, Manifest, containers, of_kind, pods, sources_of, title
 from tests.manifests.checks.quantities import quantity
 
 HANDLERS = ("exec", "grpc", "httpGet", "sleep", "tcpSocket")
@@ -56,7 +56,7 @@ def _of_pod(spec: Manifest) -> Iterator[str]:
 
 def _paths_of_files(spec: Manifest) -> Iterator[str]:
     for volume in spec.get("volumes", []):
-        for source in volume["projected"]["sources"] if "projected" in volume else [volume]:
+        for source in sources_of(volume):
             for held in source.values():
                 if isinstance(held, dict):
                     yield from (item["path"] for item in held.get("items", []))

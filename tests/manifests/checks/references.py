@@ -16,6 +16,7 @@ from tests.manifests.building import (
     of_kind,
     pods,
     replicas_of,
+    sources_of,
     title,
 )
 
@@ -49,8 +50,7 @@ class Wanted:
 def wanted_by(template: Manifest) -> Iterator[Wanted]:
     """By volumes and variables of a pod."""
     for volume in template["spec"].get("volumes", []):
-        sources = volume["projected"]["sources"] if "projected" in volume else [volume]
-        for source in sources:
+        for source in sources_of(volume):
             for kind, field, named in (("ConfigMap", "configMap", "name"), ("Secret", "secret", "secretName")):
                 if field in source:
                     yield from _of_volume(
@@ -127,7 +127,7 @@ def files_of_a_volume_do_not_cover_each_other(built: Build) -> list[str]:
 
 
 def _files(volume: Manifest, namespace: str, there: dict[tuple[str, str, str], frozenset[str]]) -> Iterator[str]:
-    for source in (volume.get("projected") or {}).get("sources", [volume]):
+    for source in sources_of(volume):
         for kind, field in (("ConfigMap", "configMap"), ("Secret", "secret")):
             if field in source:
                 name = source[field].get("name") or source[field]["secretName"]
