@@ -18,8 +18,6 @@ from gateway.api.ops import ops_app
 from gateway.api.page.live import LivePage
 from gateway.api.seen import ConfigState, LimitsState, Seen
 from gateway.api.status import status_of
-from gateway.balancing.balancer import Balancer
-from gateway.balancing.probes import Probes
 from gateway.config.reading import ConfigFile
 from gateway.config.sections import AuthSection
 from gateway.config.whole import Config
@@ -28,35 +26,22 @@ from gateway.core.clock import Clock
 from gateway.core.fleet import Fleet
 from gateway.core.naming import Aliases
 from gateway.core.words import HOW_TO_INSTALL_EXTRAS
-from gateway.discovery.roster import Roster
-from gateway.discovery.rounds import Rounds
-from gateway.discovery.source import Given, Source
+from gateway.discovery.source import Given
 from gateway.discovery.static import pods_of
-from gateway.edge.protocol import Edge
-from gateway.limits.admission import Admission
 from gateway.limits.keys import KeyEntry, KeyRing
-from gateway.limits.memory_store import MemoryStore
-from gateway.limits.store import Store
-from gateway.pipeline.forward import Forwarder
+from gateway.parts import THE_USUAL, CannotStart, Parts
 from gateway.pipeline.operations import OPERATIONS
-from gateway.pipeline.reception import ForwardedUsers, Reception, Tokens
-from gateway.pipeline.serve import Pipeline
+from gateway.pipeline.reception import ForwardedUsers, Tokens
 from gateway.reload import Followed, FollowedConfig, FollowedKeys, Reload
-from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.exposition import Exposition
 from gateway.telemetry.journal import Journal, Traces
 from gateway.telemetry.lag import LoopLag
 from gateway.telemetry.lately import Lately
-from gateway.telemetry.metrics import Live, Metrics
+from gateway.telemetry.metrics import Live
 from gateway.telemetry.recent import Recent
 from gateway.telemetry.sampling import Sampler
-from gateway.upstream.pool import Pools
 
 TICK_SECONDS = 0.25
-
-
-class CannotStart(Exception):
-    """A gateway cannot be built of this configuration here; the text says what to do."""
 
 
 class Gateway:
@@ -77,6 +62,7 @@ class Gateway:
         environment: Mapping[str, str] | None = None,
         clock: Clock | None = None,
         rng: Random | None = None,
+        parts: Parts = THE_USUAL,
     ) -> None:
         self.clock = clock or Clock()
         self.drain_seconds = config.server.drain_seconds
@@ -91,25 +77,27 @@ class Gateway:
         chance = rng.random
         self.fleet: Cell[Fleet] = Cell(Fleet())
         self.aliases: Cell[Aliases] = Cell(config.aliases())
-        self.metrics = Metrics(self._serves)
-        self.balancer = Balancer(self.fleet, clock=self.clock.monotonic, chance=chance, ejected=self.metrics.ejected)
-        self.access_log = AccessLog(access_out)
+        self.metrics = parts.metrics(self._serves)
+        self.balancer = parts.balancer(
+            self.fleet, clock=self.clock.monotonic, chance=chance, ejected=self.metrics.ejected
+        )
+        self.access_log = parts.access_log(access_out)
         self._lately = Lately(self.clock.monotonic())
         self._recent = Recent()
         self._events = Events()
         self.traces = _traces(config)
         self.journal = Journal(self.metrics, self.access_log, self._lately, self._recent, self.clock, self.traces)
-        self.pools = Pools(
+        self.pools = parts.pools(
             connect_seconds=config.upstream.connect_seconds,
             idle_seconds=config.upstream.pool_idle_seconds,
             clock=self.clock.monotonic,
             api_key=config.upstream.api_key,
         )
-        self.source = _source(config, environment or os.environ, self.metrics, self.clock, chance)
-        self._roster = Roster(
+        self.source = parts.source(config, environment or os.environ, self.metrics, self.clock, chance)
+        self._roster = parts.roster(
             self.source, config.pool_values(), self.fleet, self.clock.monotonic, self.metrics.rejected
         )
-        self.rounds = Rounds(
+        self.rounds = parts.rounds(
             self._roster,
             self.fleet,
             self.pools.fetch,
@@ -119,10 +107,10 @@ class Gateway:
             clock=self.clock.monotonic,
             chance=chance,
         )
-        self.probes = Probes(self.balancer, self.pools.fetch, self.clock.monotonic)
-        self.limits = _limit_store(config, self._replicas, self.clock, chance)
-        self.admission = Admission(config.limit_rules(), self.limits, self.metrics.limit_decisions)
-        forwarder = Forwarder(
+        self.probes = parts.probes(self.balancer, self.pools.fetch, self.clock.monotonic)
+        self.limits = parts.limits(config, self._replicas, self.clock, chance)
+        self.admission = parts.admission(config.limit_rules(), self.limits, self.metrics.limit_decisions)
+        forwarder = parts.forwarder(
             fleet=self.fleet,
             balancer=self.balancer,
             pools=self.pools,
@@ -132,7 +120,7 @@ class Gateway:
             clock=self.clock.monotonic,
             chance=chance,
         )
-        self.pipeline = Pipeline(
+        self.pipeline = parts.pipeline(
             fleet=self.fleet,
             aliases=self.aliases,
             admission=self.admission,
@@ -143,7 +131,7 @@ class Gateway:
         )
         auth = config.auth if ring is not None else AuthSection()
         tokens, forwarded_users, self._follow_issuer = _issued(auth, self.clock, chance)
-        self.reception = Reception(
+        self.reception = parts.reception(
             ring,
             config.server.max_body_bytes,
             config.server.max_upload_bytes,
@@ -151,7 +139,7 @@ class Gateway:
             forwarded_users=forwarded_users,
             sampler=None if self.traces is None else Sampler(config.tracing.sample_ratio, rng.getrandbits),
         )
-        self.edge = Edge(self.pipeline, self.reception, self.clock)
+        self.edge = parts.edge(self.pipeline, self.reception, self.clock, parts.bounds)
         self.inference = InferenceApp(self.pipeline, self.reception, self.clock)
         self.metrics.watch(
             Live(
@@ -352,56 +340,3 @@ def _issued(
         wall=clock.wall,
     )
     return tokens, users, followed.run
-
-
-def _source(
-    config: Config, environment: Mapping[str, str], metrics: Metrics, clock: Clock, chance: Callable[[], float]
-) -> Source:
-    """Where pods come from.
-
-    Raises `CannotStart`.
-    """
-    if config.discovery.mode == "static":
-        return Given(pods_of(config.static_pods()))
-    try:
-        # Here, not above: it costs 20 MiB and a third of a second, which whoever lists pods in a file need not pay.
-        from gateway.discovery.kubernetes import Cluster, KubernetesSource, NoCluster
-    except ModuleNotFoundError as error:
-        raise CannotStart(
-            f"discovery.mode is kubernetes, but the package {error.name} is missing: {HOW_TO_INSTALL_EXTRAS}"
-        ) from None
-    discovery, server = config.discovery, config.server
-    try:
-        return KubernetesSource(
-            Cluster.find(environment),
-            namespaces=discovery.namespaces,
-            selector=discovery.selector,
-            self_selector=discovery.self_selector,
-            networks=discovery.pod_networks,
-            listens_on=((server.host, server.port), (server.ops_host, server.ops_port)),
-            relisted=metrics.relisted,
-            clock=clock.monotonic,
-            chance=chance,
-        )
-    except NoCluster as error:
-        raise CannotStart(str(error)) from None
-
-
-def _limit_store(config: Config, replicas: Callable[[], int], clock: Clock, chance: Callable[[], float]) -> Store:
-    """Where limits are counted.
-
-    Raises `CannotStart`.
-    """
-    url = config.limits.redis_url
-    if url is None:
-        return MemoryStore(clock.monotonic)
-    try:
-        from gateway.limits.redis_store import RedisStore
-    except ModuleNotFoundError as error:
-        raise CannotStart(
-            f"limits.redis_url is set, but the package {error.name} is missing: {HOW_TO_INSTALL_EXTRAS}"
-        ) from None
-    try:
-        return RedisStore(url, replica=os.urandom(8).hex(), replicas=replicas, clock=clock.monotonic, chance=chance)
-    except ValueError as error:
-        raise CannotStart(f"limits.redis_url: {error}") from None

@@ -21,6 +21,7 @@ from gateway.core.clock import Clock
 from gateway.core.fleet import PodState
 from gateway.edge.protocol import Bounds
 from gateway.limits.keys import KeyEntry, digest, new_key
+from gateway.parts import THE_USUAL, Parts
 
 Side = Literal["edge", "asgi"]
 
@@ -94,6 +95,7 @@ async def running(
     environment: Mapping[str, str] | None = None,
     clock: Clock | None = None,
     rng: Random | None = None,
+    parts: Parts = THE_USUAL,
     wait: bool = True,
 ) -> AsyncIterator[Running]:
     """A gateway before these pods, all of one pool; with a key of its own, and one of another caller's.
@@ -126,10 +128,9 @@ async def running(
         environment=environment,
         clock=clock,
         rng=rng,
+        parts=parts if bounds is None else parts._replace(bounds=bounds),
     )
     gateway.reload.look_seconds = 0.01
-    if bounds is not None:
-        gateway.edge.bounds = bounds
     async with AsyncExitStack() as stack:
         stack.callback(gateway.close)
         keeping = asyncio.create_task(gateway.keep())

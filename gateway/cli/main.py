@@ -92,8 +92,8 @@ def _told(error: Exception) -> tuple[str, int]:
     """(What to say of it, the exit code)."""
     if isinstance(error, Refused):
         return str(error), 2
-    from gateway.app import CannotStart
     from gateway.config.faults import ConfigError
+    from gateway.parts import CannotStart
 
     if isinstance(error, CannotStart | ConfigError):
         return str(error), 2

@@ -319,7 +319,8 @@ class Missing:
         if name == "joserfc":
             raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Missing())
-from gateway.app import CannotStart, Gateway
+from gateway.app import Gateway
+from gateway.parts import CannotStart
 from gateway.config.reading import load_config
 pods = {"discovery.pods": [{"url": "http://127.0.0.1:1", "pool": "chat"}]}
 Gateway(load_config(None, {}, pods), (), access_out=io.BytesIO()).close()

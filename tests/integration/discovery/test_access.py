@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from gateway import __version__
-from gateway.app import CannotStart
 from gateway.discovery.kubernetes import Cluster, KubernetesSource, NoCluster
+from gateway.parts import CannotStart
 from tests.apiserver.access import Account, service_account
 from tests.apiserver.http import Answer
 from tests.apiserver.server import ADMIN_TOKEN, ApiServer
