@@ -16,7 +16,7 @@ from gateway.api.events import Events
 from gateway.api.inference import InferenceApp
 from gateway.api.ops import ops_app
 from gateway.api.page.live import LivePage
-from gateway.api.seen import ConfigState, LimitsState, Seen
+from gateway.api.seen import ConfigState, LimitsState, LoadState, Seen
 from gateway.api.status import status_of
 from gateway.config.reading import ConfigFile
 from gateway.config.sections import AuthSection
@@ -28,15 +28,21 @@ from gateway.core.naming import Aliases
 from gateway.core.words import HOW_TO_INSTALL_EXTRAS
 from gateway.discovery.source import Given
 from gateway.discovery.static import pods_of
+from gateway.edge.tls import Certificate
 from gateway.limits.keys import KeyEntry, KeyRing
+from gateway.limits.strangers import Strangers
 from gateway.parts import THE_USUAL, CannotStart, Parts
+from gateway.pipeline.body_budget import BodyBudget
+from gateway.pipeline.cors import Origins
 from gateway.pipeline.operations import OPERATIONS
+from gateway.pipeline.proxies import Proxies
 from gateway.pipeline.reception import ForwardedUsers, Tokens
-from gateway.reload import Followed, FollowedConfig, FollowedKeys, Reload
+from gateway.reload import Followed, FollowedCertificate, FollowedConfig, FollowedKeys
 from gateway.telemetry.exposition import Exposition
 from gateway.telemetry.journal import Journal, Traces
 from gateway.telemetry.lag import LoopLag
 from gateway.telemetry.lately import Lately
+from gateway.telemetry.log import Log
 from gateway.telemetry.metrics import Live
 from gateway.telemetry.recent import Recent
 from gateway.telemetry.sampling import Sampler
@@ -46,6 +52,8 @@ TICK_SECONDS = 0.25
 
 class Gateway:
     """One gateway. `keys` None: authentication is off. `environment` tells where the cluster is; None: the process'.
+
+    `log` is where this process's log goes, if it is this gateway's to tell of.
 
     With a `file`, where `config` came from, and a `keys_file`, where `keys` did, what changes there takes effect (see
     `reload`).
@@ -59,6 +67,7 @@ class Gateway:
         file: ConfigFile | None = None,
         keys_file: Path | None = None,
         access_out: BinaryIO,
+        log: Log | None = None,
         environment: Mapping[str, str] | None = None,
         clock: Clock | None = None,
         rng: Random | None = None,
@@ -71,10 +80,12 @@ class Gateway:
         self._name = socket.gethostname()
         self._started_at = self.clock.monotonic()
         self._lag = LoopLag(self.clock.monotonic)
+        self.memory = parts.memory(self.clock.monotonic)
         entries = None if keys is None else tuple(keys)
         ring = None if entries is None else KeyRing(entries, self.clock.wall)
         rng = rng or Random()  # noqa: S311  # ties, jitter and the ids of spans need no secrecy
         chance = rng.random
+        self.overload = parts.overload(chance)
         self.fleet: Cell[Fleet] = Cell(Fleet())
         self.aliases: Cell[Aliases] = Cell(config.aliases())
         self.metrics = parts.metrics(self._serves)
@@ -110,7 +121,7 @@ class Gateway:
         self.probes = parts.probes(self.balancer, self.pools.fetch, self.clock.monotonic)
         self.limits = parts.limits(config, self._replicas, self.clock, chance)
         self.admission = parts.admission(config.limit_rules(), self.limits, self.metrics.limit_decisions)
-        forwarder = parts.forwarder(
+        self.forwarder = parts.forwarder(
             fleet=self.fleet,
             balancer=self.balancer,
             pools=self.pools,
@@ -120,17 +131,21 @@ class Gateway:
             clock=self.clock.monotonic,
             chance=chance,
         )
+        self.forwarder.keep_alive_seconds = config.server.keep_alive_comments_seconds
         self.pipeline = parts.pipeline(
             fleet=self.fleet,
             aliases=self.aliases,
             admission=self.admission,
-            forwarder=forwarder,
+            forwarder=self.forwarder,
             clock=self.clock,
             chance=chance,
             settle=self.journal.add,
+            caps=config.caps(),
         )
         auth = config.auth if ring is not None else AuthSection()
-        tokens, forwarded_users, self._follow_issuer = _issued(auth, self.clock, chance)
+        tokens, forwarded_users, self._follow_issuer = _issued(
+            auth, self.clock, chance, parts.strangers(self.clock.monotonic, chance)
+        )
         self.reception = parts.reception(
             ring,
             config.server.max_body_bytes,
@@ -138,9 +153,15 @@ class Gateway:
             tokens=tokens,
             forwarded_users=forwarded_users,
             sampler=None if self.traces is None else Sampler(config.tracing.sample_ratio, rng.getrandbits),
+            overload=self.overload,
+            origins=_origins(config),
+            proxies=Proxies(config.server.trusted_proxies),
         )
-        self.edge = parts.edge(self.pipeline, self.reception, self.clock, parts.bounds)
-        self.inference = InferenceApp(self.pipeline, self.reception, self.clock)
+        bodies = BodyBudget(_most_body_bytes(parts.bounds.max_buffered_body_bytes, self.memory.limit_bytes), chance)
+        self.edge = parts.edge(self.pipeline, self.reception, self.clock, parts.bounds, bodies=bodies, chance=chance)
+        self.edge.tls = parts.tls(config, parts.bounds, lambda address: self.reception.proxies.trusts(address))
+        self._tls_files = config.server.tls
+        self.inference = InferenceApp(self.pipeline, self.reception, self.clock, bodies)
         self.metrics.watch(
             Live(
                 fleet=lambda: self.fleet.value,
@@ -151,6 +172,12 @@ class Gateway:
                 panics=self.balancer.panics,
                 loop_lag=self._lag.longest,
                 dropped_lines=lambda: self.access_log.dropped,
+                dropped_log_lines=lambda: 0 if log is None else log.dropped,
+                overload_level=lambda: self.overload.level,
+                shed=lambda: self.overload.shed.items(),
+                memory_limit=lambda: self.memory.limit_bytes,
+                connections=lambda: len(self.edge.connections),
+                buffered_body_bytes=lambda: bodies.held,
                 limit_mode=lambda: self.limits.mode,
                 discovery_stale=self.source.stale_seconds,
                 lost_traces=lambda: 0 if self.traces is None else self.traces.lost,
@@ -173,7 +200,13 @@ class Gateway:
             followed.append(FollowedConfig(file, config, self._apply))
         if keys_file is not None and entries is not None:
             followed.append(FollowedKeys(keys_file, entries, self._use_keys))
-        self.reload = Reload(
+        if self.edge.tls is not None:
+            followed.append(
+                FollowedCertificate(
+                    lambda: self._tls_files, self.edge.tls.certificate, self._use_certificate, self.clock.wall
+                )
+            )
+        self.reload = parts.reload(
             followed, state=self.config_state, counted=self.metrics.reloaded, clock=self.clock.monotonic
         )
 
@@ -209,6 +242,9 @@ class Gateway:
             panics=self.balancer.panics,
             config=self.config_state.value,
             limits=LimitsState(self.limits.mode, self.limits.since, self.limits.reason),
+            load=LoadState(
+                self.overload.level, self.overload.cause or "", self.overload.since, sum(self.overload.shed.values())
+            ),
             minute=lambda: self._lately.minute(now),
             standings=lambda: self.admission.standings(now),
             recent=self._recent.last,
@@ -225,6 +261,8 @@ class Gateway:
     def close(self) -> None:
         """Let go of connections and write the last lines."""
         self.live_page.close()
+        if self.edge.tls is not None:
+            self.edge.tls.close()
         self.pools.close()
         self.journal.flush()
         if self.traces is not None:
@@ -249,13 +287,18 @@ class Gateway:
             self.live_page.end_streams()
         self.reception.max_body_bytes = server.max_body_bytes
         self.reception.max_upload_bytes = server.max_upload_bytes
+        self.reception.origins = _origins(config)
+        self.reception.proxies = Proxies(server.trusted_proxies)
+        self._tls_files = server.tls
         self.pools.use(
             connect_seconds=upstream.connect_seconds,
             idle_seconds=upstream.pool_idle_seconds,
             api_key=upstream.api_key,
         )
+        self.forwarder.keep_alive_seconds = server.keep_alive_comments_seconds
         self.aliases.set(config.aliases())
         self.admission.use(config.limit_rules())
+        self.pipeline.caps = config.caps()
         self._told_replicas = config.limits.replicas
         self._roster.use(config.pool_values())
         if isinstance(self.source, Given) and config.discovery.mode == self.source.mode:
@@ -264,6 +307,10 @@ class Gateway:
     def _use_keys(self, entries: Iterable[KeyEntry]) -> None:
         self.reception.keys = KeyRing(entries, self.clock.wall)
         self.admission.forget_callers()
+
+    def _use_certificate(self, certificate: Certificate) -> None:
+        if self.edge.tls is not None:
+            self.edge.tls.certificate = certificate
 
     async def _follow_fleet(self) -> None:
         """Whoever waits may have a pod now; connections to one that is gone close when their last answer has ended."""
@@ -278,6 +325,7 @@ class Gateway:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             now = self.clock.monotonic()
+            self._look_at_load(now)
             self.balancer.sweep(now)
             self.pipeline.sweep(now)
             self.edge.sweep(now)
@@ -285,6 +333,19 @@ class Gateway:
             self.journal.flush()
             self._lately.turn(now)
             self._events.look(self.seen())
+
+    def _look_at_load(self, now: float) -> None:
+        """Whether this replica has too much to do; and free what can be freed, if memory is short."""
+        overload = self.overload
+        overload.look(now, self._lag.since_asked(), self.memory.share())
+        self.edge.short_of_memory = overload.short_of_memory
+        if overload.short_of_memory:
+            self.memory.give_back()
+
+
+def _most_body_bytes(bound: int, memory_bytes: int) -> int:
+    """What request bodies may take: not more than a quarter of the memory, where that is known."""
+    return min(bound, memory_bytes // 4) if memory_bytes else bound
 
 
 def _traces(config: Config) -> Traces | None:
@@ -306,8 +367,13 @@ def _traces(config: Config) -> Traces | None:
     return Tracing(endpoint, routes, version=__version__, instance=os.urandom(8).hex())
 
 
+def _origins(config: Config) -> Origins | None:
+    """Whose pages a browser lets in; None: it is not told."""
+    return Origins(config.server.cors_origins) if config.server.cors_origins else None
+
+
 def _issued(
-    auth: AuthSection, clock: Clock, chance: Callable[[], float]
+    auth: AuthSection, clock: Clock, chance: Callable[[], float], strangers: Strangers
 ) -> tuple[Tokens | None, ForwardedUsers | None, Callable[[], Coroutine[Any, Any, None]] | None]:
     """What believes an issuer's tokens, what an application's, and what follows the issuer; None where there is none.
 
@@ -338,5 +404,6 @@ def _issued(
         unknown_signer=followed.ask_soon,
         retry_after_seconds=followed.retry_after_seconds,
         wall=clock.wall,
+        strangers=strangers,
     )
     return tokens, users, followed.run

@@ -19,13 +19,18 @@ from gateway.discovery.rounds import Rounds
 from gateway.discovery.source import Given, Source
 from gateway.discovery.static import pods_of
 from gateway.edge.protocol import Bounds, Edge
+from gateway.edge.tls import CertificateUnusable, Tls, load_certificate
 from gateway.limits.admission import Admission
 from gateway.limits.memory_store import MemoryStore
 from gateway.limits.store import Store
+from gateway.limits.strangers import Strangers
 from gateway.pipeline.forward import Forwarder
+from gateway.pipeline.overload import Overload
 from gateway.pipeline.reception import Reception
 from gateway.pipeline.serve import Pipeline
+from gateway.reload import Reload
 from gateway.telemetry.access_log import AccessLog
+from gateway.telemetry.memory import Memory
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.pool import Pools
 
@@ -87,6 +92,21 @@ def limits_of(config: Config, replicas: Callable[[], int], clock: Clock, chance:
         raise CannotStart(f"limits.redis_url: {error}") from None
 
 
+def tls_of(config: Config, bounds: Bounds, is_proxy: Callable[[str], bool]) -> Tls | None:
+    """What shakes hands on the public port; None: nobody does.
+
+    Raises `CannotStart`.
+    """
+    cert, key = config.server.tls.cert, config.server.tls.key
+    if cert is None or key is None:
+        return None
+    try:
+        certificate = load_certificate(cert, key)
+    except CertificateUnusable as error:
+        raise CannotStart(f"server.tls.{error.key}: {error}") from None
+    return Tls(certificate, handshake_seconds=bounds.head_seconds, most=bounds.most_sockets(), is_proxy=is_proxy)
+
+
 class Parts(NamedTuple):
     """One gateway's classes and bounds."""
 
@@ -103,6 +123,11 @@ class Parts(NamedTuple):
     rounds: type[Rounds] = Rounds
     metrics: type[Metrics] = Metrics
     access_log: type[AccessLog] = AccessLog
+    reload: type[Reload] = Reload
+    overload: Callable[[Callable[[], float]], Overload] = Overload
+    memory: Callable[[Callable[[], float]], Memory] = Memory
+    strangers: Callable[[Callable[[], float], Callable[[], float]], Strangers] = Strangers
+    tls: Callable[[Config, Bounds, Callable[[str], bool]], Tls | None] = tls_of
     source: Callable[[Config, Mapping[str, str], Metrics, Clock, Callable[[], float]], Source] = source_of
     limits: Callable[[Config, Callable[[], int], Clock, Callable[[], float]], Store] = limits_of
 

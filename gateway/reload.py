@@ -13,6 +13,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,8 +22,10 @@ from gateway.config.differences import differences
 from gateway.config.faults import ConfigError
 from gateway.config.keys import load_keys
 from gateway.config.reading import ConfigFile
+from gateway.config.sections import TlsSection
 from gateway.config.whole import Config
 from gateway.core.cell import Cell
+from gateway.edge.tls import Certificate, CertificateUnusable, load_certificate
 from gateway.limits.keys import KeyEntry, with_known_tenants
 
 LOOK_SECONDS = 1.0
@@ -145,6 +148,65 @@ class FollowedKeys(Followed[tuple[KeyEntry, ...]]):
         return True
 
 
+class FollowedCertificate(Followed[Certificate]):
+    """The certificate of the public port, and its key: two files that belong together. `files` says where they are now.
+
+    Who renews them replaces one after the other, or both by a symlink. Between the two they are no pair: that is
+    refused like any other fault, and soon over.
+    """
+
+    what = "certificate"
+
+    def __init__(
+        self,
+        files: Callable[[], TlsSection],
+        started_with: Certificate,
+        apply: Callable[[Certificate], None],
+        wall: Callable[[], float],
+    ) -> None:
+        super().__init__(files().cert or Path())
+        self._files = files
+        self._current = started_with
+        self._apply = apply
+        self._wall = wall
+
+    def _read(self) -> tuple[int, bytes] | str:
+        told = self._files()
+        if told.cert is None or told.key is None:
+            return ""
+        self.file = told.cert
+        try:
+            # The two together, whatever they hold: neither ends where the other begins.
+            return told.cert.stat().st_mtime_ns, b"\0".join((told.cert.read_bytes(), told.key.read_bytes()))
+        except OSError as error:
+            return str(error)
+
+    def load(self) -> Certificate:
+        told = self._files()
+        if told.cert is None or told.key is None:
+            return self._current
+        try:
+            loaded = load_certificate(told.cert, told.key)
+        except CertificateUnusable as error:
+            raise ConfigError(f"server.tls.{error.key}: {error}") from None
+        if loaded.expires_at <= self._wall():
+            raise ConfigError(f"server.tls.cert: {told.cert} has expired on {day(loaded.expires_at)}")
+        return loaded
+
+    def use(self, loaded: Certificate) -> bool:
+        if loaded.digest == self._current.digest:
+            return False
+        self._apply(loaded)
+        self._current = loaded
+        log.info("a new certificate is in force; it expires on %s", day(loaded.expires_at))
+        return True
+
+
+def day(wall: float) -> str:
+    """Such as `2027-01-31`."""
+    return datetime.fromtimestamp(wall, UTC).date().isoformat()
+
+
 class Reload:
     """Follows files. `counted` is told `applied` or `refused` for each new content."""
 
@@ -204,10 +266,14 @@ class Reload:
 def waits_for_restart(started_with: Config, now: Config) -> tuple[str, ...]:
     """The keys whose new values take effect with the next start."""
     live_pods = started_with.discovery.mode == now.discovery.mode
+    # Another certificate is nothing new to a port that speaks TLS; whether it does is said once.
+    same_protocol = (started_with.server.tls.cert is None) == (now.server.tls.cert is None)
     return tuple(
         key
         for key in differences(started_with, now)
-        if key in _BUILT_WITH or key.partition(".")[0] in _BUILT_WITH_SECTIONS
+        if key in _BUILT_WITH
+        or key.partition(".")[0] in _BUILT_WITH_SECTIONS
+        or (not same_protocol and key.startswith("server.tls"))
         if not (live_pods and key == "discovery.pods")
     )
 

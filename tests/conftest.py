@@ -26,6 +26,8 @@ VALIDATORS = Path(__file__).parents[1] / ".validators"
 """The environment of its own that `make` gives to what judges the manifests."""
 VALIDATING = {"check-jsonschema", "checkov", "hadolint", "kubectl", "kubernetes-validate", "yamllint"}
 """The programs in it."""
+FUZZERS = Path(__file__).parents[1] / ".fuzzers"
+"""The environment of its own that `make` gives to what attacks the gateway from outside."""
 OLDEST_NODE = 20
 HEAVY = {
     "vllm": "tests against a real vLLM; run them with: make test-vllm",
@@ -36,12 +38,15 @@ MENDS = {
     "chromium": "tests in a browser; install it (apt-get install chromium), then: make test",
     "curl": "tests that use curl; install it (apt-get install curl), then: make test",
     "dpkg-query": "tests of what the image takes of Debian's packages; run make test on a Debian",
+    "fuzzers": "tests with other programs' parsers, and of the API's document, whose packages are not installed; see "
+    "why: make .fuzzers/.installed, then: make test",
     "git": "tests that use git; install it (apt-get install git), then: make test",
     "helm": "tests of the Helm chart; npm brings Helm for Linux on x86-64 only: run make test on one",
     "ldd": "tests of the image, which is made of a Linux with glibc; run make test on one",
     "namespaces": "tests of what runs on a pod's read-only root, for which this kernel lets nobody but root make "
     "namespaces; run make test-vllm and make test-webui as root, or let it: sysctl kernel.unprivileged_userns_clone=1 "
     "(Debian), kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu)",
+    "nginx": "tests with nginx's parser; install it (apt-get install nginx-light), then: make test",
     "node": f"tests of openai-node, the status page and the Helm chart; install Node.js {OLDEST_NODE} or newer and npm "
     "(apt-get install nodejs npm, where that is new enough), then: make test",
     "openssl": "tests that want a certificate; install it (apt-get install openssl), then: make test",
@@ -67,6 +72,8 @@ def missing(program: str) -> str | None:
     """What a machine lacks for the tests of this program: a key of `MENDS`."""
     if program in VALIDATING:
         return None if (VALIDATORS / ".installed").exists() else "validators"
+    if program == "fuzzers":
+        return None if (FUZZERS / ".installed").exists() else program
     if program == "own kubectl":
         return None if shutil.which("kubectl") else program
     if program == "namespaces":

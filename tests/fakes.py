@@ -3,7 +3,7 @@
 import asyncio
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from socket import SO_LINGER, SOL_SOCKET
 from types import TracebackType
@@ -182,7 +182,7 @@ class ScriptedPod:
             self._open.pop(writer, None)
             writer.close()
 
-    def _script(self, request: bytes) -> Sequence[Step]:
+    def _script(self, request: bytes) -> Iterable[Step]:
         if self.script_of is not None:
             return self.script_of(request)
         return self.scripts[min(len(self.requests), len(self.scripts)) - 1]
@@ -233,13 +233,14 @@ class FakeExchange:
 
 
 class Leaps:
-    """The machine's monotonic clock, and what a test adds to it."""
+    """A clock of the machine's, and what a test adds to it."""
 
-    def __init__(self) -> None:
-        self.ahead = 0.0
+    def __init__(self, clock: Callable[[], float] = time.monotonic, ahead: float = 0.0) -> None:
+        self._clock = clock
+        self.ahead = ahead
 
     def __call__(self) -> float:
-        return time.monotonic() + self.ahead
+        return self._clock() + self.ahead
 
 
 class Hands:

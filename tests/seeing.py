@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gateway.api.seen import ConfigState, LimitsState, Seen
+from gateway.api.seen import ConfigState, LimitsState, LoadState, Seen
 from gateway.core.fleet import Fleet, Gauges, Model, Pod, PodHealth, PodLoad, PodState, Pool, RefusedPod, Route
 from gateway.telemetry.lately import NOTHING, Minute
 
@@ -59,6 +59,7 @@ def seen(**more: Any) -> Seen:
         "panics": lambda: [("chat", False)],
         "config": ConfigState(NOW - 100.0),
         "limits": LimitsState(since=NOW - 50.0),
+        "load": LoadState(),
         "minute": lambda: Minute(60.0, NOTHING, {}, {}, {}),
         "standings": list,
         "recent": lambda count: [],

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from gateway.api.seen import Event, Level, Seen
+from gateway.api.seen import WHAT_IS_SHORT, Event, Level, Seen
 from gateway.api.status import EJECTED_FOR, ejected_pods
 from gateway.core.fleet import EJECTED, Fleet, PodState, shown_state
 from gateway.limits.store import LOCAL_BECAUSE
@@ -42,6 +42,7 @@ class Events:
         self._panics: frozenset[str] = frozenset()
         self._before: Seen | None = None
         self._stale = False
+        self._shed_before = 0
 
     def last(self) -> Iterable[Event]:
         """The latest first."""
@@ -75,6 +76,7 @@ class Events:
                 yield "warning", "limits_local", "limits", f"Redis {why}: each replica keeps to its share"
             else:
                 yield "info", "limits_shared", "limits", "counted in Redis, by all replicas together"
+        yield from self._load_changed(seen, before)
         stale = seen.stale_seconds > STALE_SECONDS
         if stale != self._stale:
             self._stale = stale
@@ -82,6 +84,22 @@ class Events:
                 yield "warning", "discovery_stale", "discovery", "nothing is heard of which pods there are"
             else:
                 yield "info", "discovery_back", "discovery", "it is known again which pods there are"
+
+    def _load_changed(self, seen: Seen, before: Seen) -> Iterator[_Told]:
+        level = seen.load.level
+        if level == before.load.level:
+            return
+        if not level:
+            shed = seen.load.shed - self._shed_before
+            yield "info", "overload_over", "gateway", f"all requests are taken again; {shed:,} were turned away"
+            return
+        if not before.load.level:
+            self._shed_before = before.load.shed
+        short = WHAT_IS_SHORT.get(seen.load.cause, "")
+        if level == 1:
+            yield "warning", "overload", "gateway", f"short of {short}: requests that can wait are turned away"
+        else:
+            yield "error", "overload", "gateway", f"short of {short}: all new requests are turned away"
 
     def _pods_changed(self, seen: Seen) -> Iterator[_Told]:
         ejected = frozenset(ejected_pods(seen))

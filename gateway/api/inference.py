@@ -11,6 +11,7 @@ from typing import Any
 
 from gateway.core.clock import Clock
 from gateway.core.errors import PoolgateError
+from gateway.pipeline.body_budget import BodyBudget, Share
 from gateway.pipeline.exchange import Head, Source
 from gateway.pipeline.reception import Reception, Visit, too_large
 from gateway.pipeline.serve import Pipeline
@@ -29,10 +30,11 @@ class AnswerAborted(Exception):
 class InferenceApp:
     """`app(scope, receive, send)` for the public routes."""
 
-    def __init__(self, pipeline: Pipeline, reception: Reception, clock: Clock) -> None:
+    def __init__(self, pipeline: Pipeline, reception: Reception, clock: Clock, bodies: BodyBudget) -> None:
         self._pipeline = pipeline
         self._reception = reception
         self._clock = clock
+        self._bodies = bodies
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         """Serve one HTTP request; other scopes (lifespan, websocket) are refused as the specification says."""
@@ -46,13 +48,15 @@ class InferenceApp:
         query = scope["query_string"]
         target = scope["raw_path"] + (b"?" + query if query else b"")
         now = self._clock.monotonic()
-        visit = self._reception.receive(Head(scope["method"].encode("ascii"), target, fields, frozenset(repeated), now))
-        exchange = AsgiExchange(visit)
+        head = Head(scope["method"].encode("ascii"), target, fields, frozenset(repeated), now, _Connection(scope))
+        visit = self._reception.receive(head)
+        share = Share(self._bodies)
+        exchange = AsgiExchange(visit, share)
         error: PoolgateError | None = visit.error
         body = b""
         if error is None:
             try:
-                body = await _whole_body(visit, receive)
+                body = await _whole_body(visit, share, receive)
             except PoolgateError as refusal:
                 error = refusal
             except asyncio.IncompleteReadError:
@@ -66,6 +70,7 @@ class InferenceApp:
             if not exchange.client_gone:
                 await pump
         finally:
+            share.release()
             pump.cancel()
 
     async def _serve(self, visit: Visit, body: bytes, exchange: "AsgiExchange", receive: _Receive) -> None:
@@ -84,8 +89,18 @@ class InferenceApp:
             serving.cancel()
 
 
-async def _whole_body(visit: Visit, receive: _Receive) -> bytes:
-    parts = []
+class _Connection:
+    """What the server says of the connection."""
+
+    def __init__(self, scope: _Message) -> None:
+        self._scope = scope
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._scope.get("client", default) if name == "peername" else default
+
+
+async def _whole_body(visit: Visit, share: Share, receive: _Receive) -> bytes:
+    parts: list[bytes] = []
     size = 0
     while True:
         message = await receive()
@@ -95,6 +110,7 @@ async def _whole_body(visit: Visit, receive: _Receive) -> bytes:
         size += len(part)
         if size > visit.max_body_bytes:
             raise too_large(visit)
+        share.grow(len(part))
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
@@ -108,8 +124,9 @@ async def _disconnect(receive: _Receive) -> None:
 class AsgiExchange:
     """One answer through ASGI's `send`."""
 
-    def __init__(self, visit: Visit) -> None:
+    def __init__(self, visit: Visit, share: Share) -> None:
         self._visit = visit
+        self._share = share
         self._waiting: list[_Message] = []
         self._waiting_bytes = 0
         self._paused = False
@@ -126,14 +143,19 @@ class AsgiExchange:
     def start(
         self, status: int, content_type: bytes, length: int | None, headers: tuple[tuple[bytes, bytes], ...] = ()
     ) -> None:
+        # The body is let go of when its answer begins.
+        self._share.release()
         lines = [
             (b"content-type", content_type),
             (b"x-request-id", self._visit.trail.request_id.encode("ascii")),
             (b"x-content-type-options", b"nosniff"),
             *headers,
             *_pairs(self._visit.limit_lines),
+            *_pairs(self._visit.origin_lines),
         ]
-        if length is not None:
+        if status == 204:
+            lines.remove((b"content-type", content_type))
+        elif length is not None:
             lines.append((b"content-length", b"%d" % length))
         self._put({"type": "http.response.start", "status": status, "headers": lines})
 

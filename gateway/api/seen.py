@@ -34,6 +34,23 @@ class LimitsState:
     """Why it is `local`, in one word."""
 
 
+@dataclass(frozen=True, slots=True)
+class LoadState:
+    """Whether this replica has too much to do."""
+
+    level: int = 0
+    """0 no, 1 turns away what can wait, 2 turns away all that is new."""
+    cause: str = ""
+    """What it is short of: one word of `WHAT_IS_SHORT`; empty: of nothing."""
+    since: float = 0.0
+    """When the level began to be above 0; monotonic seconds."""
+    shed: int = 0
+    """Requests turned away since start."""
+
+
+WHAT_IS_SHORT = {"lag": "CPU", "memory": "memory"}
+"""For each cause, what is lacking."""
+
 Level = Literal["info", "warning", "error"]
 
 
@@ -70,6 +87,7 @@ class Seen:
     """(pool, whether its ejected pods get requests all the same)."""
     config: ConfigState
     limits: LimitsState
+    load: LoadState
     minute: Callable[[], Minute]
     """The last minute."""
     standings: Callable[[], Iterable[Standing]]

@@ -10,7 +10,7 @@ from math import ceil, isfinite
 from typing import Any
 
 from gateway import __version__
-from gateway.api.seen import Seen
+from gateway.api.seen import WHAT_IS_SHORT, Seen
 from gateway.core.call import Trail
 from gateway.core.clock import iso_seconds
 from gateway.core.fleet import EJECTED, Fleet, Gauges, Model, Pod, PodHealth, PodLoad, PodState, shown_state
@@ -96,6 +96,12 @@ def status_of(seen: Seen) -> dict[str, Any]:
             "mode": seen.limits.mode,
             "reason": seen.limits.reason,
             "for_seconds": rounded(max(0.0, seen.now - seen.limits.since)),
+        },
+        "overload": {
+            "level": seen.load.level,
+            "short_of": WHAT_IS_SHORT.get(seen.load.cause, ""),
+            "for_seconds": rounded(max(0.0, seen.now - seen.load.since)) if seen.load.level else 0.0,
+            "shed": seen.load.shed,
         },
         "discovery": {
             "mode": seen.mode,

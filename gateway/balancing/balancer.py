@@ -168,6 +168,11 @@ class Balancer:
             if state.health.state(seat.uid) is State.EJECTED
         ]
 
+    def may_serve(self, pod: Pod) -> bool:
+        """Whether a ready pod gets requests at all, when it has room: it is not ejected, or too few others are left."""
+        state = self._pools.get(pod.pool)
+        return state is None or state.health.usable(pod.uid)
+
     def health_of(self, uid: str) -> PodHealth:
         """How requests fare at a pod."""
         seat = self._seats.get(uid)

@@ -1,14 +1,17 @@
 """One streamed chat through a running gateway's public port, as it comes."""
 
 import json
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 
 from gateway.upstream.sse import EventFramer, payload
+
+E = TypeVar("E", bound=Exception)
 
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 180.0
@@ -48,7 +51,9 @@ def connect(url: str, key: str | None, silence_seconds: float = SILENCE_SECONDS)
     headers = {} if key is None else {b"authorization": b"Bearer " + key.strip().encode("utf-8")}
     patience = httpx2.Timeout(silence_seconds, connect=CONNECT_SECONDS)
     # Without the environment: a proxy does not reach our loopback, and .netrc would put itself before the key.
-    return httpx2.AsyncClient(base_url=base, headers=headers, timeout=patience, trust_env=False)
+    # Which certificates are believed (SSL_CERT_FILE) is all that is taken of it; reading them costs a while.
+    believed = httpx2.create_ssl_context() if base.scheme == "https" else True
+    return httpx2.AsyncClient(base_url=base, headers=headers, timeout=patience, trust_env=False, verify=believed)
 
 
 async def first_model(client: httpx2.AsyncClient) -> str:
@@ -124,13 +129,27 @@ async def _answer(
             yield answer
     except httpx2.ConnectTimeout:
         raise Unanswered(f"{url} takes no connection within {CONNECT_SECONDS:g} seconds") from None
-    except httpx2.ConnectError:
+    except httpx2.ConnectError as error:
+        if unbelieved := _of_kind(error, ssl.SSLCertVerificationError):
+            raise Unanswered(
+                f"the certificate of {url} is not believed here ({unbelieved.verify_message}): name the file with its "
+                "issuer's in the environment's SSL_CERT_FILE"
+            ) from None
+        if _of_kind(error, ssl.SSLError):
+            raise Unanswered(f"{url} does not speak TLS: is it http://?") from None
         raise Unanswered(f"nothing answers at {url}: is the gateway running, and is this its public port?") from None
     except httpx2.TimeoutException:
         raise Unanswered(f"nothing came from {url} for {client.timeout.read:g} seconds") from None
     except httpx2.HTTPError as error:
-        # Its text may quote a header of ours.
+        # Its text may quote a header of ours. A port with TLS says nothing to who speaks without.
         raise Unanswered(f"{url} breaks off, or does not speak HTTP ({type(error).__name__})") from None
+
+
+def _of_kind(error: BaseException | None, kind: type[E]) -> E | None:
+    """What led to an error, if it was of this kind."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 async def _refusal(answer: httpx2.Response, url: str) -> str:

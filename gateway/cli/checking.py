@@ -7,6 +7,7 @@ perhaps not meant, is a warning.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_IROTH
 from typing import Any, Literal
 
 from gateway.cli.figures import counted
@@ -17,7 +18,12 @@ from gateway.config.reading import Settings, load_settings
 from gateway.config.whole import Config
 from gateway.core.clock import Clock
 from gateway.core.globs import overlaps
+from gateway.edge.tls import CertificateUnusable, load_certificate
 from gateway.limits.keys import KeyEntry
+from gateway.reload import day
+
+SOON_SECONDS = 7 * 86_400.0
+"""Who renews certificates does it weeks before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,7 @@ async def check_all(file: Path, environment: Mapping[str, str]) -> Found:
         if nobody is not None:
             line = settings.line_of("auth", "keys_file")
             problems.append(Problem("error", Fault(str(file), line, "auth.keys_file", nobody)))
+    problems += _certificate(file, settings)
     for trouble in await reach.troubles(config, environment):
         line = settings.line_of(*trouble.key.split("."))
         level: Literal["error", "warning"] = "error" if trouble.lasting else "warning"
@@ -131,6 +138,31 @@ def _doubts(file: Path, settings: Settings) -> Iterator[Problem]:
     for doubt in settings.config.doubtful_targets():
         key, _, text = doubt.partition(": ")
         yield _warning(str(file), settings.line_of("models", key.partition(".")[2]), key, text)
+
+
+def _certificate(file: Path, settings: Settings) -> Iterator[Problem]:
+    """What is wrong with the certificate of the public port, and its key."""
+    cert, key = settings.config.server.tls.cert, settings.config.server.tls.key
+    if cert is None or key is None:
+        return
+
+    def said(level: Literal["error", "warning"], which: str, text: str) -> Problem:
+        return Problem(level, Fault(str(file), settings.line_of("server", "tls", which), f"server.tls.{which}", text))
+
+    try:
+        found = load_certificate(cert, key)
+    except CertificateUnusable as error:
+        yield said("error", error.key, str(error))
+        return
+    now = Clock().wall()
+    if found.expires_at <= now:
+        yield said("error", "cert", f"{cert} has expired on {day(found.expires_at)}: clients refuse it; renew it")
+    elif found.begins_at > now:
+        yield said("warning", "cert", f"{cert} is valid from {day(found.begins_at)} on: clients refuse it until then")
+    elif found.expires_at - now < SOON_SECONDS:
+        yield said("warning", "cert", f"{cert} expires on {day(found.expires_at)}: renew it")
+    if key.stat().st_mode & S_IROTH:
+        yield said("warning", "key", f"{key} can be read by everybody here: chmod 600 it; a Secret: defaultMode 0440")
 
 
 def _pods_of(config: Config) -> str:

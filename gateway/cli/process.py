@@ -1,7 +1,8 @@
 """One gateway as a process: two sockets, two uvicorn servers, and the drain between the signal and the exit.
 
-uvicorn keeps sockets, and TLS where there is any. It is not let near the signals: it would stop listening and cut
-what runs, where a drain goes on serving until nothing runs any more, or its limit is reached.
+uvicorn keeps the sockets; what is spoken on the public one, TLS included, is the edge's. It is not let near the
+signals: it would stop listening and cut what runs, where a drain goes on serving until nothing runs any more, or its
+limit is reached.
 
 A replica that is told to stop is still in rotation: whoever balances before it hears of it later. So after SIGTERM it
 goes on listening for a while even when nothing runs, and each answer tells its client to connect anew, elsewhere. On a

@@ -1,10 +1,12 @@
 """`poolgate serve` and `poolgate demo`: start a process, and own its signals."""
 
 import os
+import resource
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from errno import EADDRNOTAVAIL
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
 
 ANNOUNCE_SECONDS = 2.0
 BACKLOG = 2048
+SEND_BYTES = 128 << 10
+"""What the kernel keeps for a client that does not read: it makes twice as much of the number, headers of packets
+included, and every connection inherits it from the listening socket. Left to itself it grows to 4 MiB for each that
+is near, and counts against the container's memory. It bounds the pace of one answer to some 170 KiB for each round
+trip: at 100 ms to the client 1.7 MB a second, and a model writes some tens of KB."""
 
 HostOption = Annotated[str | None, typer.Option(help="Address of the public port.")]
 PortOption = Annotated[int | None, typer.Option(help="The public port.")]
@@ -46,8 +53,9 @@ def serve(
         _listen(settings.server.ops_host, settings.server.ops_port, "--ops-port"),
     )
 
-    def started() -> None:
-        typer.echo(f"poolgate {__version__} serves on {_url(public)}, operations on {_url(ops)}", err=True)
+    def started(say: Callable[[str], None]) -> None:
+        scheme = "http" if settings.server.tls.cert is None else "https"
+        say(f"poolgate {__version__} serves on {_url(public, scheme)}, operations on {_url(ops)}")
 
     run_gateway(settings, entries, public, ops, started, file, settings.auth.keys_file)
 
@@ -67,7 +75,7 @@ def demo(
     try:
         with Demo() as running:
             settings = load_config(None, {}, {"discovery.pods": running.pods, "server.drain_seconds": 2.0})
-            run_gateway(settings, (running.key_entry,), public, ops, lambda: running.tell(_url(public), _url(ops)))
+            run_gateway(settings, (running.key_entry,), public, ops, lambda _: running.tell(_url(public), _url(ops)))
     except DemoFailed as error:
         raise Refused(str(error)) from None
 
@@ -77,20 +85,21 @@ def run_gateway(
     entries: "tuple[KeyEntry, ...] | None",
     public: socket.socket,
     ops: socket.socket,
-    started: Callable[[], None],
+    started: Callable[[Callable[[str], None]], None],
     file: "ConfigFile | None" = None,
     keys_file: Path | None = None,
 ) -> None:
     """Run one gateway on uvloop until a signal begins the drain; the second signal ends it at once. It follows its
-    files, if it has any.
+    files, if it has any. `started` is given what writes a line on stderr without waiting for who reads it.
     """
     import asyncio
-    from contextlib import suppress
 
     import uvloop
 
     from gateway.app import Gateway
     from gateway.cli import process
+    from gateway.telemetry.log import logging_to, raw, uncaught
+    from gateway.telemetry.memory import keep_less_memory
 
     async def announce(gateway: Gateway) -> None:
         # Whoever reads this may send a request at once: better when the pods have told their models.
@@ -98,10 +107,11 @@ def run_gateway(
             async with asyncio.timeout(ANNOUNCE_SECONDS):
                 while not gateway.fleet.value.asked:
                     await gateway.fleet.wait_changed()
-        started()
+        started(log.say)
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(uncaught)
         stop = process.Stop()
         # A terminal's signals come from a person, who waits; SIGTERM from what runs us, and has us in rotation still.
         for number, linger_seconds in (
@@ -110,7 +120,7 @@ def run_gateway(
             (signal.SIGHUP, 0.0),
         ):
             loop.add_signal_handler(number, stop.ask, linger_seconds)
-        gateway = Gateway(settings, entries, file=file, keys_file=keys_file, access_out=sys.stdout.buffer)
+        gateway = Gateway(settings, entries, file=file, keys_file=keys_file, access_out=raw(sys.stdout), log=log)
         tasks: list[asyncio.Task[None]] = []
 
         def up() -> None:
@@ -118,7 +128,18 @@ def run_gateway(
 
         await process.run(gateway, public, ops, stop, up)
 
-    uvloop.run(run())
+    keep_less_memory()
+    _open_what_is_allowed()
+    with logging_to(raw(sys.stderr)) as log:
+        uvloop.run(run())
+
+
+def _open_what_is_allowed() -> None:
+    """As many descriptors as the hard limit lets us have: shells and services hand down a soft one of 1,024, for the
+    sake of programs that use `select`."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _entries(settings: "Config", no_auth: bool) -> "tuple[KeyEntry, ...] | None":
@@ -143,6 +164,7 @@ def _listen(host: str, port: int, flag: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
     try:
         listener.bind((host, port))
         # Now, and not when the loop runs: until somebody listens, the same port can be bound twice.
@@ -156,6 +178,6 @@ def _listen(host: str, port: int, flag: str) -> socket.socket:
     return listener
 
 
-def _url(listener: socket.socket) -> str:
+def _url(listener: socket.socket, scheme: str = "http") -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -111,6 +111,11 @@ def noted(status: Status, fault: str) -> list[Text]:
     lines += [plain(f"refused: {line}", "red") for line in config["error"].splitlines()]
     if config["waits_for_restart"]:
         lines.append(plain(f"wait for a restart: {', '.join(config['waits_for_restart'])}", "yellow"))
+    overload = status.get("overload") or {"level": 0}
+    if overload["level"]:
+        whom = "what can wait" if overload["level"] == 1 else "all new requests"
+        style = "yellow" if overload["level"] == 1 else "bold red"
+        lines.append(plain(f"overloaded: short of {overload['short_of']}, {whom} turned away", style))
     if status["limits"]["mode"] == "local":
         lines.append(plain(f"limits: Redis is slow or away ({status['limits']['reason']})", "yellow"))
     lines += [plain(line, "yellow") for line in notes(status)]

@@ -27,8 +27,25 @@ from gateway.core.fleet import Policy
 from gateway.discovery.pods import MAX_IN_FLIGHT
 from gateway.limits.bucket import OnRedisDown
 from gateway.limits.rules import LIMITS, Subject, TokenKind
+from gateway.pipeline.media import is_host
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+class TlsSection(Section):
+    cert: Path | None = None
+    """The certificate in PEM form, those of its issuers behind it: `tls.crt` of a Secret. A new one in the same place
+    is shown from the next handshake on. null: no TLS."""
+    key: Path | None = None
+    """The certificate's private key in PEM form, not encrypted: `tls.key` of a Secret."""
+
+    @model_validator(mode="after")
+    def _check_both(self) -> "TlsSection":
+        if (self.cert is None) != (self.key is None):
+            here, other = ("key", "cert") if self.cert is None else ("cert", "key")
+            raise AtKey((here,), f"TLS wants both files: set {other} beside it, or remove this")
+        return self
 
 
 class ServerSection(Section):
@@ -50,6 +67,75 @@ class ServerSection(Section):
     """The largest multipart form, which brings a recording to be transcribed. A larger one is refused with a 413."""
     drain_seconds: float = Field(default=300.0, ge=0, le=86_400)
     """After SIGTERM: how long running requests may take to end. What still runs then is ended with an error."""
+    keep_alive_comments_seconds: float | None = Field(default=None, ge=1, le=3600)
+    """How long a stream may say nothing before its client is sent a comment, for load balancers that close what is
+    silent: set it below their idle timeout. The first comment says 200: what fails behind it is told in the stream.
+    null: no comments."""
+    tls: TlsSection = TlsSection()
+    """TLS on the public port. The ops port has none: it is the cluster's."""
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = Field(default=(), max_length=256)
+    """The networks of the proxies before the gateway, such as `10.0.0.0/8`. From them alone `Forwarded` and
+    `X-Forwarded-For` are believed. The address serves bounds on strangers, and is written nowhere."""
+    cors_origins: tuple[str, ...] = Field(default=(), max_length=256)
+    """The origins whose pages may call the gateway from a browser, such as `https://chat.example.com`; `"*"` alone:
+    all. Empty: none, and no answer has a header of CORS."""
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _read_proxies(cls, networks: Any) -> Any:
+        if not isinstance(networks, list | tuple):
+            return networks
+        return tuple(_network(place, each) for place, each in enumerate(networks))
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for place, origin in enumerate(origins):
+            if origin == "*" and len(origins) > 1:
+                raise AtKey((str(place),), '"*" is every origin: let it stand alone, or remove it')
+            if origin != "*" and (wrong := _no_origin(origin)):
+                raise AtKey((str(place),), wrong)
+        if twice := first_repeated(origins):
+            raise AtKey((str(twice[0]),), f"the origin {twice[1]} stands here twice: remove one of them")
+        return origins
+
+
+def _no_origin(text: str) -> str:
+    """What is wrong with an origin, as browsers write them: they send nothing else, and it must be the same."""
+    if text == "null":
+        return "null is every page without an origin: serve yours from a host, and name that"
+    parts = urlsplit(text)
+    if not parts.scheme or "://" not in text or not parts.netloc or not has_possible_port(parts):
+        return 'give an origin such as https://chat.example.com, or "*" alone'
+    default = {"http": 80, "https": 443}.get(parts.scheme)
+    port = "" if parts.port in (None, default) else f":{parts.port}"
+    host = parts.netloc.rpartition("@")[2].rpartition(":")[0] if parts.port is not None else parts.netloc
+    meant = f"{parts.scheme}://{host.rpartition('@')[2].lower()}{port}"
+    if not _ORIGIN.fullmatch(meant):
+        return "give an origin such as https://chat.example.com, letters of other scripts as a browser sends them: xn--"
+    return "" if meant == text else f"a browser writes this origin as {meant}: give it so"
+
+
+class RequestsSection(Section):
+    max_n: int = Field(default=8, ge=1, le=1024)
+    """The most answers to one prompt: `n`, and `best_of`. More is refused with a 400."""
+    max_logprobs: int = Field(default=20, ge=0, le=1000)
+    """The most alternatives for each token: `logprobs`, `top_logprobs`, `prompt_logprobs`. More, or -1 for all, is
+    refused with a 400. Pods have a limit of their own, `--max-logprobs`."""
+    media_url_hosts: tuple[str, ...] = Field(default=(), max_length=256)
+    """Hosts whose `http` and `https` URLs may stand for an image, a video or a sound, which the pod then fetches:
+    `images.example.com`, or `*.example.com` for all below a domain. Name only those that you would let your pods talk
+    to: a redirect leads on from there. Any other URL is refused with a 400; `data:` URLs always pass."""
+
+    @field_validator("media_url_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        told = tuple(host.lower() for host in hosts)
+        for place, host in enumerate(told):
+            if not is_host(host):
+                text = f"{host[:64]!r} is no host: give images.example.com or *.example.com, without scheme and port"
+                raise AtKey((str(place),), text)
+        return told
 
 
 class PodSection(Section):

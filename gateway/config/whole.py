@@ -13,6 +13,7 @@ from gateway.config.sections import (
     DiscoverySection,
     LimitsSection,
     PoolSection,
+    RequestsSection,
     ServerSection,
     TracingSection,
     UpstreamSection,
@@ -22,6 +23,7 @@ from gateway.core.fleet import Deadlines, Pool
 from gateway.core.naming import Alias, Target
 from gateway.discovery.static import StaticPod
 from gateway.limits.rules import Rule, Rules
+from gateway.pipeline.caps import Caps
 
 
 class Config(Section):
@@ -41,6 +43,8 @@ class Config(Section):
     """Who may call."""
     limits: LimitsSection = LimitsSection()
     """What callers may spend."""
+    requests: RequestsSection = RequestsSection()
+    """What one request may ask of a pod, beside tokens."""
     upstream: UpstreamSection = UpstreamSection()
     """How pods are talked to."""
     tracing: TracingSection = TracingSection()
@@ -116,6 +120,11 @@ class Config(Section):
             ),
             limits.on_redis_down,
         )
+
+    def caps(self) -> Caps:
+        """What one request may ask for, as plain values."""
+        requests = self.requests
+        return Caps(requests.max_n, requests.max_logprobs, requests.media_url_hosts)
 
     def doubtful_targets(self) -> Iterator[str]:
         """What was perhaps not meant by an alias: a text for each of its models that no pool known from this file may

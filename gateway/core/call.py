@@ -116,8 +116,10 @@ class Trail:
     sent_at: float | None = None
     """The last attempt's request left for its pod."""
     first_content_at: float | None = None
+    opened = False
+    """The answer's head left with a comment of ours, before anything of the answer."""
     committed_at: float | None = None
-    """The answer's head left for the client."""
+    """The answer, and as a rule its head, left for the client."""
     ended_at = 0.0
     attempt_outcomes: tuple[tuple[str, str], ...] = ()
     """(pool, outcome) of each attempt, for the attempts metric."""

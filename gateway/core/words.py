@@ -1,5 +1,7 @@
 """How what is measured, or comes from outside, is written: pure."""
 
+import json
+
 HOW_TO_INSTALL_EXTRAS = "pip install --require-hashes -r requirements/extras.lock"
 """In a checkout; the image has them."""
 _UNITS = (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
@@ -14,6 +16,15 @@ def how_long(seconds: float) -> str:
         count, whole = divmod(whole, size)
         parts.append(f"{count}{unit}")
     return " ".join(parts)
+
+
+def one_line(value: str, most: int) -> str:
+    """A string from anywhere as a part of one line of a log, so many characters at most: what would end the line,
+    colour a terminal or turn its direction is escaped, as JSON would."""
+    cut = value if len(value) <= most else f"{value[:most]}…"
+    if cut.isprintable():
+        return cut
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in cut)
 
 
 def readable(value: str, most: int | None = None) -> str:

@@ -343,6 +343,7 @@ class KubernetesSource:
     """See the module's text, and `discovery.source.Source`."""
 
     mode = "kubernetes"
+    following: type[Reflector[Any]] = Reflector
 
     def __init__(
         self,
@@ -364,7 +365,7 @@ class KubernetesSource:
 
         def reflector(what: str, api: KubernetesApi, read: Callable[[Mapping[str, Any]], T]) -> Reflector[T]:
             self._apis.append(api)
-            return Reflector(what, api, read, self._tell_changed, relisted, clock, chance, pace)
+            return self.following(what, api, read, self._tell_changed, relisted, clock, chance, pace)
 
         self._reflectors: list[Reflector[Kept]] = []
         for namespace in namespaces:

@@ -1,11 +1,14 @@
 """The public port: an asyncio.Protocol on llhttp that uvicorn is given as its HTTP class.
 
-uvicorn keeps the sockets and TLS; from the first byte on a connection is ours, and nothing is handed over, so none
-ever leaves these bounds. Bounds and deadlines hold before a request exists: on the head's size, count and time, on
-the URL, on the body's size and time. llhttp runs strict, which refuses most of what smuggling is made of; a transfer
-coding other than chunked and an upgrade are refused here.
+uvicorn keeps the sockets; from the first byte on a connection is ours, and nothing is handed over, so none ever leaves
+these bounds. Bounds and deadlines hold before a request exists: on how many connections there are, on the head's size,
+count and time, on the URL, on the body's size, time and rate, and on all bodies together. llhttp runs strict, which
+refuses most of what smuggling is made of; what it lets through is refused by `heads`.
 
-Pipelining: the first request is answered, then the connection closes (RFC 9112 section 9.3.2 allows it).
+Pipelining: the first request is answered, then the connection closes (RFC 9112 section 9.3.2 allows it). What comes
+behind it is thrown away, up to a bound; from there on the socket is not read until the answer has ended, which costs
+nothing however much is sent. A client that leaves is then no longer seen by an end of what it sends, so the kernel is
+asked for the connection's state now and then.
 A half-closed connection counts as closed: the client has gone (vLLM's own server does the same).
 
 No connection ends unannounced: one that closes behind an answer has said so in that answer's head. An answer whose
@@ -13,129 +16,63 @@ head went out before the drain began leaves its connection open, and the next on
 """
 
 import asyncio
-from dataclasses import dataclass
-from typing import NamedTuple
+import logging
+import socket
+from collections.abc import Callable
+from math import inf
 
 import httptools
 
 from gateway.core.clock import Clock, http_date
-from gateway.core.errors import (
-    HeadersTooLarge,
-    InvalidRequest,
-    PoolgateError,
-    RequestTimeout,
-    UriTooLong,
+from gateway.core.errors import InternalError, InvalidRequest, PoolgateError, RequestTimeout
+from gateway.edge.bounds import Bounds
+from gateway.edge.exchange import EdgeExchange, Framing
+from gateway.edge.heads import (
+    HEAD_TOO_LARGE,
+    NO_NAMES,
+    NOT_HTTP,
+    UPGRADE,
+    URL_TOO_LONG,
+    ill_framed,
+    repeated_names,
+    too_much,
 )
-from gateway.pipeline.exchange import Head, Source
+from gateway.edge.room import Room
+from gateway.edge.tls import Tls
+from gateway.pipeline.body_budget import BodyBudget
+from gateway.pipeline.exchange import Head
 from gateway.pipeline.forward import draining
+from gateway.pipeline.proxies import peer_of
 from gateway.pipeline.reception import Reception, Visit, too_large
 from gateway.pipeline.serve import Pipeline
 
-_REASONS = {
-    200: b"OK",
-    400: b"Bad Request",
-    401: b"Unauthorized",
-    403: b"Forbidden",
-    404: b"Not Found",
-    405: b"Method Not Allowed",
-    408: b"Request Timeout",
-    413: b"Content Too Large",
-    414: b"URI Too Long",
-    415: b"Unsupported Media Type",
-    417: b"Expectation Failed",
-    422: b"Unprocessable Content",
-    429: b"Too Many Requests",
-    431: b"Request Header Fields Too Large",
-    500: b"Internal Server Error",
-    502: b"Bad Gateway",
-    503: b"Service Unavailable",
-    504: b"Gateway Timeout",
-}
+__all__ = ["Bounds", "ClientConnection", "Edge"]
 
+LATE_SECONDS = 0.5
+"""Between two sweeps: the loop was held up, or the whole process was, and what clients sent meanwhile is unread."""
+_CATCH_UP_TURNS = 32
+"""Turns of the loop, each of which reads 256 KiB of a connection: as much as waits in a socket."""
+_MOST_HOSTS = 1024
+_LEFT = (7, 8)
+"""TCP_CLOSE and TCP_CLOSE_WAIT in Linux's tcp_states.h: reset, and ended by the peer."""
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What a connection may do before a request exists."""
-
-    max_head_bytes: int = 32_768
-    max_url_bytes: int = 8_192
-    max_header_count: int = 100
-    head_seconds: float = 10.0
-    """From the first byte of a head to its last; on a new connection, from the connection."""
-    body_seconds: float = 120.0
-    idle_seconds: float = 75.0
-    """Between two requests: longer than the usual load balancer's 60 s, so that it closes first."""
-    stalled_seconds: float = 30.0
-    """How long a client may leave a full buffer unread."""
-    linger_seconds: float = 2.0
-    """How long bytes of a refused body are read and thrown away, so that the client can read the refusal."""
-    write_buffer_bytes: int = 65_536
-
-
-class Edge:
-    """All connections of the public port. Its `protocol` is uvicorn's HTTP class."""
-
-    def __init__(self, pipeline: Pipeline, reception: Reception, clock: Clock, bounds: Bounds | None = None) -> None:
-        self.pipeline = pipeline
-        self.reception = reception
-        self.monotonic = clock.monotonic
-        self.bounds = bounds or Bounds()
-        self.connections: set[ClientConnection] = set()
-        self.now = clock.monotonic()
-        """The time of the last sweep: precise enough for deadlines."""
-        self.date_line = b""
-        self.closing = False
-        """Every answer that begins from now on says that it closes its connection."""
-        self._wall = clock.wall
-        self._date_of = -1
-        self.sweep(self.now)
-
-    def protocol(self, *_: object, **__: object) -> "ClientConnection":
-        """A protocol for one connection; uvicorn's own arguments are not needed."""
-        return ClientConnection(self, asyncio.get_running_loop())
-
-    def sweep(self, now: float) -> None:
-        """Judge every connection's deadline, and renew the Date header; about four times a second."""
-        self.now = now
-        wall = self._wall()
-        if int(wall) != self._date_of:
-            self._date_of = int(wall)
-            self.date_line = b"date: " + http_date(wall) + b"\r\n"
-        for connection in list(self.connections):
-            connection.sweep(now)
-
-    @property
-    def busy(self) -> bool:
-        """Whether anywhere a request, or a part of one, has come whose answer is not wholly sent."""
-        return not all(connection.idle for connection in self.connections)
-
-    def turn_away(self) -> None:
-        """Refuse the requests that have come in part: they would not be served any more."""
-        for connection in list(self.connections):
-            connection.turn_away()
-
-    def let_go(self) -> None:
-        """Tell the idle connections that nothing more comes."""
-        for connection in list(self.connections):
-            connection.let_go()
-
-    def close(self) -> None:
-        """Close what is idle at once; what is busy closes with its answer."""
-        self.closing = True
-        for connection in list(self.connections):
-            connection.shutdown()
+log = logging.getLogger("poolgate.edge")
 
 
 class ClientConnection(asyncio.Protocol):
     """One client's connection: a parser, at most one request at a time, and one deadline."""
 
     __slots__ = (
+        "_behind_bytes",
         "_body",
+        "_body_since",
+        "_chunked",
         "_deadline",
         "_edge",
         "_exchange",
         "_head_bytes",
         "_headers",
+        "_held_bytes",
         "_in_head",
         "_keep_alive",
         "_lingering",
@@ -149,11 +86,13 @@ class ClientConnection(asyncio.Protocol):
         "_transport",
         "_url",
         "_visit",
+        "due",
+        "network",
         "on_body",
         "on_url",
     )
 
-    def __init__(self, edge: Edge, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, edge: "Edge", loop: asyncio.AbstractEventLoop) -> None:
         self._edge = edge
         self._loop = loop
         self._transport: asyncio.Transport | None = None
@@ -162,19 +101,29 @@ class ClientConnection(asyncio.Protocol):
         self._lingering = False
         self._stalled_since: float | None = None
         self._deadline = edge.now + edge.bounds.head_seconds
+        self.due = self._deadline
+        """When to judge it next; too early is no harm."""
+        self.network = ""
+        """Where it comes from, if it is counted for that."""
         self._in_head = True
         self._head_bytes = 0
         self._raw_bytes = 0
         """Bytes of the message behind its head."""
+        self._behind_bytes = 0
+        """Bytes behind the message, read while it was served."""
         self._headers: list[tuple[bytes, bytes]] = []
         self._visit: Visit | None = None
         self._refusal: PoolgateError | None = None
         self._keep_alive = False
         self._old_http = False
-        self._body: list[bytes] = []
+        self._chunked = False
+        self._body = bytearray()
+        self._body_since = 0.0
+        self._held_bytes = 0
+        """What its body has of the budget, from its first byte until the answer begins."""
         self._url: list[bytes] = []
-        # llhttp calls these for each piece; the lists' own methods cost no Python frame.
-        self.on_body = self._body.append
+        # llhttp calls these for each piece; a method of the container's own costs no Python frame.
+        self.on_body = self._body.extend
         self.on_url = self._url.append
         self._parser = httptools.HttpRequestParser(self)
 
@@ -183,54 +132,68 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # a server gives a Transport
         transport.set_write_buffer_limits(high=self._edge.bounds.write_buffer_bytes)  # type: ignore[attr-defined]
-        self._edge.connections.add(self)
+        self._edge.enter(self, peer_of(transport))
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
             return
         if self._exchange is not None:
-            # The next request before this one's answer: it will not be answered here.
-            self._keep_alive = False
+            self._came_behind(len(data))
             return
         edge = self._edge
         if self._in_head:
             if not self._head_bytes and self._keep_alive:
                 # A later request's time begins with its first byte; a connection's first has run since the beginning.
-                self._deadline = edge.now + edge.bounds.head_seconds
+                self.due = self._deadline = edge.now + edge.bounds.head_seconds
             self._head_bytes += len(data)
         else:
             self._raw_bytes += len(data)
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError as failed:
+            self._refusal = self._refusal or self._our_own(failed.__context__)
         except httptools.HttpParserError:
-            self._refusal = self._refusal or InvalidRequest("the request is not valid HTTP/1.1")
+            self._refusal = self._refusal or NOT_HTTP
         except httptools.HttpParserUpgrade:
-            self._refusal = self._refusal or _UPGRADE
+            self._refusal = self._refusal or UPGRADE
         if self._exchange is not None:
             if self._refusal is not None or self._url:
                 # What came behind the request is the beginning of another one, or of nothing good.
-                self._keep_alive = False
+                self._came_behind(1)
             return
-        if self._in_head and self._head_bytes > edge.bounds.max_head_bytes:
-            self._refusal = self._refusal or _HEAD_TOO_LARGE
-        elif self._visit is not None and self._raw_bytes > self._most_raw_bytes(self._visit):
-            # Chunk extensions and trailers are no body, and llhttp sets them no bound.
-            self._refusal = self._refusal or too_large(self._visit)
-        elif self._in_head and self._url and len(self._url[0]) > edge.bounds.max_url_bytes:
-            self._refusal = self._refusal or UriTooLong("the request's URL is longer than 8 KiB")
+        if self._refusal is None:
+            if not self._in_head:
+                self._refusal = self.improper_body(self._visit)
+            elif self._head_bytes > edge.bounds.max_head_bytes:
+                self._refusal = HEAD_TOO_LARGE
+            elif self._url and len(self._url[0]) > edge.bounds.max_url_bytes:
+                self._refusal = URL_TOO_LONG
         if self._refusal is not None:
-            self._refuse(self._refusal)
+            self.refuse(self._refusal)
 
-    def _most_raw_bytes(self, visit: Visit) -> int:
-        """Bytes that may follow a head: the body, its framing in chunks of a sensible size, trailers."""
-        return visit.max_body_bytes + visit.max_body_bytes // 8 + self._edge.bounds.max_head_bytes
+    def _our_own(self, failed: BaseException | None) -> PoolgateError:
+        """What is said when reading a request failed through no fault of its own."""
+        if isinstance(failed, MemoryError):
+            return self._edge.bodies.refusal()
+        log.error("reading a request failed inside the gateway", exc_info=failed)
+        return InternalError("the gateway failed; the request may be sent again")
+
+    def _came_behind(self, count: int) -> None:
+        """The next request before this one's answer: it will not be answered here, and little of it is even read."""
+        self._keep_alive = False
+        before, bound = self._behind_bytes, self._edge.bounds.max_bytes_behind
+        self._behind_bytes += count
+        if before <= bound < self._behind_bytes and self._transport is not None:
+            self._transport.pause_reading()
+            self.due = self._edge.now
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._edge.connections.discard(self)
+        self._edge.room.leave(self)
         self._transport = None
+        self._let_go_of_body()
         exchange, task = self._exchange, self._task
         self._exchange = self._task = None
         if exchange is not None:
@@ -241,6 +204,7 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._stalled_since = self._edge.now
+        self.due = min(self.due, self._edge.now + self._edge.bounds.stalled_seconds)
         if self._exchange is not None and self._exchange.source is not None:
             self._exchange.source.pause()
 
@@ -269,33 +233,61 @@ class ClientConnection(asyncio.Protocol):
         edge, parser = self._edge, self._parser
         fields = dict(headers)
         version = parser.get_http_version()
-        repeated = _NONE
+        repeated = NO_NAMES
         if len(fields) != len(headers):
             # The first of each name counts, as it does under ASGI.
-            repeated, fields = _repeated(headers), dict(reversed(headers))
+            repeated, fields = repeated_names(headers), dict(reversed(headers))
         if (
             version != "1.1"
             or repeated
-            or b"host" not in fields
+            or fields.get(b"host") not in edge.hosts
             or b"transfer-encoding" in fields
             or self._head_bytes > edge.bounds.max_url_bytes
             or len(headers) > edge.bounds.max_header_count
             or parser.should_upgrade()
         ):
-            self._refusal = self._improper(url, headers, version, fields, repeated)
+            self._refusal = self.improper_head(url, headers, version, fields, repeated)
             if self._refusal is not None:
+                self._visit = edge.reception.stranger(edge.monotonic(), self._refusal, fields)
                 return
         self._old_http = version == "1.0"
         self._keep_alive = parser.should_keep_alive() and not self._old_http
-        now = edge.monotonic()
-        visit = edge.reception.receive(Head(parser.get_method(), url, fields, repeated, now))
-        self._visit = visit
+        head = Head(parser.get_method(), url, fields, repeated, edge.monotonic(), self._transport)
+        visit = self._visit = edge.reception.receive(head)
         self._refusal = visit.error
-        self._deadline = now + edge.bounds.body_seconds
-        if b"expect" in fields and visit.error is None and not self._old_http and self._transport is not None:
+        self.due = self._body_since = edge.now
+        self._deadline = edge.now + edge.bounds.body_seconds
+        if edge.bodies.left < visit.max_body_bytes and self._refusal is None:
+            self._refusal = self.no_room_for(int(fields.get(b"content-length", 0)))
+        if b"expect" in fields and self._refusal is None and not self._old_http and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _improper(
+    def on_message_complete(self) -> None:
+        visit = self._visit
+        if self._refusal is not None or self._exchange is not None or visit is None:
+            return
+        edge = self._edge
+        if len(self._body) > visit.max_body_bytes or self._chunked:
+            self._refusal = self.improper_body(visit)
+            if self._refusal is not None:
+                return
+        body = bytes(self._body)
+        self._body.clear()
+        if not edge.bodies.take(len(body) - self._held_bytes):
+            self._refusal = edge.bodies.refusal()
+            return
+        self._held_bytes = len(body)
+        if self._raw_bytes:
+            # The body came later than the head: the clock starts when the request is whole.
+            visit.trail.received_at = edge.monotonic()
+        exchange = self._answer(visit)
+        self._task = self._loop.create_task(edge.pipeline.serve(visit, body, exchange))
+        # Last: what fails before this is answered as what came in part.
+        self._exchange, self._visit = exchange, None
+
+    # What is wrong with what came; each may be asked for more than once.
+
+    def improper_head(
         self,
         url: bytes,
         headers: list[tuple[bytes, bytes]],
@@ -304,57 +296,77 @@ class ClientConnection(asyncio.Protocol):
         repeated: frozenset[bytes],
     ) -> PoolgateError | None:
         """What is wrong with a head that llhttp let through."""
-        bounds = self._edge.bounds
-        if len(url) > bounds.max_url_bytes:
-            return UriTooLong("the request's URL is longer than 8 KiB")
-        if len(headers) > bounds.max_header_count:
-            return HeadersTooLarge("the request has more than 100 headers")
-        # The read that brought the head's end may have brought body as well: only then is the head worth measuring.
-        if self._head_bytes > bounds.max_head_bytes:
-            size = len(url) + sum(len(name) + len(value) + 4 for name, value in headers)
-            if size > bounds.max_head_bytes:
-                return _HEAD_TOO_LARGE
-        if version != "1.1" and version != "1.0":
-            return InvalidRequest("speak HTTP/1.1")
-        if b"host" in repeated or (version == "1.1" and b"host" not in fields):
-            return InvalidRequest("name one Host")
-        coding = fields.get(b"transfer-encoding", b"chunked")
-        if coding.strip().lower() != b"chunked" or b"transfer-encoding" in repeated:
-            return InvalidRequest("the only transfer coding that is read is chunked")
-        if version == "1.0" and b"transfer-encoding" in fields:
-            return InvalidRequest("the only transfer coding that is read is chunked")
-        return _UPGRADE if self._parser.should_upgrade() else None
-
-    def on_message_complete(self) -> None:
-        visit = self._visit
-        if self._refusal is not None or self._exchange is not None or visit is None:
-            return
         edge = self._edge
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body.clear()
-        if len(body) > visit.max_body_bytes:
-            self._refusal = too_large(visit)
-            return
-        self._visit = None
-        if self._raw_bytes:
-            # The body came later than the head: the clock starts when the request is whole.
-            visit.trail.received_at = edge.monotonic()
-        exchange = self._exchange = EdgeExchange(self, self._transport, visit)
-        self._task = self._loop.create_task(edge.pipeline.serve(visit, body, exchange))
+        error = too_much(url, headers, edge.bounds) or ill_framed(version, fields, repeated)
+        if error is not None:
+            return error
+        if self._parser.should_upgrade():
+            return UPGRADE
+        edge.remember_host(fields.get(b"host"))
+        if b"transfer-encoding" in fields:
+            self._chunked = True
+            # What came with the head's end is a part of the body's framing.
+            self._raw_bytes = self._head_bytes - sum(len(name) + len(value) for name, value in headers)
+        return None
+
+    def improper_body(self, visit: Visit | None) -> PoolgateError | None:
+        """What is wrong with a body, of which there is this much so far."""
+        if visit is None:
+            return None
+        size, bounds = len(self._body), self._edge.bounds
+        # Chunk extensions and trailers are no body, and llhttp sets them no bound.
+        if size > visit.max_body_bytes or self._raw_bytes > visit.max_body_bytes * 9 // 8 + bounds.max_head_bytes:
+            return too_large(visit)
+        if self._chunked and self._raw_bytes > 9 * size + bounds.max_head_bytes:
+            return InvalidRequest("the chunks of the body say more of themselves than they bring")
+        if not self._edge.bodies.take(size - self._held_bytes):
+            return self._edge.bodies.refusal()
+        self._held_bytes = size
+        return None
+
+    def no_room_for(self, length: int) -> PoolgateError | None:
+        """Whether all bodies together would be too much with another one of this length."""
+        bodies = self._edge.bodies
+        return bodies.refusal() if length > bodies.left else None
+
+    def too_slow(self, now: float) -> PoolgateError | None:
+        """Whether a request that has come in part may take no longer. Says when to ask again, if it may."""
+        bounds = self._edge.bounds
+        self.due = self._deadline
+        if not self._in_head and bounds.min_body_rate:
+            paid_for = bounds.body_grace_seconds + len(self._body) / bounds.min_body_rate
+            self.due = min(self.due, self._body_since + paid_for)
+        return RequestTimeout("the request did not arrive in time") if now >= self.due else None
 
     # Endings.
 
-    def _refuse(self, error: PoolgateError) -> None:
+    def refuse(self, error: PoolgateError) -> None:
         """Answer before the request was whole, then close: what is left of it is not read as a request."""
         self._refusal = error
         self._keep_alive = False
         visit = self._visit
         if visit is None:
             visit = self._edge.reception.stranger(self._edge.monotonic(), error)
-        exchange = self._exchange = EdgeExchange(self, self._transport, visit)
+        exchange = self._exchange = self._answer(visit)
         self._lingering = True
         self._body.clear()
         self._edge.pipeline.refuse(visit, exchange, error)
+
+    def _answer(self, visit: Visit) -> EdgeExchange:
+        return EdgeExchange(self, None if self._transport is None else self._transport.write, visit)
+
+    def answering(self) -> Framing:
+        """An answer begins: the body is let go of, since no other pod will be asked. Says how to frame the answer."""
+        if self._held_bytes:
+            self._let_go_of_body()
+        edge = self._edge
+        if edge.closing or edge.short_of_memory:
+            self._keep_alive = False
+        return Framing(edge.date_line, not self._keep_alive, not self._old_http)
+
+    def _let_go_of_body(self) -> None:
+        self._edge.bodies.give_back(self._held_bytes)
+        self._held_bytes = 0
 
     def answered(self) -> None:
         """The answer's last byte is handed over."""
@@ -364,20 +376,30 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._lingering:
             self._half_close(transport)
+        elif self._behind_bytes:
+            if self._behind_bytes > edge.bounds.max_bytes_behind:
+                transport.resume_reading()
+            self._half_close(transport)
         elif not self._keep_alive:
             self._lingering = True
-            self._deadline = edge.now + edge.bounds.stalled_seconds
+            self.due = self._deadline = edge.now + edge.bounds.stalled_seconds
             transport.close()
         else:
             self._deadline = edge.now + edge.bounds.idle_seconds
+            self.due = self._deadline if self._stalled_since is None else edge.now
             self._in_head = True
+            self._chunked = False
             self._head_bytes = self._raw_bytes = 0
 
     def _half_close(self, transport: asyncio.Transport) -> None:
         """Say that nothing more comes, and throw away what does for a while: closing with bytes unread would reset the
-        connection, and the client might never see what was said before."""
+        connection, and the client might never see what was said before. TLS has no half of a close: there the answer's
+        head alone has said it."""
+        edge = self._edge
         self._lingering = True
-        self._deadline = self._edge.now + self._edge.bounds.linger_seconds
+        unsent = transport.get_write_buffer_size() > 0
+        self._deadline = edge.now + (edge.bounds.stalled_seconds if unsent else edge.bounds.linger_seconds)
+        self.due = self._deadline if self._stalled_since is None else edge.now
         if transport.can_write_eof():
             transport.write_eof()
 
@@ -388,15 +410,17 @@ class ClientConnection(asyncio.Protocol):
         return not self._head_bytes and (transport is None or not transport.get_write_buffer_size())
 
     @property
+    def waits_since(self) -> float:
+        """Since when it has waited for a request; infinite: it does not."""
+        if self._exchange is not None or self._lingering or not self.idle:
+            return inf
+        bounds = self._edge.bounds
+        return self._deadline - (bounds.idle_seconds if self._keep_alive else bounds.head_seconds)
+
+    @property
     def stalled(self) -> bool:
         """Whether the client reads slower than bytes come."""
         return self._stalled_since is not None
-
-    def framing(self) -> "Framing":
-        """How the answer that begins now is framed."""
-        if self._edge.closing:
-            self._keep_alive = False
-        return Framing(self._edge.date_line, not self._keep_alive, not self._old_http)
 
     def abort(self) -> None:
         """Close at once; what was not sent is lost."""
@@ -406,13 +430,17 @@ class ClientConnection(asyncio.Protocol):
     def turn_away(self) -> None:
         """Refuse a request that has come in part."""
         if self._exchange is None and not self._lingering and not self.idle:
-            self._refuse(draining())
+            self.refuse(draining())
 
     def let_go(self) -> None:
         """Half-close if idle: a request that is on its way already finds an orderly end instead of a reset."""
         transport = self._transport
-        if transport is not None and self.idle:
+        if transport is None or not self.idle:
+            return
+        if transport.can_write_eof():
             self._half_close(transport)
+        else:
+            transport.close()
 
     def shutdown(self) -> None:
         """Close if idle; a busy connection closes with its answer."""
@@ -420,128 +448,165 @@ class ClientConnection(asyncio.Protocol):
         if self._exchange is None and self._transport is not None:
             self._transport.close()
 
-    def sweep(self, now: float) -> None:
-        """Judge this connection's deadline."""
-        if self._stalled_since is not None and now - self._stalled_since >= self._edge.bounds.stalled_seconds:
-            self.abort()
-        elif self._exchange is None and now >= self._deadline:
-            if self._lingering:
-                self.abort()
-            elif self._in_head and not self._head_bytes:
+    def judge(self, now: float) -> None:
+        """End what has waited too long, and say in `due` when to look again."""
+        transport, bounds = self._transport, self._edge.bounds
+        if transport is None:
+            self.due = inf
+        elif self._stalled_since is not None and now - self._stalled_since >= bounds.stalled_seconds:
+            transport.abort()
+        elif self._exchange is not None:
+            self.due = inf
+            if self._behind_bytes > bounds.max_bytes_behind:
+                self.due = now
+                if _has_left(transport):
+                    transport.abort()
+        elif self._lingering:
+            self.due = self._deadline
+            if now >= self._deadline:
+                self._end(transport)
+        elif self._in_head and not self._head_bytes:
+            self.due = self._deadline
+            if now >= self._deadline:
                 self.shutdown()
-            else:
-                self._refuse(RequestTimeout("the request did not arrive in time"))
+        elif (error := self.too_slow(now)) is not None:
+            self.refuse(error)
+        if self._stalled_since is not None:
+            self.due = min(self.due, self._stalled_since + bounds.stalled_seconds)
+
+    def _end(self, transport: asyncio.Transport) -> None:
+        """It has lingered for long enough. TLS says goodbye, and gets as long for it once more."""
+        if transport.is_closing() or transport.can_write_eof() or transport.get_write_buffer_size():
+            transport.abort()
+        else:
+            self.due = self._deadline = self._edge.now + self._edge.bounds.linger_seconds
+            transport.close()
 
 
-class Framing(NamedTuple):
-    """What an answer's head says beside its content."""
+class Edge:
+    """All connections of the public port. Its `protocol` is uvicorn's HTTP class.
 
-    date_line: bytes
-    closes: bool
-    chunks: bool
+    `bodies`: what all request bodies may take. `chance` spreads the waits of those who are turned away.
+    """
 
+    connection: type[ClientConnection] = ClientConnection
+    rooms: type[Room[ClientConnection]] = Room
 
-class EdgeExchange:
-    """One answer on a `ClientConnection`. The head waits for the first piece of body, to leave with it in one write."""
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        reception: Reception,
+        clock: Clock,
+        bounds: Bounds | None = None,
+        *,
+        bodies: BodyBudget | None = None,
+        chance: Callable[[], float] = lambda: 0.5,
+    ) -> None:
+        self.pipeline = pipeline
+        self.reception = reception
+        self.monotonic = clock.monotonic
+        self.bounds = bounds or Bounds()
+        self.bodies = bodies or BodyBudget(self.bounds.max_buffered_body_bytes, chance)
+        self.room: Room[ClientConnection] = self.rooms(self.bounds, self._is_proxy, chance)
+        self.connections = self.room.connections
+        self.hosts: set[bytes | None] = set()
+        """Hosts that were seen and are proper."""
+        self.tls: Tls | None = None
+        """Stands before each connection, if set."""
+        self.now = clock.monotonic()
+        """The time of the last sweep: precise enough for deadlines."""
+        self.date_line = b""
+        self.closing = False
+        """Every answer that begins from now on says that it closes its connection."""
+        self.short_of_memory = False
+        """While it lasts they say so as well: see `pipeline.overload`."""
+        self._wall = clock.wall
+        self._date_of = -1
+        self.sweep(self.now)
 
-    __slots__ = (
-        "_chunked",
-        "_connection",
-        "_flowing",
-        "_head",
-        "_head_only",
-        "_over",
-        "_visit",
-        "_write",
-        "client_gone",
-        "source",
-    )
+    def protocol(self, *_: object, **__: object) -> asyncio.BaseProtocol:
+        """A protocol for one connection; uvicorn's own arguments are not needed."""
+        loop = asyncio.get_running_loop()
+        connection = self.connection(self, loop)
+        return connection if self.tls is None else self.tls.around(connection, loop)
 
-    def __init__(self, connection: ClientConnection, transport: asyncio.Transport | None, visit: Visit) -> None:
-        self._connection = connection
-        self._write = transport.write if transport is not None else _to_nobody
-        self._visit = visit
-        # HEAD is allowed nowhere, but its refusal must not have a body all the same.
-        self._head_only = visit.head.method == b"HEAD"
-        self._head = b""
-        self._chunked = False
-        self._flowing = False
-        self._over = False
-        self.client_gone = False
-        self.source: Source | None = None
+    # Who comes in.
+
+    def enter(self, connection: ClientConnection, address: str) -> None:
+        """Let a connection in, or say why not: one too many is told, unless too many are being told already."""
+        refusal = self.room.refusal(address, self.now)
+        if refusal is not None and self.room.overrun:
+            connection.abort()
+            return
+        self.room.enter(connection, address)
+        if refusal is not None:
+            connection.refuse(refusal)
+
+    def _is_proxy(self, address: str) -> bool:
+        return self.reception.proxies.trusts(address)
+
+    def remember_host(self, host: bytes | None) -> None:
+        """A proper one, so that it need not be looked at again."""
+        if host is not None and len(self.hosts) < _MOST_HOSTS:
+            self.hosts.add(host)
+
+    # Time.
+
+    def sweep(self, now: float) -> None:
+        """Judge every connection's deadline, and renew the Date header; about four times a second."""
+        late = now - self.now > LATE_SECONDS
+        self.now = now
+        self.room.look_again()
+        wall = self._wall()
+        if int(wall) != self._date_of:
+            self._date_of = int(wall)
+            self.date_line = b"date: " + http_date(wall) + b"\r\n"
+        if late:
+            # Nobody is judged for what has come and only waits for us to read it.
+            self._judge_after(_CATCH_UP_TURNS)
+        else:
+            self._judge()
+
+    def _judge_after(self, turns: int) -> None:
+        if turns:
+            asyncio.get_running_loop().call_soon(self._judge_after, turns - 1)
+        else:
+            self._judge()
+
+    def _judge(self) -> None:
+        now = self.now
+        for connection in [each for each in self.connections if each.due <= now]:
+            connection.judge(now)
+
+    # The end.
 
     @property
-    def paused(self) -> bool:
-        return self._connection.stalled
+    def busy(self) -> bool:
+        """Whether anywhere a request, or a part of one, has come whose answer is not wholly sent."""
+        return not all(connection.idle for connection in self.connections)
 
-    def start(
-        self, status: int, content_type: bytes, length: int | None, headers: tuple[tuple[bytes, bytes], ...] = ()
-    ) -> None:
-        date_line, closes, chunks = self._connection.framing()
-        if length is not None:
-            size = b"content-length: %d\r\n" % length
-        elif chunks:
-            self._chunked = True
-            size = b"transfer-encoding: chunked\r\n"
-        else:
-            size = b""
-        self._head = (
-            b"HTTP/1.1 %d %b\r\n%bcontent-type: %b\r\n%bx-request-id: %b\r\n"
-            b"x-content-type-options: nosniff\r\n%b%b%b\r\n"
-            % (
-                status,
-                _REASONS.get(status, b"Status"),
-                date_line,
-                content_type,
-                size,
-                self._visit.trail.request_id.encode("ascii"),
-                self._visit.limit_lines,
-                b"".join([b"%b: %b\r\n" % header for header in headers]) if headers else b"",
-                b"connection: close\r\n" if closes else b"",
-            )
-        )
+    def turn_away(self) -> None:
+        """Refuse the requests that have come in part: they would not be served any more."""
+        for connection in list(self.connections):
+            connection.turn_away()
 
-    def write(self, data: bytes) -> None:
-        if self._flowing and data:
-            self._write(b"%x\r\n%b\r\n" % (len(data), data))
-        elif data and not self._over:
-            if self._chunked:
-                data = b"%x\r\n%b\r\n" % (len(data), data)
-            self._write(self._head + data)
-            self._head = b""
-            self._flowing = self._chunked
+    def let_go(self) -> None:
+        """Tell the idle connections that nothing more comes."""
+        for connection in list(self.connections):
+            connection.let_go()
 
-    def finish(self, data: bytes = b"") -> None:
-        if self._over:
-            return
-        self._over = True
-        self._flowing = False
-        if self._head_only:
-            data = b""
-        elif self._chunked:
-            data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
-        data = self._head + data
-        if data:
-            self._write(data)
-        self._connection.answered()
-
-    def abort(self) -> None:
-        if not self._over:
-            self._over = True
-            self._flowing = False
-            self._connection.abort()
+    def close(self) -> None:
+        """Close what is idle at once; what is busy closes with its answer."""
+        self.closing = True
+        for connection in list(self.connections):
+            connection.shutdown()
 
 
-def _to_nobody(data: bytes) -> None:
-    """The client had gone before its answer began."""
-
-
-def _repeated(headers: list[tuple[bytes, bytes]]) -> frozenset[bytes]:
-    """The names that stand in a head more than once."""
-    names = [name for name, _ in headers]
-    return frozenset(name for name in names if names.count(name) > 1)
-
-
-_NONE: frozenset[bytes] = frozenset()
-_UPGRADE = InvalidRequest("this server does not upgrade connections: set the client to HTTP/1.1")
-_HEAD_TOO_LARGE = HeadersTooLarge("the request's head is larger than 32 KiB")
+def _has_left(transport: asyncio.Transport) -> bool:
+    """Whether the client has ended or reset a connection that is not read. Known on Linux alone; elsewhere, and where a
+    client leaves with more unsent than fits, it is only seen when the answer is written."""
+    sock = transport.get_extra_info("socket")
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _LEFT
+    except (AttributeError, OSError):
+        return False

@@ -1,6 +1,7 @@
 """One call of `take.lua`: what it asks, and what it has brought. Pure. The script's head describes all numbers."""
 
 from collections.abc import Iterable, Sequence
+from math import isfinite, isnan
 from struct import calcsize, pack, unpack
 from typing import NamedTuple
 
@@ -84,17 +85,24 @@ class Batch:
         if not isinstance(answer, bytes) or len(answer) not in (_DOUBLE, _DOUBLE * size):
             raise Garbled
         numbers = unpack(f"<{len(answer) // _DOUBLE}d", answer)
+        if any(map(isnan, numbers)):
+            raise Garbled
         if len(numbers) != size:
             return numbers[0], None
+        if not all(map(isfinite, numbers[2 : 1 + 2 * len(rows) : 2])):  # what is granted
+            raise Garbled
         admitted: dict[Lease, int] = {}
         decided: list[Decided] = []
         place = 1 + 2 * len(rows)
         for buckets, _ in self._requests:
+            if not 0 <= numbers[place] <= len(buckets):
+                raise Garbled
             refused, wait = int(numbers[place]), numbers[place + 1]
             levels = numbers[place + 2 : place + 2 + len(buckets)]
             place += 2 + len(buckets)
             decided.append(Decided(levels, buckets[refused - 1] if refused else None, wait))
-            for bucket in () if refused else buckets:
+        for (buckets, _), told in zip(self._requests, decided, strict=True):
+            for bucket in () if told.refused is not None else buckets:
                 if not bucket.period:
                     lease = self._leases.began(bucket)
                     admitted[lease] = admitted.get(lease, 0) + 1

@@ -7,7 +7,8 @@ an algorithm stands for one kind of key, and none of them is symmetric, so a tok
 with what everybody may know; `crit` names something that we do not understand; a member stands in an object once.
 
 Verifying costs 0.05 to 0.6 ms, so a token that holds is remembered by the SHA-256 of all of it, until it expires or its
-issuer no longer lists the key that signed it. A token that does not hold leaves nothing.
+issuer no longer lists the key that signed it. A token that does not hold leaves nothing but a mark against the address
+it came from, and only if its signature was looked at: that comes last, behind all that a token's own words refuse.
 """
 
 import json
@@ -26,6 +27,7 @@ from joserfc.util import urlsafe_b64decode
 from gateway.core.caller import ISSUED_KEY_ID, MAX_USER_CHARACTERS, Tenant
 from gateway.core.cell import Cell
 from gateway.core.errors import Busy, InvalidApiKey
+from gateway.limits.strangers import Strangers
 
 MAX_TOKEN_BYTES: Final = 8192
 MAX_HELD: Final = 4096
@@ -252,8 +254,10 @@ class Tokens:
         unknown_signer: Callable[[], None],
         retry_after_seconds: Callable[[], float],
         wall: Callable[[], float],
+        strangers: Strangers | None = None,
         max_held: int = MAX_HELD,
     ) -> None:
+        self._strangers = strangers
         self._issuer = issuer
         self._audience = audience
         self._tenant_claim = tenant_claim
@@ -269,10 +273,11 @@ class Tokens:
         self._tenants: WeakValueDictionary[tuple[str, str], Tenant] = WeakValueDictionary()
         """By team and user: several tokens of one caller make one tenant, for as long as anybody holds it."""
 
-    def caller_of(self, token: bytes) -> tuple[Tenant, str]:
-        """(whose token it is, who uses it).
+    def caller_of(self, token: bytes, address: Callable[[], str] = str) -> tuple[Tenant, str]:
+        """(whose token it is, who uses it). `address`: where it comes from; asked for what is not remembered only.
 
-        Raises `InvalidApiKey`, and `Busy` while the issuer's keys are not known.
+        Raises `InvalidApiKey`, and `Busy` while the issuer's keys are not known, or where too many bad signatures come
+        from.
         """
         if self._keys.value is not self._held_by:
             self._keep_only(self._keys.value)
@@ -283,7 +288,7 @@ class Tokens:
                 self._held.move_to_end(digest)
                 return held.caller
             del self._held[digest]
-        held = self._verified(_read(token, "the token"))
+        held = self._verified(_read(token, "the token"), address)
         self._held[digest] = held
         if len(self._held) > self._max_held:
             self._held.popitem(last=False)
@@ -296,7 +301,7 @@ class Tokens:
                 del self._held[digest]
         self._held_by = keys
 
-    def _verified(self, token: _Token) -> _Held:
+    def _verified(self, token: _Token, address: Callable[[], str]) -> _Held:
         """Raises `InvalidApiKey` and `Busy`."""
         keys = self._keys.value
         if keys is None:
@@ -307,9 +312,8 @@ class Tokens:
         if not isinstance(algorithm, str) or algorithm not in _SIGNED_BY or not (kid is None or isinstance(kid, str)):
             raise InvalidApiKey(_UNKNOWN_SIGNER)
         key = keys.find(kid, algorithm)
-        if key is None or not token.holds(algorithm, key.key):
-            if key is None or kid is None:
-                self._unknown_signer()
+        if key is None:
+            self._unknown_signer()
             raise InvalidApiKey(_UNKNOWN_SIGNER)
         claims = token.claims("the token")
         if claims.get("iss") != self._issuer:
@@ -319,7 +323,23 @@ class Tokens:
             raise InvalidApiKey("the token was made for another audience")
         user = _text(claims, "sub", MAX_USER_CHARACTERS, "the token")
         team = _text(claims, self._tenant_claim, MAX_TEAM_CHARACTERS, "the token")
+        if not self._is_signed(token, algorithm, key.key, address()):
+            if kid is None:
+                self._unknown_signer()
+            raise InvalidApiKey(_UNKNOWN_SIGNER)
         return _Held((self._tenant(team, user), user), until, key)
+
+    def _is_signed(self, token: _Token, algorithm: str, key: Key, address: str) -> bool:
+        """Raises `Busy` where too many bad signatures came from that address of late."""
+        strangers = self._strangers
+        if strangers is None:
+            return token.holds(algorithm, key)
+        if wait := strangers.wait_seconds(address):
+            raise Busy("too many bad tokens came from your address: send this one again", retry_after_seconds=wait)
+        signed = token.holds(algorithm, key)
+        if not signed:
+            strangers.failed(address)
+        return signed
 
     def _is_for_us(self, audience: object) -> bool:
         """`aud` is one string, or a list of strings."""

@@ -255,7 +255,7 @@ class RedisStore:
                     self._leases.sweep()
                     if loop.time() - told_at >= self._pace.keep / 3:
                         told_at = loop.time()
-                        self._leases.tell_all()
+                        self._tell_again()
                 batch = self._next_batch()
                 if batch is None and loop.time() - asked_at < self._pace.probe:
                     continue
@@ -265,6 +265,10 @@ class RedisStore:
             raise Slow
         finally:
             sweeping.cancel()
+
+    def _tell_again(self) -> None:
+        """What runs here goes on counting: Redis hears of it before it would believe that this process has ended."""
+        self._leases.tell_all()
 
     def _next_batch(self) -> Batch | None:
         """What waits, as much of it as one call may hold."""

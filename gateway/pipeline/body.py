@@ -1,19 +1,32 @@
 """The body as bytes: what it may look like, where its top level's members are, and the two edits we make.
 
-We forward what the client sent, so what we read must be what vLLM will read. Duplicate keys would break that, and
-finding them exactly means walking every token. So `stand_once` proves by counting bytes that the routed keys stand
-there once, which holds for nearly every request; only in doubt are the members walked. No function here recurses.
+We forward what the client sent, so what we read must be what vLLM will read. A key that stands twice would break that,
+and a decoder does not tell of it: it takes the last one. But what it read accounts for every byte of a text that has
+each key once, which `first_repeated` checks without a second look at the values. No function here recurses.
 
 The edits give the body in parts: what stays is looked at through a memoryview and copied nowhere.
 """
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 MAX_NESTING = 64
 
+_LONG = 4096
+_SPACED = {
+    key: b', "%b": ' % key.encode()
+    for key in (
+        *("model", "messages", "prompt", "input", "system", "instructions", "stream", "stream_options", "temperature"),
+        *("top_p", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "stop", "tools", "tool_choice"),
+        *("response_format", "frequency_penalty", "presence_penalty", "seed", "user", "metadata"),
+    )
+}
+"""What begins a member, for those that most bodies have."""
+_HEAD = re.compile(rb'[ \t\r\n]*+("(?:[^"\\]++|\\.)*+")[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
+_AFTER = re.compile(rb"[ \t\r\n]*+[,}]")
+_COLON = re.compile(rb"[ \t\r\n:]*+")
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\],:]', re.DOTALL)
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"{}[]'))
 _ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
@@ -23,8 +36,7 @@ _MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]++|\\.)*+")', re.D
 Parts = list[bytes | memoryview]
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A member of a JSON object: where it begins, and its value's span."""
 
     key: str
@@ -53,33 +65,116 @@ def members(text: bytes) -> list[Member]:
             if depth == 1 and key is not None:
                 raw = text[value_start : token.start()]
                 start = value_start + len(raw) - len(raw.lstrip())
-                found.append(Member(json.loads(key[0]), key.start(), start, start + len(raw.strip())))
+                found.append(Member(_key(key[0]), key.start(), start, start + len(raw.strip())))
                 key = None
             if mark != 0x2C:
                 depth -= 1
     return found
 
 
-def stand_once(text: bytes, streams: int) -> bool:
-    """Whether `model`, and as many of `stream` and `stream_options` as told, stand in the text once each.
+def first_repeated(text: bytes, values: Mapping[str, bytes]) -> str | None:
+    """The first key that stands twice at the top level of a valid JSON text, or None.
 
-    True proves that no routed key is there twice or in disguise; False proves nothing: the words may well stand in a
-    message. An ASCII letter can hide behind an escape: {"mod\\u0065l": ...} is a model too.
+    `values` are its members as a decoder read them: each key once, in the order of the text, with the bytes of the last
+    value that it has. Is nothing else in the text, no key is there twice. Most texts are written in one of two ways,
+    and of those without any space the length says it all: a further member, or an escape in a key, would take more.
     """
-    return text.count(b'"model"') == 1 and text.count(b'"stream') == streams and b"\\u00" not in text
+    bare = sum(map(len, values)) + sum(map(len, values.values())) + 4 * len(values) + 1
+    if len(text) == bare or (len(text) == bare + 2 * len(values) - 1 and _is_spaced(text, values)):
+        return None
+    try:
+        members_of(text, values)
+    except Twice as twice:
+        return twice.key
+    return None
 
 
-def without(text: bytes, key: bytes, value: bytes) -> bytes:
-    """The text without the value that stands behind the first such key (with its quotes), if it does stand there.
+def _is_spaced(text: bytes, values: Mapping[str, bytes]) -> bool:
+    """Whether the text is these members, with a space behind each comma and colon between them: Python's way."""
+    parts: list[bytes] = []
+    for key, value in values.items():
+        if (head := _SPACED.get(key)) is None:
+            if '"' in key or "\\" in key:
+                return False
+            head = f', "{key}": '.encode()
+        parts.append(head)
+        parts.append(value)
+    parts[0] = parts[0].replace(b", ", b"{", 1)
+    parts.append(b"}")
+    return b"".join(parts) == text
+
+
+class Twice(ValueError):
+    """A key stands in an object twice."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def members_of(text: bytes, values: Mapping[str, bytes]) -> list[Member]:
+    """The members of a valid JSON text, found by what a decoder read: as many steps as there are members.
+
+    A value that stands where one begins is that value, not a part of it, if a comma or the end comes next. So a text
+    that has these members in this order, and then ends, has no other.
+
+    Raises `Twice`.
+    """
+    found: list[Member] = []
+    at = text.index(b"{") + 1
+    for key, raw in values.items():
+        if (head := _HEAD.match(text, at)) is None:
+            raise Twice(key)
+        if (said := _key(head[1])) != key:
+            raise Twice(said)
+        value = bytes(raw)
+        start = head.end()
+        end = start + len(value)
+        after = _AFTER.match(text, end) if text.startswith(value, start) else None
+        if after is None:
+            raise Twice(key)
+        found.append(Member(key, head.start(1), start, end))
+        at = after.end()
+    if values and text[at - 1] != 0x7D:
+        further = _HEAD.match(text, at)
+        raise Twice("" if further is None else _key(further[1]))
+    return found
+
+
+def _key(raw: bytes) -> str:
+    """What a key says, with its quotes."""
+    if b"\\" not in raw:
+        return raw[1:-1].decode("utf-8")
+    told: str = json.loads(raw)
+    return told
+
+
+def hollow(text: bytes, name: str, value: bytes) -> bytes:
+    """The text with a 0 in place of that value of a member of that name; as it is, if there is none.
 
     What is inside a top-level value is not top level, so the search for keys may leave it out. Cutting another place
     with the same bytes would be harmless as well: between quotes in the same order they are a complete JSON value
     wherever they stand, and in any other order they are not valid JSON.
     """
-    at = text.find(key) + len(key)
-    while text[at : at + 1] in (b" ", b":", b"\n", b"\t", b"\r"):
-        at += 1
-    return text[:at] + text[at + len(value) :] if text.startswith(value, at) else text
+    key = b'"%b"' % name.encode()
+    at = text.find(key)
+    while at >= 0:
+        start = _COLON.match(text, at + len(key)).end()  # type: ignore[union-attr]  # it matches everywhere
+        if text.startswith(value, start):
+            return text[:start] + b"0" + text[start + len(value) :]
+        at = text.find(key, start)
+    return text
+
+
+def may_hold_long_number(text: bytes) -> bool:
+    """Whether there may be a number of so many digits that Python's parser refuses it: 4,300 at most.
+
+    So many in a row have a multiple of half as many among them, with a quarter to both sides.
+    """
+    if len(text) < _LONG:
+        return False
+    half, quarter = _LONG // 2, _LONG // 4
+    return any(text[at - quarter : at + quarter].isdigit() for at in range(half, len(text), half))
 
 
 def nesting(text: bytes) -> int:

@@ -1,7 +1,7 @@
 """How an operation speaks of errors: as a whole answer, and as the last event of a stream that was cut.
 
 OpenAI's chat routes end every stream with `[DONE]`; its Responses API and Anthropic's Messages API name their events
-and know no end mark. What a pod itself said about a request keeps the pod's own words and shape.
+and know no end mark. What a pod itself said about a request keeps the pod's own words, and as an answer its shape.
 """
 
 import json
@@ -25,7 +25,7 @@ class Dialect:
 
     def event(self, error: PoolgateError, events_before: int) -> bytes:
         """The error as the last event of a stream of which `events_before` were relayed, and the end mark."""
-        return b"data: %b\n\n%b" % (error.body(), self.end_mark)
+        return b"data: %b\n\n%b" % (_in_one_line(error.body()), self.end_mark)
 
 
 class ResponsesDialect(Dialect):
@@ -34,15 +34,8 @@ class ResponsesDialect(Dialect):
     end_mark = b""
 
     def event(self, error: PoolgateError, events_before: int) -> bytes:
-        return _event(
-            {
-                "type": "error",
-                "code": error.code,
-                "message": error.message,
-                "param": error.param,
-                "sequence_number": events_before,
-            }
-        )
+        told = {"code": error.code, "message": error.message, "param": error.param} | _own_words(error)
+        return _event(_json({"type": "error", **told, "sequence_number": events_before}))
 
 
 class AnthropicDialect(Dialect):
@@ -54,7 +47,7 @@ class AnthropicDialect(Dialect):
         return error.body() if isinstance(error, PodRefusal) else _json(_in_anthropics_words(error))
 
     def event(self, error: PoolgateError, events_before: int) -> bytes:
-        return _event(_in_anthropics_words(error))
+        return _event(_json(_in_anthropics_words(error)))
 
 
 OPENAI = Dialect()
@@ -74,11 +67,24 @@ _ANTHROPIC_TYPES = {
 def _in_anthropics_words(error: PoolgateError) -> dict[str, Any]:
     status = error.http_status
     kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message, "code": error.code}}
+    return {"type": "error", "error": {"type": kind, "message": error.message, "code": error.code} | _own_words(error)}
 
 
-def _event(value: Mapping[str, Any]) -> bytes:
-    return b"event: error\ndata: %b\n\n" % _json(value)
+def _own_words(error: PoolgateError) -> dict[str, Any]:
+    """What a pod said of a request, where its shape is not that of an event."""
+    if not isinstance(error, PodRefusal):
+        return {}
+    told = json.loads(error.body())["error"]
+    return {"message": str(told.get("message", ""))}
+
+
+def _in_one_line(body: bytes) -> bytes:
+    """A pod may write its JSON in many lines: each would be one of the stream. Inside a string there is no line end."""
+    return body.replace(b"\r", b" ").replace(b"\n", b" ")
+
+
+def _event(data: bytes) -> bytes:
+    return b"event: error\ndata: %b\n\n" % data
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

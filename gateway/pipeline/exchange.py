@@ -6,6 +6,8 @@ keeps a bounded buffer and pauses the `Source` of the bytes until it is empty ag
 
 from typing import NamedTuple, Protocol
 
+from gateway.pipeline.proxies import HasPeer
+
 
 class Head(NamedTuple):
     """What is known of a request before its body. Header names are lower case, the first of each name counts."""
@@ -18,6 +20,8 @@ class Head(NamedTuple):
     """Names that came more than once; usually empty."""
     received_at: float
     """Monotonic seconds."""
+    connection: HasPeer | None = None
+    """That it came on."""
 
 
 class Source(Protocol):

@@ -21,6 +21,13 @@ MAX_FIELD_BYTES = 4096
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 """RFC 2046, section 5.1.1."""
 
+_QUOTED = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_NAMES = re.compile(rb"(?<![a-z])name[*0-9]*[ \t]*=")
+"""What gives a part its name: twice, or in the spelling of RFC 2231, readers differ about it."""
+
+_AS_IT_IS = (b"", b"7bit", b"8bit", b"binary")
+"""RFC 7578 deprecates any Content-Transfer-Encoding, and no reader of forms decodes one."""
+
 
 def boundary_of(content_type: bytes) -> bytes:
     """The boundary that a form's Content-Type names.
@@ -85,7 +92,8 @@ class _Reading:
         self._parts = 0
         self._header = b""
         self._value = b""
-        self._disposition = b""
+        self._disposition: bytes | None = None
+        self._encoding = b""
         self._name: str | None = None
         self._text = b""
 
@@ -93,7 +101,8 @@ class _Reading:
         self._parts += 1
         if self._parts > MAX_PARTS:
             raise InvalidRequest(f"the form has more than {MAX_PARTS} parts")
-        self._disposition = b""
+        self._disposition = None
+        self._encoding = b""
 
     def header_name(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
@@ -102,17 +111,28 @@ class _Reading:
         self._value += data[start:end]
 
     def header_ends(self) -> None:
-        if self._header.lower() == b"content-disposition":
+        name = self._header.lower()
+        if name == b"content-disposition":
+            if self._disposition is not None:
+                raise InvalidRequest("a part of the form has two headers Content-Disposition")
             self._disposition = self._value
+        elif name == b"content-transfer-encoding":
+            self._encoding = self._value.strip().lower()
         self._header = self._value = b""
 
     def headers_end(self) -> None:
-        _, options = parse_options_header(self._disposition)
+        said = self._disposition or b""
+        _, options = parse_options_header(said)
         name = _text(options.get(b"name", b""))
         self._text = b""
         self._name = name if name in self._wanted else None
-        if self._name is not None and b"filename" in options:
+        bare = _QUOTED.sub(b"", said).lower()
+        if len(names := _NAMES.findall(bare)) > 1 or any(b"*" in each for each in names):
+            raise InvalidRequest("a part of the form has a name that not everybody reads alike")
+        if self._name is not None and b"filename" in bare:
             raise InvalidRequest(f"the field {name!r} is a file", param=name)
+        if self._name is not None and self._encoding not in _AS_IT_IS:
+            raise InvalidRequest(f"the field {name!r} has a Content-Transfer-Encoding", param=name)
         if self._name in self.found:
             raise InvalidRequest(f"the field {name!r} stands in the form twice", param=name)
 

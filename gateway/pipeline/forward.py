@@ -6,9 +6,9 @@ stop.
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from gateway.balancing.balancer import Balancer, Blame, Lease, Seat
 from gateway.balancing.policy import Wish
@@ -32,6 +32,7 @@ from gateway.core.errors import (
 from gateway.core.fleet import Deadlines, Fleet, Pod, Route
 from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.intake import renamed
+from gateway.pipeline.keep_alive import KeepAlive
 from gateway.pipeline.quarantine import Mark, Quarantine, mark_of
 from gateway.pipeline.reception import Visit
 from gateway.pipeline.relay import Content, Failed, Large, Relay, StreamRelay, TailBudget, Whole
@@ -43,7 +44,6 @@ from gateway.upstream.headers import request_head
 from gateway.upstream.pool import ConnectFailed, PodPool, Pools
 from gateway.upstream.usage import BYTES_PER_TOKEN, EventReader
 
-TAIL_BUDGET_BYTES = 128 << 20
 NO_POD_RETRY_SECONDS = 5.0
 DRAINING_RETRY_SECONDS = 1.0
 
@@ -74,6 +74,14 @@ class Request(NamedTuple):
 class Forwarder:
     """Sends requests to pods. `refresh(pod)` has a pod asked again for its models; `quarantined()` counts."""
 
+    relays: ClassVar[type[Relay]] = Relay
+    stream_relays: ClassVar[type[StreamRelay]] = StreamRelay
+    retries: ClassVar[type[Retries]] = Retries
+    quarantines: ClassVar[type[Quarantine]] = Quarantine
+    blame: ClassVar[Mapping[Failure, Blame]] = BLAME
+    max_tail_bytes: ClassVar[int] = 128 << 20
+    """Of all streams together: what they may hold of unfinished events."""
+
     def __init__(
         self,
         *,
@@ -94,12 +102,15 @@ class Forwarder:
         self._quarantined = quarantined
         self._clock = clock
         self._chance = chance
-        self._quarantine = Quarantine()
-        self._budget = TailBudget(TAIL_BUDGET_BYTES)
+        self._quarantine = self.quarantines()
+        self._budget = TailBudget(self.max_tail_bytes)
         self._running: dict[Relay, Lease] = {}
+        self._keep_alives: set[KeepAlive] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.draining = False
         """New work is refused: this replica goes away now."""
+        self.keep_alive_seconds: float | None = None
+        """How long a stream may be silent, from its request on, before it gets a comment; None: for ever."""
 
     async def forward(self, request: Request, models: tuple[str, ...]) -> None:
         """Answer the client from one of the models, to be tried in this order: the one asked for, or what its alias
@@ -108,16 +119,30 @@ class Forwarder:
         Raises what the client is to be told, if nothing of an answer was sent yet.
         """
         refused: PoolgateError | None = None
-        for model in models:
-            if model != request.call.model:
-                request = await _asking_for(model, request)
-            try:
-                await self._to_model(request)
-            except (NoReadyPod, QueueFull, QueueTimeout) as error:
-                refused = error
-            else:
-                return
+        keep_alive = None
+        if self.keep_alive_seconds is not None and request.call.stream:
+            keep_alive = self._kept_alive(request, self.keep_alive_seconds)
+            self._keep_alives.add(keep_alive)
+        try:
+            for model in models:
+                if model != request.call.model:
+                    request = await _asking_for(model, request)
+                try:
+                    await self._to_model(request)
+                except (NoReadyPod, QueueFull, QueueTimeout) as error:
+                    refused = error
+                else:
+                    return
+        finally:
+            if keep_alive is not None:
+                self._keep_alives.remove(keep_alive)
         raise refused or self._no_ready_pod(request)
+
+    def _kept_alive(self, request: Request, seconds: float) -> KeepAlive:
+        visit, exchange = request.visit, request.exchange
+        return KeepAlive(
+            exchange, visit.trail, seconds, partial(_start, visit, exchange, _EVENTS, None, _STREAM_HEADERS)
+        )
 
     def sweep(self, now: float) -> None:
         """Judge every running answer's deadlines, and the pods' silence; about four times a second."""
@@ -130,6 +155,8 @@ class Forwarder:
                 suspects.setdefault(lease.seat, []).append((relay, lease))
         for seat, held in suspects.items():
             self._suspect(seat, held, now)
+        for each in self._keep_alives:
+            each.sweep(now)
 
     def end_all(self) -> None:
         """The drain's limit is reached: refuse new work, and end what still runs with the truth."""
@@ -166,7 +193,7 @@ class Forwarder:
                 failed = await self._attempt(lease, pool, pool.take(), request, route.pool.deadlines)
                 if failed is None:
                     return
-                retries = retries or Retries()
+                retries = retries or self.retries()
                 again = retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry)
                 if again is Again.SAME_POD and self._is_routed(model, pod):
                     trail.retries += ((pod.pool, failed.failure),)
@@ -194,7 +221,7 @@ class Forwarder:
         visit = request.visit
         trail = visit.trail
         pool = route.pool
-        others = [pod for pod in route.pods if pod.uid not in excluded]
+        others = [pod for pod in route.pods if pod.uid not in excluded and self._balancer.may_serve(pod)]
         if failed is not None and (not others or failed.failure is Failure.BUSY):
             raise failed.error
         patience = pool.queue_wait_seconds if others else pool.hold_empty_seconds
@@ -286,7 +313,7 @@ class Forwarder:
                 connection.drop(relay)
                 del self._running[relay]
                 relay.discard()
-                _note_usage(relay, request)
+                self._note_usage(relay, request)
             failed = await self._diagnosed(first, lease, request)
             outcome = failed.failure
             return self._blamed(failed, lease, visit)
@@ -343,9 +370,9 @@ class Forwarder:
             loop = self._loop = asyncio.get_running_loop()
         if not call.stream:
             deadline = received_at + deadlines.response_seconds
-            return Relay(reader, deadline, self._clock, loop, operation.answers)
+            return self.relays(reader, deadline, self._clock, loop, operation.answers)
         assert isinstance(reader, EventReader)  # noqa: S101  # only what can be read as a stream is asked for as one
-        return StreamRelay(
+        return self.stream_relays(
             reader,
             deadlines,
             received_at,
@@ -419,7 +446,7 @@ class Forwarder:
     def _blamed(self, failed: Failed, lease: Lease, visit: Visit) -> Failed:
         """Count a failure against its pod, as the table says."""
         failure = failed.failure
-        blame = BLAME.get(failure)
+        blame = self.blame.get(failure)
         if blame is not None:
             seconds = failed.error.retry_after_seconds if isinstance(failed.error, Busy) else 0.0
             lease.failed(blame, visit.tenant, seconds)
@@ -434,6 +461,39 @@ class Forwarder:
     def _note_death(self, seat: Seat, mark: Mark, asked: "asyncio.Task[Condition]") -> None:
         if not asked.cancelled() and asked.result() is not Condition.ALIVE and seat.leaving_since is None:
             self._quarantine.died(mark, seat.uid, self._clock())
+
+    # What was spent.
+
+    def _note_usage(self, relay: Relay, request: Request) -> None:
+        """What the last attempt that said anything spent: the pod's own count, or what was seen of it."""
+        visit, call, reader = request.visit, request.call, relay.reader
+        operation, trail = visit.operation, visit.trail
+        if reader.answered:
+            trail.finish = reader.finish
+            trail.content_events = reader.content_events
+        elif trail.committed_at is None and not request.exchange.client_gone:
+            return
+        # A pod works on a prompt from the moment it has it: who leaves before the first token has spent that much.
+        if operation.takes_tokens:
+            usage = reader.usage()
+            if usage is None or self._is_a_lie(usage, call):
+                seen = reader.content_events - reader.openings
+                if not seen and operation.streams and not call.stream and trail.committed_at is not None:
+                    seen = relay.body_bytes // BYTES_PER_TOKEN
+                usage = Usage(call.prompt_tokens_estimate, seen, estimated=True)
+            trail.usage = usage
+
+    def _is_a_lie(self, usage: Usage, call: Call) -> bool:
+        """More than can be: a prompt has no more tokens than bytes, an answer no more than were asked for; by the
+        slack a pod may count otherwise than we do.
+        """
+        if usage.prompt_tokens > call.body_length + MOST_UNSEEN_TOKENS:
+            return True
+        if call.max_tokens is None or call.choices is None:
+            return usage.completion_tokens > MOST_UNSEEN_TOKENS * (call.choices or 1)
+        return usage.completion_tokens > 2 * call.max_tokens * call.choices + 1024
+
+    # Quarantine.
 
     def _put_in_quarantine(self) -> Quarantined:
         self._quarantined()
@@ -505,44 +565,24 @@ def begin(
     length: int | None,
     headers: tuple[tuple[bytes, bytes], ...],
 ) -> None:
-    """Send an answer's head."""
+    """Send an answer's head, unless a comment took it along."""
     trail = visit.trail
-    if visit.tenant.debug:
-        headers += debug_headers(trail)
-    exchange.start(200, content_type, length, headers)
-    trail.status = 200
+    if not trail.opened:
+        _start(visit, exchange, content_type, length, headers)
     trail.committed_at = clock()
 
 
-def _note_usage(relay: Relay, request: Request) -> None:
-    """What the last attempt that said anything spent: the pod's own count, or what was seen of it."""
-    visit, call, reader = request.visit, request.call, relay.reader
-    operation, trail = visit.operation, visit.trail
-    if reader.answered:
-        trail.finish = reader.finish
-        trail.content_events = reader.content_events
-    elif trail.committed_at is None and not request.exchange.client_gone:
-        return
-    # A pod works on a prompt from the moment it has it: who leaves before the first token has spent that much.
-    if operation.takes_tokens:
-        usage = reader.usage()
-        if usage is None or _is_a_lie(usage, call):
-            seen = reader.content_events - reader.openings
-            if not seen and operation.streams and not call.stream and trail.committed_at is not None:
-                seen = relay.body_bytes // BYTES_PER_TOKEN
-            usage = Usage(call.prompt_tokens_estimate, seen, estimated=True)
-        trail.usage = usage
-
-
-def _is_a_lie(usage: Usage, call: Call) -> bool:
-    """More than can be: a prompt has no more tokens than bytes, an answer no more than were asked for; by the slack a
-    pod may count otherwise than we do.
-    """
-    if usage.prompt_tokens > call.body_length + MOST_UNSEEN_TOKENS:
-        return True
-    if call.max_tokens is None or call.choices is None:
-        return usage.completion_tokens > MOST_UNSEEN_TOKENS * (call.choices or 1)
-    return usage.completion_tokens > 2 * call.max_tokens * call.choices + 1024
+def _start(
+    visit: Visit,
+    exchange: Exchange,
+    content_type: bytes,
+    length: int | None,
+    headers: tuple[tuple[bytes, bytes], ...],
+) -> None:
+    if visit.tenant.debug:
+        headers += debug_headers(visit.trail)
+    exchange.start(200, content_type, length, headers)
+    visit.trail.status = 200
 
 
 def debug_headers(trail: Trail) -> tuple[tuple[bytes, bytes], ...]:

@@ -1,13 +1,16 @@
 """Bytes and headers → `Call`. The body is looked at here and nowhere else.
 
-The decoder names the few fields we route on and skips the rest, validating the JSON all the same (NaN, control
-characters, trailing bytes, broken escapes are errors). It does not check UTF-8 in what it skips: that is one more
-pass, at a hundredth of the price.
+The decoder gives the top level's members, each value as its bytes, validating all the same (NaN, control characters,
+trailing bytes, broken escapes, half a surrogate pair are errors). What we read of them is a dict's look-up away; the
+rest is never looked at. The decoder does not check UTF-8 in what it skips: that is one more pass, at a hundredth of the
+price.
 """
 
+import json
 from collections.abc import Callable, Mapping
-from operator import attrgetter
-from typing import NamedTuple
+from functools import cache
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -16,20 +19,27 @@ from gateway.core.caller import Tenant
 from gateway.core.errors import Forbidden, InvalidJson, InvalidRequest, Unsupported, UnsupportedMediaType
 from gateway.pipeline.body import (
     MAX_NESTING,
-    Member,
     Parts,
     asking_for_model,
     asking_for_usage,
+    first_repeated,
+    hollow,
+    may_hold_long_number,
     members,
+    members_of,
     nesting,
     repeated,
-    stand_once,
-    without,
 )
+from gateway.pipeline.caps import ENTRIES, LENGTHS, THE_USUAL_CAPS, Caps
 from gateway.pipeline.form import boundary_of, form_asking_for_model
-from gateway.pipeline.operations import CHAT, COMPLETIONS, JSON, RESPONSES_API, Operation
+from gateway.pipeline.media import may_be_fetched, may_name_urls, urls_in
+from gateway.pipeline.operations import CHAT, COMPLETIONS, EMBEDDINGS, JSON, RESPONSES_API, Operation
 from gateway.upstream.usage import BYTES_PER_TOKEN, MAX_TOKENS
 
+MAX_MEMBERS = 256
+"""Of the body itself. There are some 100 fields that any API knows."""
+MAX_KEYS_CHARACTERS = 8192
+"""Of all keys of the body itself together."""
 WORTH_CUTTING_BYTES = 4096
 BYTES_PER_AUDIO_TOKEN = 640
 """Speech models hear some 50 tokens a second, of 16-bit samples at 16 kHz. For estimates only."""
@@ -49,9 +59,7 @@ GUARDED_FIELDS = (
 )
 """Body fields that reach past the caller's own request: refused unless the key allows them."""
 
-_ROUTED = frozenset(("model", "stream", "stream_options"))
-
-FORM_FIELDS = frozenset(("model", "stream", "stream_include_usage", *GUARDED_FIELDS))
+FORM_FIELDS = frozenset(("model", "stream", "stream_include_usage", "n", *GUARDED_FIELDS))
 """What is read of a form; each may stand in it once."""
 
 _MEDIA: tuple[tuple[bytes, Callable[[int], int]], ...] = (
@@ -61,38 +69,35 @@ _MEDIA: tuple[tuple[bytes, Callable[[int], int]], ...] = (
 )
 """What base64 begins behind, in the spellings of the SDKs, and how many tokens so many bytes of it are."""
 
+_PROMPT = ("tools", "system", "instructions", "messages", "prompt", "input")
+"""What a prompt is made of, in the order in which a chat template writes it."""
+
+_WITHOUT_MEDIA = frozenset(("tools", "functions", "tool_choice", "response_format", "structured_outputs", "metadata"))
+"""Where no pod looks for media, but where a schema or a note may well look like some."""
+
+_LARGE_BYTES = 65_536
+_MAX_QUOTES = 32_768
+
 _Optional = msgspec.Raw | msgspec.UnsetType
 
 
-class _Fields(msgspec.Struct, gc=False):
-    model: str
-    stream: bool | msgspec.UnsetType | None = msgspec.UNSET
-    stream_options: _Optional = msgspec.UNSET
-    n: int | None = None
+class _Large(msgspec.Struct, gc=False):
+    """What may be large."""
+
     messages: _Optional = msgspec.UNSET
     prompt: _Optional = msgspec.UNSET
     input: _Optional = msgspec.UNSET
-    prompt_embeds: _Optional = msgspec.UNSET
     tools: _Optional = msgspec.UNSET
     system: _Optional = msgspec.UNSET
-    instructions: _Optional = msgspec.UNSET
-    prompt_cache_key: _Optional = msgspec.UNSET
-    max_tokens: _Optional = msgspec.UNSET
-    max_completion_tokens: _Optional = msgspec.UNSET
-    max_output_tokens: _Optional = msgspec.UNSET
-    priority: _Optional = msgspec.UNSET
-    cache_salt: _Optional = msgspec.UNSET
-    kv_transfer_params: _Optional = msgspec.UNSET
-    ec_transfer_params: _Optional = msgspec.UNSET
-    vllm_xargs: _Optional = msgspec.UNSET
-    mm_payload: _Optional = msgspec.UNSET
-    session_id: _Optional = msgspec.UNSET
-    request_id: _Optional = msgspec.UNSET
-
-
-class _ResponsesFields(_Fields, gc=False):
-    previous_response_id: str | None = None
-    background: bool | None = None
+    documents: _Optional = msgspec.UNSET
+    queries: _Optional = msgspec.UNSET
+    items: _Optional = msgspec.UNSET
+    data_1: _Optional = msgspec.UNSET
+    data_2: _Optional = msgspec.UNSET
+    text_1: _Optional = msgspec.UNSET
+    text_2: _Optional = msgspec.UNSET
+    prompt_embeds: _Optional = msgspec.UNSET
+    tokens: _Optional = msgspec.UNSET
 
 
 class _StreamOptions(msgspec.Struct):
@@ -100,43 +105,54 @@ class _StreamOptions(msgspec.Struct):
     continuous_usage_stats: bool | None = None
 
 
-_UNSET = msgspec.UNSET
 _UNREAD = MAX_TOKENS + 1
 _MAX_DIGITS = len(str(MAX_TOKENS))
-_NONE_SENT = (_UNSET,) * len(GUARDED_FIELDS)
-_guarded = attrgetter(*GUARDED_FIELDS)
-_fields = msgspec.json.Decoder(_Fields)
-_responses_fields = msgspec.json.Decoder(_ResponsesFields)
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_large = msgspec.json.Decoder(_Large)
+_text = msgspec.json.Decoder(str)
+_optional_text = msgspec.json.Decoder(str | None)
+_optional_truth = msgspec.json.Decoder(bool | None)
+_optional_number = msgspec.json.Decoder(int | None)
+_number_or_truth = msgspec.json.Decoder(int | bool | None)
 _stream_options = msgspec.json.Decoder(_StreamOptions | None)
 _prompts = msgspec.json.Decoder(list[msgspec.Raw])
+_anything = msgspec.json.Decoder(float_hook=float)
+
+
+_NO_MODEL = "the field 'model' is missing: name one of /v1/models"
+_TOKEN_LISTS = ("prompt", "input")
+_INFINITE = (float("inf"), float("-inf"))
+_SHORTEST_INFINITE = len("1e999")
+_BEGINS_NUMBER = tuple(bytes((mark,)) for mark in b"-0123456789")
+
+T = TypeVar("T")
 
 
 class Look(NamedTuple):
-    """A body after one look. `in_doubt`: only a walk over its members tells whether a routed key is there twice."""
+    """A body after one look. `may_name_urls`: only `check_media` tells whether it names media that may not be had."""
 
-    fields: _Fields
     body: bytes
-    in_doubt: bool
+    members: dict[str, msgspec.Raw]
+    model: str
+    stream: bool
+    may_name_urls: bool
 
     @property
     def prompt_parts(self) -> list[bytes]:
         """What the prompt is made of, raw, in the order in which a chat template writes it."""
-        told = self.fields
-        parts = (told.tools, told.system, told.instructions, told.messages, told.prompt, told.input)
-        return [bytes(part) for part in parts if part is not _UNSET]
+        told = self.members
+        return [bytes(told[name]) for name in _PROMPT if name in told]
 
     @property
     def session(self) -> str:
         """The conversation that `prompt_cache_key` names; empty without one."""
-        key = self.fields.prompt_cache_key
-        said = b"" if key is _UNSET else bytes(key)
+        said = bytes(self.members.get("prompt_cache_key", b""))
         return "" if said in (b"null", b'""') else said.decode("utf-8", "replace")
 
     @property
     def cache_salt(self) -> bytes:
         """What keeps this prompt apart from others that read alike; empty without."""
-        salt = self.fields.cache_salt
-        return b"" if salt is _UNSET else bytes(salt)
+        return bytes(self.members.get("cache_salt", b""))
 
 
 def check_json(content_type: bytes) -> None:
@@ -151,14 +167,14 @@ def check_json(content_type: bytes) -> None:
 
 
 def look(body: bytes, operation: Operation) -> Look:
-    """The routed fields of a JSON body.
+    """The members of a JSON body, and those that every request is routed by.
 
     Raises `InvalidJson` for what is not JSON that means one thing, `InvalidRequest` for fields of the wrong type.
     """
     try:
         if not body.isascii():
             str(body, "utf-8")
-        fields = (_fields if operation is not RESPONSES_API else _responses_fields).decode(body)
+        found = _members.decode(body) if len(body) <= _LARGE_BYTES else _members_of_large(body)
     except msgspec.ValidationError as error:
         raise _invalid_field(str(error)) from None
     except msgspec.DecodeError:
@@ -167,68 +183,131 @@ def look(body: bytes, operation: Operation) -> Look:
         raise InvalidJson("the body is not valid UTF-8") from None
     except RecursionError:
         raise InvalidJson(f"the body nests deeper than {MAX_NESTING} levels") from None
+    if len(body) <= _LARGE_BYTES:
+        _check_keys(body, found)
     if body.count(b"{") + body.count(b"[") > MAX_NESTING and nesting(body) > MAX_NESTING:
         raise InvalidJson(f"the body nests deeper than {MAX_NESTING} levels")
+    if may_hold_long_number(body):
+        _check_numbers(body)
+    if "model" not in found:
+        raise InvalidRequest(_NO_MODEL, param="model")
+    model = _typed(_text, "model", found["model"])
+    stream = "stream" in found and _typed(_optional_truth, "stream", found["stream"]) is True and operation.streams
+    return Look(body, found, model, stream, may_name_urls(body))
+
+
+def _members_of_large(body: bytes) -> dict[str, msgspec.Raw]:
+    """As of any other body, but what it may make us keep is bounded: the large values are set aside first."""
+    large = _large.decode(body)
+    values = {name: raw for name in large.__struct_fields__ if isinstance(raw := getattr(large, name), msgspec.Raw)}
     text = body
-    if len(body) > WORTH_CUTTING_BYTES:
-        if fields.messages is not _UNSET:
-            text = without(body, b'"messages"', bytes(fields.messages))
-        elif fields.prompt is not _UNSET:
-            text = without(body, b'"prompt"', bytes(fields.prompt))
-        elif fields.input is not _UNSET:
-            text = without(body, b'"input"', bytes(fields.input))
-    streams = (fields.stream is not _UNSET) + (fields.stream_options is not _UNSET)
-    return Look(fields, body, not stand_once(text, streams))
+    for name, raw in values.items():
+        if len(raw) > WORTH_CUTTING_BYTES:
+            text = hollow(text, name, bytes(raw))
+    if len(text) > _LARGE_BYTES and text.count(b'"') > _MAX_QUOTES:
+        raise InvalidRequest("the body has too much beside its messages, prompt or input")
+    found = _members.decode(text)
+    _check_keys(text, found)
+    found.update(values)
+    return found
 
 
-def call_of(seen: Look, found: list[Member] | None, operation: Operation, tenant: Tenant) -> Call:
-    """The call a body makes. `found` are its members, needed when the look left a doubt.
+def _check_keys(text: bytes, found: dict[str, msgspec.Raw]) -> None:
+    if (twice := first_repeated(text, found)) is not None:
+        raise InvalidJson(f"the key {twice[:64]!r} stands in the body twice", param=twice[:64])
+    if len(found) > MAX_MEMBERS:
+        raise InvalidJson(f"the body has more than {MAX_MEMBERS} members")
+    if len(text) > MAX_KEYS_CHARACTERS and sum(map(len, found)) > MAX_KEYS_CHARACTERS:
+        raise InvalidJson(f"the keys of the body are longer than {MAX_KEYS_CHARACTERS} characters together")
+
+
+def _check_numbers(body: bytes) -> None:
+    """Python's parser, which pods have, refuses whole numbers that others read."""
+    try:
+        json.loads(body)
+    except ValueError:
+        raise InvalidJson("the body has a number of too many digits") from None
+
+
+def check_media(seen: Look, caps: Caps) -> None:
+    """Refuse media that a pod would fetch from where it must not. With a large body it is not for the loop's thread.
+
+    Raises `InvalidRequest`.
+    """
+    for name, raw in seen.members.items():
+        if name in _WITHOUT_MEDIA or not may_name_urls(text := bytes(raw)):
+            continue
+        try:
+            value = _anything.decode(text)
+        except msgspec.DecodeError:
+            raise InvalidJson("the body has a number that is out of range", param=name) from None
+        for url in urls_in(value):
+            if not may_be_fetched(url, caps.media_url_hosts):
+                raise InvalidRequest(
+                    "pods may not fetch media from this URL: send it as a data: URL, or have the operator name its "
+                    "host in requests.media_url_hosts",
+                    param=name,
+                )
+
+
+def call_of(seen: Look, operation: Operation, tenant: Tenant, caps: Caps = THE_USUAL_CAPS) -> Call:
+    """The call a body makes.
 
     Raises `InvalidRequest` and `Forbidden`.
     """
-    fields, body = seen.fields, seen.body
-    if found is not None and (key := repeated(found, _ROUTED)) is not None:
-        raise InvalidJson(f"the key {key!r} stands in the body twice", param=key)
-    if _guarded(fields) != _NONE_SENT:
-        sent = zip(GUARDED_FIELDS, _guarded(fields), strict=True)
-        _check_guarded([name for name, value in sent if value is not _UNSET], tenant)
-    if isinstance(fields, _ResponsesFields):
-        _check_remembered(fields)
-    stream = fields.stream is True and operation.streams
+    body, told, stream = seen.body, seen.members, seen.stream
+    n = 1
+    for name, raw in told.items():
+        if (check := _CHECKS.get(name)) is not None:
+            check(name, raw, caps, tenant)
+    if operation is RESPONSES_API:
+        _check_remembered(told)
+    elif operation is EMBEDDINGS and "input" in told:
+        _check_entries("input", told["input"], caps.max_inputs)
+    if "n" in told:
+        n = max(_typed(_optional_number, "n", told["n"]) or 1, 1)
     wants_usage = False
     parts: Parts = [body]
     length = len(body)
     if stream and operation.asks_usage:
         options = None
-        if isinstance(fields.stream_options, msgspec.Raw):
-            options = next(m for m in (found or members(body)) if m.key == "stream_options")
-            wants_usage = _wants_usage(bytes(fields.stream_options))
+        if "stream_options" in told:
+            options = next(each for each in members_of(body, told) if each.key == "stream_options")
+            wants_usage = _wants_usage(bytes(told["stream_options"]))
         if not wants_usage:
             parts = asking_for_usage(body, options)
             length = sum(map(len, parts))
     return Call(
-        model=fields.model,
+        model=seen.model,
         stream=stream,
         wants_usage=wants_usage,
-        choices=_choices(fields, operation) if operation is COMPLETIONS or fields.n is not None else 1,
+        choices=_choices(n, told, caps) if operation is COMPLETIONS else n if operation is CHAT else 1,
         body=parts,
         body_length=length,
         content_type=JSON,
         prompt_tokens_estimate=_prompt_tokens(body),
-        max_tokens=_max_tokens(fields, operation),
-        says_priority=fields.priority is not _UNSET,
+        max_tokens=_max_tokens(told, operation),
+        says_priority="priority" in told,
     )
 
 
-def call_of_form(found: Mapping[str, str], body: bytes, content_type: bytes, tenant: Tenant) -> Call:
+def call_of_form(
+    found: Mapping[str, str], body: bytes, content_type: bytes, tenant: Tenant, caps: Caps = THE_USUAL_CAPS
+) -> Call:
     """The call that a form makes; `found` are those of its `FORM_FIELDS` that it has.
 
     Raises `InvalidRequest` and `Forbidden`.
     """
-    _check_guarded([name for name in GUARDED_FIELDS if name in found], tenant)
+    for name in GUARDED_FIELDS:
+        if name in found:
+            _check_guarded(name, b"", caps, tenant)
     model = found.get("model", "")
     if not model:
         raise InvalidRequest(_NO_MODEL, param="model")
+    if (choices := found.get("n")) is not None:
+        if not choices.isdecimal() or not choices.isascii():
+            raise InvalidRequest("the field 'n' is no number", param="n")
+        _check_choices("n", choices.lstrip("0").encode() or b"0", caps, tenant)
     return Call(
         model=model,
         stream=_truth(found, "stream"),
@@ -269,20 +348,87 @@ def _truth(found: Mapping[str, str], name: str) -> bool:
     raise InvalidRequest(f"the field {name!r} is neither true nor false", param=name)
 
 
-def _check_guarded(sent: list[str], tenant: Tenant) -> None:
-    for name in sent:
-        if name not in tenant.allow_fields:
-            raise Forbidden(f"this key may not send the field {name!r}", code="field_not_allowed", param=name)
+def _check_guarded(name: str, _: bytes, __: Caps, tenant: Tenant) -> None:
+    if name not in tenant.allow_fields:
+        raise Forbidden(f"this key may not send the field {name!r}", code="field_not_allowed", param=name)
 
 
-def _check_remembered(fields: _ResponsesFields) -> None:
+def _check_remembered(told: Mapping[str, bytes]) -> None:
     """What a pod would have to remember: the next request may well go to another one."""
-    if fields.previous_response_id is not None:
+    earlier = told.get("previous_response_id", b"null")
+    if _typed(_optional_text, "previous_response_id", earlier) is not None:
         raise Unsupported(
             "earlier responses are kept by no pod: send the whole conversation as 'input'", param="previous_response_id"
         )
-    if fields.background:
+    if _typed(_optional_truth, "background", told.get("background", b"null")):
         raise Unsupported("responses in the background are not kept: leave out 'background'", param="background")
+
+
+def _check_choices(name: str, raw: bytes, caps: Caps, _: Tenant) -> None:
+    if (_typed(_optional_number, name, raw) or 0) > caps.max_n:
+        raise InvalidRequest(
+            f"the field {name!r} may be {caps.max_n} at most: the operator raises it with requests.max_n", param=name
+        )
+
+
+def _check_logprobs(name: str, raw: bytes, caps: Caps, _: Tenant) -> None:
+    # vLLM takes -1 for all of its vocabulary.
+    if not 0 <= (_typed(_number_or_truth, name, raw) or 0) <= caps.max_logprobs:
+        raise InvalidRequest(
+            f"the field {name!r} may be 0 to {caps.max_logprobs}: the operator raises it with requests.max_logprobs",
+            param=name,
+        )
+
+
+def _check_list(name: str, raw: bytes, caps: Caps, _: Tenant) -> None:
+    if (most := caps.entries.get(name)) is not None:
+        _check_entries(name, raw, most)
+
+
+def _check_entries(name: str, raw: bytes, most: int) -> None:
+    """No list of more entries than that; a list of numbers alone in `input` or `prompt` is one entry."""
+    if len(raw) <= 2 * most or not (text := bytes(raw)).startswith(b"["):
+        return
+    if name in _TOKEN_LISTS and text[1:].lstrip()[:1] not in (b'"', b"[", b"{"):
+        return
+    try:
+        _no_more_than(most).decode(text)
+    except msgspec.ValidationError:
+        raise InvalidRequest(f"the field {name!r} may have {most} entries at most", param=name) from None
+
+
+@cache
+def _no_more_than(most: int) -> msgspec.json.Decoder[Any]:
+    """A decoder that stops at the first entry too many: what it makes of a list is bounded, however long that is."""
+    fields = [(f"entry_{place}", _Optional, msgspec.UNSET) for place in range(most)]
+    return msgspec.json.Decoder(
+        msgspec.defstruct("_NoMoreThan", fields, array_like=True, forbid_unknown_fields=True, gc=False)
+    )
+
+
+def _check_length(name: str, raw: bytes, caps: Caps, _: Tenant) -> None:
+    if (most := caps.lengths.get(name)) is not None and len(raw) > most:
+        raise InvalidRequest(f"the field {name!r} may be {most} bytes long at most", param=name)
+
+
+def _check_finite(name: str, raw: bytes, _: Caps, __: Tenant) -> None:
+    """A number beyond what fits a double is infinity to some parsers, and an error to others."""
+    if len(raw) < _SHORTEST_INFINITE:
+        return
+    text = bytes(raw)
+    if text[:1] in _BEGINS_NUMBER and float(text) in _INFINITE:
+        raise InvalidJson(f"the field {name!r} is out of range", param=name)
+
+
+def _typed(decoder: "msgspec.json.Decoder[T]", name: str, raw: bytes) -> T:
+    """The value of a field.
+
+    Raises `InvalidRequest`.
+    """
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise _invalid_field(f"{error} - at `$.{name}`") from None
 
 
 def _wants_usage(options: bytes) -> bool:
@@ -315,20 +461,20 @@ def _prompt_tokens(body: bytes) -> int:
     return text // BYTES_PER_TOKEN + tokens
 
 
-def _max_tokens(fields: _Fields, operation: Operation) -> int | None:
+def _max_tokens(told: Mapping[str, bytes], operation: Operation) -> int | None:
     """The most tokens of an answer, in the spellings that this operation has: its pods do not heed the others.
 
     None where none is said, or in a form that is left to the pod to read or refuse.
     """
-    most = _tokens(fields.max_output_tokens if operation is RESPONSES_API else fields.max_tokens)
-    if operation is CHAT and fields.max_completion_tokens is not _UNSET:
-        most = max(most, _tokens(fields.max_completion_tokens))
+    most = _tokens(told.get("max_output_tokens" if operation is RESPONSES_API else "max_tokens"))
+    if operation is CHAT and "max_completion_tokens" in told:
+        most = max(most, _tokens(told["max_completion_tokens"]))
     return most if 0 < most < _UNREAD else None
 
 
-def _tokens(said: _Optional) -> int:
+def _tokens(said: bytes | None) -> int:
     """A number in any form that a pod would take; 0 where none is said."""
-    if said is _UNSET:
+    if said is None:
         return 0
     text = bytes(said)
     if text.isdigit() and len(text) < _MAX_DIGITS:
@@ -342,30 +488,49 @@ def _tokens(said: _Optional) -> int:
     return int(min(number, MAX_TOKENS)) if number > 0 else 0
 
 
-def _choices(fields: _Fields, operation: Operation) -> int | None:
-    """How many indices the answer will have; None when only the answer tells."""
-    each = 1 if fields.n is None else max(fields.n, 1)
-    if operation is CHAT:
-        return each
-    if fields.prompt_embeds is not msgspec.UNSET:
+def _choices(each: int, told: Mapping[str, bytes], caps: Caps) -> int | None:
+    """How many indices a completion will have; None when only the answer tells.
+
+    Raises `InvalidRequest`.
+    """
+    prompt = bytes(told.get("prompt", b""))
+    _check_entries("prompt", prompt, caps.max_prompts)
+    if "prompt_embeds" in told:
+        _check_entries("prompt_embeds", told["prompt_embeds"], caps.max_prompts)
         return None
-    prompt = b"" if fields.prompt is msgspec.UNSET else bytes(fields.prompt)
-    if not prompt.startswith(b"["):
-        return each
-    entries = _prompts.decode(prompt)
     # A list of token ids is one prompt; lists and strings are one each.
-    many = bool(entries) and bytes(entries[0])[:1] in (b'"', b"[")
-    return each * len(entries) if many else each
+    if not prompt.startswith(b"[") or prompt[1:].lstrip()[:1] not in (b'"', b"["):
+        return each
+    return each * len(_prompts.decode(prompt))
 
 
 def _invalid_field(told: str) -> InvalidRequest:
     """msgspec's words, with the field they are about as `param`."""
     reason, _, path = told.partition(" - at `$")
     field = path.strip(".`") or None
-    if "missing required field `model`" in reason:
-        return InvalidRequest(_NO_MODEL, param="model")
     where = f"the field {field!r}" if field else "the body"
     return InvalidRequest(f"{where} has the wrong type: {reason[:1].lower()}{reason[1:]}", param=field)
 
 
-_NO_MODEL = "the field 'model' is missing: name one of /v1/models"
+_CHECKS: Mapping[str, Callable[[str, bytes, Caps, Tenant], None]] = MappingProxyType(
+    dict.fromkeys(ENTRIES, _check_list)
+    | dict.fromkeys(LENGTHS, _check_length)
+    | dict.fromkeys(GUARDED_FIELDS, _check_guarded)
+    | dict.fromkeys(("n", "best_of"), _check_choices)
+    | dict.fromkeys(("logprobs", "top_logprobs", "prompt_logprobs"), _check_logprobs)
+    | dict.fromkeys(
+        (
+            "temperature",
+            "top_p",
+            "min_p",
+            "top_k",
+            "frequency_penalty",
+            "presence_penalty",
+            "repetition_penalty",
+            "length_penalty",
+            "seed",
+        ),
+        _check_finite,
+    )
+)
+"""What is checked of a member by its name alone."""

@@ -6,7 +6,7 @@ by a secret of this process. A body that a pod has answered since, to the end, i
 """
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 MAX_KEPT = 10_000
 KEPT_SECONDS = 600.0
@@ -35,6 +35,9 @@ class _Known(NamedTuple):
 class Quarantine:
     """See the module's text. Falsy while it knows of no death."""
 
+    max_deaths: ClassVar[int] = DEATHS
+    max_kept: ClassVar[int] = MAX_KEPT
+
     def __init__(self) -> None:
         self._deaths: dict[Mark, _Known] = {}
         """In the order of the last death of each."""
@@ -50,7 +53,7 @@ class Quarantine:
         before = held.deaths if held is not None and now - held.at < KEPT_SECONDS else 0
         self._deaths.pop(mark, None)
         self._deaths[mark] = _Known(before + 1, now, uid)
-        if len(self._deaths) > MAX_KEPT:
+        if len(self._deaths) > self.max_kept:
             del self._deaths[next(iter(self._deaths))]
 
     def holds(self, mark: Mark, now: float) -> bool:
@@ -61,7 +64,7 @@ class Quarantine:
                 break
             del self._deaths[oldest]
         held = self._deaths.get(mark)
-        return held is not None and held.deaths >= DEATHS
+        return held is not None and held.deaths >= self.max_deaths
 
     def answered(self, mark: Mark) -> None:
         """A pod has answered it, to the end."""

@@ -6,6 +6,8 @@ otherwise.
 
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -16,15 +18,19 @@ from gateway.core.errors import (
     ExpectationFailed,
     InvalidApiKey,
     InvalidRequest,
+    MethodNotAllowed,
     PoolgateError,
     UnsupportedMediaType,
 )
 from gateway.limits.keys import KeyRing
+from gateway.pipeline.cors import Headers, Origins
 from gateway.pipeline.dialects import OPENAI, Dialect
 from gateway.pipeline.exchange import Head
 from gateway.pipeline.form import boundary_of
 from gateway.pipeline.intake import check_json
 from gateway.pipeline.operations import JSON, MODELS, Body, Operation, dialect_at, find
+from gateway.pipeline.overload import Overload
+from gateway.pipeline.proxies import Proxies, peer_of
 from gateway.telemetry.sampling import Sampler
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
@@ -32,6 +38,10 @@ _ONCE = (b"authorization", b"x-api-key", b"content-type", b"x-request-id", b"exp
 _USER = b"x-openwebui-user-id"
 _SIGNED_USER = b"x-openwebui-user-jwt"
 _TASK = b"x-openwebui-task"
+_STAYS = (b"keep-alive", b"close", b"Keep-Alive")
+"""What a Connection field says of the connection alone: nearly all there are."""
+_PASSED_ON = (b"accept", b"traceparent", b"tracestate")
+"""Of the caller's, to a pod. Only these can be taken from there by name; nothing of ours goes by the caller's word."""
 BACKGROUND = 10
 """How much later comes what a program does beside its users' messages, such as a chat's title: nobody watches it, and
 there are several for each message. Anybody is believed who says so of himself. More than one step, so that keys can be
@@ -42,8 +52,8 @@ MAX_PRIORITY = 1000
 class Tokens(Protocol):
     """Tells callers by their tokens."""
 
-    def caller_of(self, token: bytes) -> tuple[Tenant, str]:
-        """(whose token it is, who uses it).
+    def caller_of(self, token: bytes, address: Callable[[], str]) -> tuple[Tenant, str]:
+        """(whose token it is, who uses it). `address`: where it comes from, if that must be known.
 
         Raises `InvalidApiKey`, and `Busy` if that cannot be told now.
         """
@@ -77,6 +87,10 @@ class Visit:
     """In the line of those that wait for a pod: lower comes first."""
     limit_lines = b""
     """What its answer's head says of the caller's limits: whole lines."""
+    origin_lines = b""
+    """What it says to a browser, of the page that asks: whole lines."""
+    preflight: Headers | None = None
+    """What a browser is told that asks whether it may ask; None: it does not."""
     refused_in: Dialect | None = None
     """In whose words, if it was refused on its head; else in its operation's."""
     boundary: bytes = b""
@@ -105,10 +119,13 @@ class RequestIds:
 
 
 class Reception:
-    """Tells who calls and what for. `keys` None: authentication is off. These three may be replaced at any time.
+    """Tells who calls and what for. `keys` None: authentication is off. What has no underscore may be replaced at any
+    time.
 
     `tokens` are taken beside keys. With `forwarded_users` an application is believed only by these for whom it asks.
-    `sampler` says whose requests are traced; None: nobody's.
+    `sampler` says whose requests are traced; None: nobody's. `overload` says who is turned away; None: nobody.
+    `origins` are those whose pages a browser lets in; None: it is not told. `proxies` are believed whose address a
+    request comes from.
     """
 
     def __init__(
@@ -120,13 +137,19 @@ class Reception:
         tokens: Tokens | None = None,
         forwarded_users: ForwardedUsers | None = None,
         sampler: Sampler | None = None,
+        overload: Overload | None = None,
+        origins: Origins | None = None,
+        proxies: Proxies | None = None,
     ) -> None:
         self.keys = keys
         self.max_body_bytes = max_body_bytes
         self.max_upload_bytes = max_upload_bytes
+        self.origins = origins
+        self.proxies = proxies or Proxies()
         self._tokens = tokens
         self._forwarded_users = forwarded_users
         self._sampler = sampler
+        self._overload = overload
         self._ids = RequestIds()
 
     def receive(self, head: Head) -> Visit:
@@ -139,6 +162,10 @@ class Reception:
             trail.request_id = fields[b"x-request-id"].decode("ascii")
             trail.pod_request_id = f"{trail.request_id}-{ours}"
         visit = Visit(head, trail, self.max_body_bytes)
+        if self.origins is not None:
+            visit.origin_lines = self.origins.lines_for(fields, head.repeated)
+        if b"connection" in fields and fields[b"connection"] not in _STAYS:
+            _drop_nominated(head)
         try:
             operation, visit.model_id = find(head.method, head.target)
             visit.operation = operation
@@ -153,19 +180,30 @@ class Reception:
                 visit.user = self._forwarded_user(head)
             if tenant.priority or _TASK in fields:
                 visit.priority = _priority(tenant, fields)
+            if self._overload is not None and self._overload.level and operation.body is not Body.NONE:
+                self._overload.check(visit.priority)
             if b"expect" in fields and fields[b"expect"].lower() != b"100-continue":
                 raise ExpectationFailed("the only expectation that is met is 100-continue")
             if operation.body is not Body.NONE:
                 self._check_body(visit, fields)
         except PoolgateError as error:
-            visit.error = error
-            visit.refused_in = dialect_at(head.target)
+            if self.origins is not None and isinstance(error, MethodNotAllowed) and head.method == b"OPTIONS":
+                visit.preflight = self.origins.preflight(error, fields, visit.origin_lines)
+            if visit.preflight is None:
+                visit.error = error
+                visit.refused_in = dialect_at(head.target)
         return visit
 
-    def stranger(self, received_at: float, error: PoolgateError) -> Visit:
-        """A visit of someone whose very head could not be read."""
-        head = Head(b"", b"", {}, frozenset(), received_at)
+    def address_of(self, head: Head) -> str:
+        """Where a request comes from; empty: from this machine, by a socket without addresses."""
+        return self.proxies.client_of(peer_of(head.connection), head.fields, head.repeated)
+
+    def stranger(self, received_at: float, error: PoolgateError, fields: dict[bytes, bytes] | None = None) -> Visit:
+        """A visit of someone whose very head could not be read, or was refused. `fields`: what of it was read."""
+        head = Head(b"", b"", fields or {}, frozenset(), received_at)
         visit = Visit(head, Trail(self._ids.next(), received_at))
+        if self.origins is not None:
+            visit.origin_lines = self.origins.lines_for(head.fields, head.repeated)
         visit.error = error
         visit.refused_in = OPENAI
         return visit
@@ -195,7 +233,7 @@ class Reception:
         if tenant is None:
             if self._tokens is None or key.count(b".") != 2 or key.startswith(b"sk-"):
                 raise InvalidApiKey("this API key is unknown, disabled or expired")
-            tenant, visit.user = self._tokens.caller_of(key)
+            tenant, visit.user = self._tokens.caller_of(key, partial(self.address_of, visit.head))
         return tenant
 
     def _forwarded_user(self, head: Head) -> str:
@@ -234,6 +272,15 @@ class Reception:
         length = fields.get(b"content-length")
         if length is not None and int(length) > visit.max_body_bytes:
             raise too_large(visit)
+
+
+def _drop_nominated(head: Head) -> None:
+    """Take from the head what its Connection field says is for this hop (RFC 9110, section 7.6.1), of what goes on."""
+    nominated = [name.strip().lower() for name in head.fields[b"connection"].split(b",")]
+    for name in _PASSED_ON:
+        # Of several such fields the first alone is known.
+        if name in nominated or b"connection" in head.repeated:
+            head.fields.pop(name, None)
 
 
 def _priority(tenant: Tenant, fields: dict[bytes, bytes]) -> int:

@@ -7,11 +7,14 @@ transport. Pausing one side pauses the other.
 
 The relay writes no ending: the closing event and the usage event are held until the stream is judged, and what was
 held comes with `Ended`, for `serve` to send.
+
+Nothing of a pod's head reaches a client but what stands in `_kept`. What is no answer to what was asked for is junk as
+soon as its head tells, and its connection is not used again.
 """
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from gateway.core.errors import (
     PoolgateError,
@@ -32,12 +35,6 @@ from gateway.upstream.refusal import first_event_error, refusal
 from gateway.upstream.sse import EventFramer, payload
 from gateway.upstream.usage import AnswerReader, EventKind, EventReader
 
-MAX_WHOLE_BYTES = 1 << 20
-"""An answer that is not a stream is held whole up to here, so that a cut can be told, or tried again."""
-MAX_TAIL_BYTES = 1 << 20
-"""The most of an unfinished event, and of the events before the first content, that a stream may hold."""
-KEPT_ENDING_BYTES = 4096
-"""What is kept of the end of an answer too large to be held: its usage stands there."""
 KEEP_ALIVE = b": keep-alive\n"
 """A comment in the form every SDK survives: one line end, not two."""
 
@@ -67,7 +64,7 @@ class Whole(NamedTuple):
 
 
 class Large(NamedTuple):
-    """An answer that is not a stream and passes `MAX_WHOLE_BYTES`: it goes through as it comes."""
+    """An answer that is not a stream and passes `max_whole_bytes`: it goes through as it comes."""
 
     length: int | None
     content_type: bytes
@@ -103,6 +100,11 @@ _DESCRIPTION = b"metadata"
 
 class Relay:
     """An answer that is not a stream. `first` and `ended` are the two moments; neither ever holds an exception."""
+
+    max_whole_bytes: ClassVar[int] = 1 << 20
+    """An answer is held whole up to here, so that a cut can be told, or tried again."""
+    kept_ending_bytes: ClassVar[int] = 4096
+    """What is kept of the end of an answer too large to be held: its usage stands there."""
 
     __slots__ = (
         "_accepted",
@@ -155,12 +157,14 @@ class Relay:
         if exchange.paused:
             self.pause()
         held, self._held = b"".join(self._held), []
-        self._ending = held[-KEPT_ENDING_BYTES:]
+        self._ending = held[-self.kept_ending_bytes :]
         if held:
             exchange.write(held)
 
     def fail(self, failure: Failure, error: PoolgateError) -> None:
         """End the attempt: before the first moment for another try, after it with the error."""
+        if failure is Failure.JUNK:
+            self._forsake()
         if not self.first.done():
             self.first.set_result(Failed(failure, error))
         else:
@@ -170,6 +174,11 @@ class Relay:
         """The answer is over."""
         if not self.ended.done():
             self.ended.set_result(ended)
+
+    def _forsake(self) -> None:
+        """Close the connection: what came there is not to be trusted. Called while the exchange runs, or as it ends."""
+        if self.connection is not None:
+            self.connection.abort()
 
     def discard(self) -> None:
         """Let go of everything: the relay is not used afterwards, and no cycle keeps it."""
@@ -204,29 +213,39 @@ class Relay:
 
     def head_received(self, head: AnswerHead) -> None:
         self._head = head
+        if head.status == 200:
+            if not self._accepts(head):
+                self.fail(Failure.JUNK, UpstreamBadResponse("the pod's answer is not of the kind that was asked for"))
+        elif 300 <= head.status < 400:
+            self.fail(*refusal(head.status, b""))
 
     def body_received(self, data: bytes) -> None:
         self.body_bytes += len(data)
         if self._exchange is not None:
-            self._ending = (self._ending + data)[-KEPT_ENDING_BYTES:] if len(data) < KEPT_ENDING_BYTES else data
+            kept = self.kept_ending_bytes
+            self._ending = (self._ending + data)[-kept:] if len(data) < kept else data
             self._exchange.write(data)
             return
         self._held.append(data)
-        if self.body_bytes > MAX_WHOLE_BYTES and not self.first.done():
+        if self.body_bytes > self.max_whole_bytes and not self.first.done():
             head = self._head
-            if head is not None and _is_acceptable(head, self._accepted) and self._accepted is not _EVENTS:
-                self.first.set_result(Large(head.content_length, head.content_type, _kept(head)))
+            if head is not None and head.status == 200 and self._accepted is not _EVENTS:
+                self.first.set_result(Large(head.content_length, head.content_type, self._kept(head)))
             else:
                 self.fail(Failure.JUNK, UpstreamBadResponse("the pod's answer is too large for what it is"))
 
     def answer_ended(self, by_close: bool) -> None:
         if not self.first.done():
-            self.first.set_result(self._judge(b"".join(self._held)))
+            first = self._judge(b"".join(self._held))
+            if isinstance(first, Failed):
+                self.fail(*first)
+            else:
+                self.first.set_result(first)
         elif not by_close and self._head is not None:
             described = self._head.fields.get(_DESCRIPTION) if self._head.content_type != _JSON else None
             # It may end in the very read that made it too large to be held, or behind a client that is leaving.
             ending = self._ending if self._exchange is not None else b"".join(self._held)
-            self.reader.read_ending(described or ending[-KEPT_ENDING_BYTES:])
+            self.reader.read_ending(described or ending[-self.kept_ending_bytes :])
         # Nothing tells whether a body that ends by a close is whole, and one this large is not read.
         self.end(Ended(b"", StreamTruncated("the pod closed inside its answer") if by_close else None))
 
@@ -249,36 +268,36 @@ class Relay:
             return Failed(Failure.JUNK, UpstreamBadResponse("the pod's answer has no head"))
         if head.status != 200:
             return Failed(*refusal(head.status, body, head.fields.get(b"retry-after")))
-        if not _is_acceptable(head, self._accepted):
-            return Failed(Failure.JUNK, UpstreamBadResponse("the pod's answer is not of the kind that was asked for"))
         if head.content_type != _JSON:
             self.reader.read_ending(head.fields.get(_DESCRIPTION, b""))
-            return Whole(body, head.content_type, _kept(head))
+            return Whole(body, head.content_type, self._kept(head))
         if not self.reader.read_whole(body):
             return Failed(Failure.JUNK, UpstreamBadResponse("the pod's answer is not valid JSON"))
         return Whole(body, _JSON, ())
 
+    def _accepts(self, head: AnswerHead) -> bool:
+        """Whether the head of a 200 promises what was asked for."""
+        return head.content_type in self._accepted and (b"content-encoding" not in head.fields or not head.is_encoded)
 
-def _is_acceptable(head: AnswerHead, accepted: tuple[bytes, ...]) -> bool:
-    """Whether an answer's head promises what was asked for."""
-    return (
-        head.status == 200
-        and head.content_type in accepted
-        and (b"content-encoding" not in head.fields or head.fields[b"content-encoding"].lower() == b"identity")
-    )
+    def _kept(self, head: AnswerHead) -> Headers:
+        """The one header of a pod's that belongs to its answer: embeddings as bytes are described in it, usage and all.
 
-
-def _kept(head: AnswerHead) -> Headers:
-    """The one header of a pod's that belongs to its answer: embeddings as bytes are described in it, usage and all."""
-    described = head.fields.get(_DESCRIPTION) if head.content_type != _JSON else None
-    return () if described is None else ((_DESCRIPTION, described),)
+        In JSON, as vLLM writes it: in ASCII.
+        """
+        described = head.fields.get(_DESCRIPTION) if head.content_type != _JSON else None
+        return () if described is None or not described.isascii() else ((_DESCRIPTION, described),)
 
 
 class StreamRelay(Relay):
-    """A stream of events. What comes with another status or type is collected and judged as a whole answer."""
+    """A stream of events. What comes with another status is collected and judged as a whole answer."""
+
+    framer: ClassVar[type[EventFramer]] = EventFramer
+    max_tail_bytes: ClassVar[int] = 1 << 20
+    """The most of an unfinished event, and of the events before the first content, that a stream may hold."""
 
     __slots__ = (
         "_budget",
+        "_comments",
         "_end_mark",
         "_events",
         "_framer",
@@ -315,11 +334,12 @@ class StreamRelay(Relay):
         self._idle_seconds = deadlines.idle_seconds
         self._wants_usage = wants_usage
         self._budget = budget
-        self._framer = EventFramer()
+        self._framer = self.framer()
         self._plainly = False
         self._streaming = False
         self._tail = 0
         self._events = 0
+        self._comments = 0
         self._swept_events = -1
         self._quiet_since = 0.0
         self._usage_event = b""
@@ -329,6 +349,11 @@ class StreamRelay(Relay):
     def events(self) -> int:
         """Events of the pod's so far, comments left out."""
         return self._events + self.reader.content_events
+
+    @property
+    def sent(self) -> int:
+        """Another number whenever something was passed on."""
+        return self.events + self._comments
 
     def sweep(self, now: float) -> bool:
         if not self.first.done():
@@ -347,7 +372,7 @@ class StreamRelay(Relay):
 
     def head_received(self, head: AnswerHead) -> None:
         super().head_received(head)
-        self._streaming = _is_acceptable(head, _EVENTS)
+        self._streaming = head.status == 200
 
     def body_received(self, data: bytes) -> None:
         if not self._streaming:
@@ -358,6 +383,9 @@ class StreamRelay(Relay):
             self.reader.content_events += 1
             self._exchange.write(data)  # type: ignore[union-attr]  # nothing is plain before the commit
             return
+        if self.ended.done():
+            self._overrun()
+            return
         events = self._framer.feed(data)
         tail = len(self._framer.tail)
         if tail != self._tail:
@@ -366,6 +394,10 @@ class StreamRelay(Relay):
             self._take(events)
         # Inside an event nothing is plain, whatever it looks like.
         self._plainly = not tail and self._exchange is not None and self.reader.may_skip and not self.ended.done()
+
+    def _overrun(self) -> None:
+        """Bytes behind the stream's end: they are nobody's, and who knows what follows them."""
+        self._forsake()
 
     def answer_ended(self, by_close: bool) -> None:
         if not self._streaming:
@@ -395,6 +427,7 @@ class StreamRelay(Relay):
                     self.first_content_at = self._clock()
             elif kind is _COMMENT:
                 if self.first_content_at is not None:
+                    self._comments += 1
                     out.append(KEEP_ALIVE)
             elif kind is _USAGE:
                 self._events += 1
@@ -404,6 +437,8 @@ class StreamRelay(Relay):
                 if kind is _LAST:
                     self._begin_at_the_end()
                 self._judge_end(event)
+                if event is not events[-1] or self._framer.tail:
+                    self._overrun()
                 return
             elif kind is _ERROR:
                 self._events += 1
@@ -429,7 +464,7 @@ class StreamRelay(Relay):
         if self.first_content_at is not None:
             if not self.first.done():
                 self.first.set_result(CONTENT)
-        elif self.body_bytes > MAX_TAIL_BYTES:
+        elif self.body_bytes > self.max_tail_bytes:
             self.fail(Failure.JUNK, UpstreamBadResponse("the pod sent events but no content"))
 
     def _begin_at_the_end(self) -> None:
@@ -467,7 +502,7 @@ class StreamRelay(Relay):
         """Account for the unfinished event; one that grows past its bounds ends the stream."""
         self._budget.left += self._tail - tail
         self._tail = tail
-        if tail > MAX_TAIL_BYTES or (self._budget.left < 0 and tail > 0):
+        if tail > self.max_tail_bytes or (self._budget.left < 0 and tail > 0):
             error = UpstreamFailed("the pod sent an event too large to hold")
             if self.first_content_at is None:
                 self.fail(Failure.JUNK, UpstreamBadResponse(error.message))

@@ -8,6 +8,7 @@ may be tried on two more pods; anything else once, within a budget.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import ClassVar
 
 from gateway.balancing.balancer import Blame
 from gateway.upstream.failure import Failure
@@ -56,6 +57,8 @@ BLAME: Mapping[Failure, Blame] = {
 class Retries:
     """The attempts one request has behind it."""
 
+    max_connects: ClassVar[int] = MAX_CONNECT_RETRIES
+
     excluded: set[str] = field(default_factory=set)
     """Pods that get no further attempt, by uid."""
     _connects: int = 0
@@ -67,7 +70,7 @@ class Retries:
         if failure is Failure.CONNECT:
             self.excluded.add(uid)
             self._connects += 1
-            return Again.OTHER_POD if self._connects <= MAX_CONNECT_RETRIES else None
+            return Again.OTHER_POD if self._connects <= self.max_connects else None
         if failure is Failure.STALE and not self._stale:
             self._stale = True
             return Again.SAME_POD

@@ -11,16 +11,25 @@ from collections.abc import Callable
 from gateway.core.call import Call, Outcome, Trail
 from gateway.core.cell import Cell
 from gateway.core.clock import Clock
-from gateway.core.errors import Forbidden, InternalError, ModelNotFound, PoolgateError, RateLimited
+from gateway.core.errors import (
+    Draining,
+    Forbidden,
+    InternalError,
+    ModelNotFound,
+    PoolgateError,
+    RateLimited,
+    StreamDraining,
+)
 from gateway.core.fleet import Fleet
 from gateway.core.naming import Aliases, targets
 from gateway.limits.admission import Admission, Ask
 from gateway.pipeline import catalogue
-from gateway.pipeline.body import members
+from gateway.pipeline.caps import THE_USUAL_CAPS, Caps
+from gateway.pipeline.cors import Headers
 from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.form import read_form
 from gateway.pipeline.forward import OFF_LOOP_BYTES, Forwarder, Request, begin, debug_headers, draining
-from gateway.pipeline.intake import FORM_FIELDS, call_of, call_of_form, look
+from gateway.pipeline.intake import FORM_FIELDS, call_of, call_of_form, check_media, look
 from gateway.pipeline.operations import Body
 from gateway.pipeline.reception import Visit
 from gateway.pipeline.wish import wish_of
@@ -31,7 +40,7 @@ log = logging.getLogger("poolgate")
 
 
 class Pipeline:
-    """Serves requests. `settle` takes each request's trail once, at its end."""
+    """Serves requests. `settle` takes each request's trail once, at its end; `caps` may be replaced at any time."""
 
     def __init__(
         self,
@@ -43,6 +52,7 @@ class Pipeline:
         clock: Clock,
         chance: Callable[[], float],
         settle: Callable[[Trail], None],
+        caps: Caps = THE_USUAL_CAPS,
     ) -> None:
         self._fleet = fleet
         self._aliases = aliases
@@ -51,6 +61,7 @@ class Pipeline:
         self._monotonic = clock.monotonic
         self._chance = chance
         self._settled = settle
+        self.caps = caps
         self.active = 0
         """Requests being served now."""
 
@@ -74,6 +85,8 @@ class Pipeline:
         try:
             if exchange.client_gone:
                 trail.outcome = Outcome.CLIENT_LEFT
+            elif visit.preflight is not None:
+                self._let_ask(visit, visit.preflight, exchange)
             elif visit.operation.body is Body.NONE:
                 self._list_models(visit, exchange)
             elif self._forwarder.draining:
@@ -81,14 +94,15 @@ class Pipeline:
             else:
                 seen = None
                 if visit.operation.body is Body.FORM:
-                    call = await _read_form(visit, body)
+                    call = await _read_form(visit, body, self.caps)
                 else:
                     seen = look(body, visit.operation)
-                    found = None
-                    if seen.in_doubt:
-                        found = members(body) if len(body) <= OFF_LOOP_BYTES else await asyncio.to_thread(members, body)
-                    call = call_of(seen, found, visit.operation, visit.tenant)
-                    del found
+                    if seen.may_name_urls:
+                        if len(body) <= OFF_LOOP_BYTES:
+                            check_media(seen, self.caps)
+                        else:
+                            await asyncio.to_thread(check_media, seen, self.caps)
+                    call = call_of(seen, visit.operation, visit.tenant, self.caps)
                 models = self._models(call, visit)
                 ask = _ask(visit, call)
                 reservation = self._admission.reserve_nowait(ask, trail) or await self._admission.reserve(ask, trail)
@@ -113,6 +127,14 @@ class Pipeline:
         finally:
             self.active -= 1
             self._settle(trail)
+
+    def _let_ask(self, visit: Visit, told: Headers, exchange: Exchange) -> None:
+        """A browser may send what it asks for: no content."""
+        exchange.start(204, b"", 0, told)
+        visit.trail.status = 204
+        visit.trail.committed_at = self._monotonic()
+        exchange.finish()
+        visit.trail.outcome = Outcome.COMPLETED
 
     def _list_models(self, visit: Visit, exchange: Exchange) -> None:
         fleet, aliases = self._fleet.value, self._aliases.value
@@ -141,13 +163,20 @@ class Pipeline:
         return targets(aliases, name, self._chance()) if name in aliases else (name,)
 
     def _answer_error(self, visit: Visit, exchange: Exchange, error: PoolgateError) -> None:
+        # Who keeps a failed attempt's error is among the frames it was raised through: a ring, with the body in it.
+        error.__traceback__ = error.__context__ = None
         trail = visit.trail
+        if trail.opened and isinstance(error, Draining):
+            error = StreamDraining(error.message)
         trail.outcome = Outcome(error.outcome)
         trail.code = error.code
         if exchange.client_gone:
             trail.outcome = Outcome.CLIENT_LEFT
         elif trail.committed_at is not None:
             exchange.abort()
+        elif trail.opened:
+            # A comment took the head along: there is no other status any more, and no header.
+            exchange.finish(visit.operation.dialect.event(error, 0))
         else:
             trail.status = error.http_status
             body = (visit.refused_in or visit.operation.dialect).body(error)
@@ -175,7 +204,7 @@ def _ask(visit: Visit, call: Call) -> Ask:
     )
 
 
-async def _read_form(visit: Visit, body: bytes) -> Call:
+async def _read_form(visit: Visit, body: bytes, caps: Caps) -> Call:
     """Look at a form, away from the loop if that may take long.
 
     Raises `InvalidRequest` and `Forbidden`.
@@ -184,4 +213,4 @@ async def _read_form(visit: Visit, body: bytes) -> Call:
         found = read_form(body, visit.boundary, FORM_FIELDS)
     else:
         found = await asyncio.to_thread(read_form, body, visit.boundary, FORM_FIELDS)
-    return call_of_form(found, body, visit.head.fields[b"content-type"], visit.tenant)
+    return call_of_form(found, body, visit.head.fields[b"content-type"], visit.tenant, caps)

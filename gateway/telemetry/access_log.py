@@ -16,7 +16,8 @@ import orjson
 from gateway.core.call import Outcome, Trail
 from gateway.core.caller import Tenant
 from gateway.core.clock import iso_seconds
-from gateway.core.words import readable
+from gateway.core.words import one_line, readable
+from gateway.telemetry.log import write_whole
 
 MAX_FIELD_CHARACTERS = 256
 MAX_WAITING_BATCHES = 64
@@ -35,7 +36,10 @@ _Kind = tuple[Tenant | None, str, str, str, str, int, Outcome, str, bool, bool |
 
 
 class AccessLog:
-    """`write` on the loop, `flush` from the loop's tick, `close` at the end."""
+    """`write` on the loop, `flush` from the loop's tick, `close` at the end.
+
+    `out` has no buffer of its own where it may stand still: its lock would be the writer's, and held at the exit.
+    """
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
@@ -93,7 +97,7 @@ class AccessLog:
     def _write_batches(self) -> None:
         while (batch := self._batches.get()) is not None:
             try:
-                self._out.write(batch)
+                write_whole(self._out, batch)
                 self._out.flush()
             except (OSError, ValueError):
                 # Nobody reads any more. Requests are served all the same.
@@ -168,7 +172,9 @@ def _tell(kind: _Kind) -> Told:
     colour = _COLOURS.get(outcome, "31")
     shown = readable(model).encode("unicode_escape").decode("ascii") or "-"
     picture = f"\x1b[{colour}m{status or '---'} {outcome:<16}\x1b[0m {operation:<11} {shown} → {pod or '-'} {code}"
-    return Told(orjson.dumps(members).decode()[1:-1] + ",", picture)
+    # What stands behind a backslash there means the same in JSON.
+    text = orjson.dumps(members).decode()
+    return Told(one_line(text, len(text))[1:-1] + ",", picture)
 
 
 _COLOURS = {Outcome.COMPLETED: "32", Outcome.CLIENT_LEFT: "33", Outcome.REFUSED: "33"}

@@ -103,6 +103,7 @@ REJECTED_REASONS = (
 )  # fmt: skip
 RELOADED = ("applied", "refused")
 TOKEN_KINDS = ("prompt", "completion", "cached")
+SHED_CAUSES = ("lag", "memory")
 TURNED_AWAY_CODES = ("no_ready_pod", "queue_full", "queue_timeout", "overloaded", "draining")
 STATES = (*(state.value for state in PodState), EJECTED)
 
@@ -213,7 +214,9 @@ TURNED_AWAY = Definition(
     "counter",
     "Requests that were answered with 503 because nobody could take them, by the code that they got.",
     "`no_ready_pod`: `poolgate_pods` says in which state they are. `queue_full`, `queue_timeout`: too few pods for the "
-    "load. `overloaded`: the pods themselves say no. `draining`: a replica went away with callers still on it.",
+    "load. `overloaded`: the pods themselves say no; of pool `other` it is this replica, see `poolgate_shed_total`, "
+    "`poolgate_connections` and `poolgate_buffered_body_bytes`. `draining`: a replica went away with callers still on "
+    "it.",
     (_POOL, Label("code", TURNED_AWAY_CODES)),
 )
 QUEUE_WAIT = Definition(
@@ -349,12 +352,54 @@ LOOP_LAG = Definition(
     "throttling; more replicas, or a higher CPU limit. Looked at every 50 ms: a shorter stall may be missed, a longer "
     "one is told up to 50 ms too short.",
 )
+OVERLOAD_LEVEL = Definition(
+    "poolgate_overload_level",
+    "gauge",
+    "Whether this replica has too much to do: 0 no, 1 turns away what can wait, 2 turns away all that is new.",
+    "The status page says for want of what, `poolgate_shed_total` how much. More replicas; for memory also a higher "
+    "limit, or smaller bodies (`server.max_body_bytes`).",
+)
+SHED = Definition(
+    "poolgate_shed_total",
+    "counter",
+    "Requests that this replica turned away before their bodies were read, by what it was short of.",
+    "`lag`: of CPU, see `poolgate_loop_lag_seconds`. `memory`: see `process_resident_memory_bytes` and "
+    "`poolgate_memory_limit_bytes`.",
+    (Label("cause", SHED_CAUSES),),
+)
+MEMORY_LIMIT = Definition(
+    "poolgate_memory_limit_bytes",
+    "gauge",
+    "Bytes that the process may have: its container's limit, else the machine's memory; 0 where it is not known.",
+    "What `process_resident_memory_bytes` is measured by: above 85 % of it requests that can wait are turned away, "
+    "above 95 % all.",
+)
+CONNECTIONS = Definition(
+    "poolgate_connections",
+    "gauge",
+    "Connections of clients that are open on the public port.",
+    "10,000 at most, and half of `process_max_fds`: beyond it connections that are idle are closed, and when there are "
+    "none newcomers get 503 `overloaded`. Many, with few requests: clients that open one for each, or an attack.",
+)
+BUFFERED_BODIES = Definition(
+    "poolgate_buffered_body_bytes",
+    "gauge",
+    "Bytes of request bodies whose answers have not begun.",
+    "512 MiB at most, and a quarter of `poolgate_memory_limit_bytes`: beyond it requests get 503 `overloaded`. It "
+    "grows with what waits: see `poolgate_queue_depth`.",
+)
 ACCESS_LINES_DROPPED = Definition(
     "poolgate_access_lines_dropped_total",
     "counter",
     "Access lines that were lost, because whoever reads stdout was too slow.",
     "The node's log collector. What `poolgate usage` sums is too little by these requests; `poolgate_tokens_total` is "
     "not.",
+)
+LOG_LINES_DROPPED = Definition(
+    "poolgate_log_lines_dropped_total",
+    "counter",
+    "Lines of the log that were lost, because whoever reads stderr was too slow.",
+    "The node's log collector. What the log would have said stands on the status page, among the events.",
 )
 TRACES_LOST = Definition(
     "poolgate_traces_lost_total",
@@ -421,6 +466,7 @@ DEFINITIONS = (
     PODS, POD_IN_FLIGHT, EJECTIONS, PANIC, QUARANTINED,
     LIMIT_DECISIONS, LIMIT_MODE,
     DISCOVERY_STALE, RELISTS, REJECTED,
-    CONFIG_RELOADS, CONFIG_REFUSED, LOOP_LAG, ACCESS_LINES_DROPPED, TRACES_LOST, BUILD_INFO, *PROCESS,
+    CONFIG_RELOADS, CONFIG_REFUSED, LOOP_LAG, OVERLOAD_LEVEL, SHED, MEMORY_LIMIT, CONNECTIONS, BUFFERED_BODIES,
+    ACCESS_LINES_DROPPED, LOG_LINES_DROPPED, TRACES_LOST, BUILD_INFO, *PROCESS,
 )  # fmt: skip
 """All of them, in the order of the page."""

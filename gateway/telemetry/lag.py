@@ -3,8 +3,8 @@
 A task sleeps for 50 ms, again and again; what it wakes too late is what held the loop. A stall that is shorter may fall
 between two wakes, and a longer one is told up to 50 ms too short. The longest is kept for a minute, since a scrape
 comes every fifteen or thirty seconds and must not miss it: as two maxima, of this half minute and of the one before, so
-that keeping it costs a comparison. Twenty wakes a second take 0.3 % of a core from an idle process, and from a busy one
-less than could be measured.
+that keeping it costs a comparison; beside them the longest since somebody looked, for who looks again and again.
+Twenty wakes a second take 0.3 % of a core from an idle process, and from a busy one less than could be measured.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ class LoopLag:
         self._turns_at = clock() + HALF_SECONDS
         self._now = 0.0
         self._before = 0.0
+        self._since_asked = 0.0
 
     async def run(self) -> None:
         """Look again and again; ends by cancellation."""
@@ -41,7 +42,14 @@ class LoopLag:
             self._turns_at = (now if stalled else self._turns_at) + HALF_SECONDS
         if late > self._now:
             self._now = late
+        if late > self._since_asked:
+            self._since_asked = late
 
     def longest(self) -> float:
         """The longest of the last half minute at least, and of the last minute at most; in seconds, never negative."""
         return max(self._now, self._before)
+
+    def since_asked(self) -> float:
+        """The longest since this was asked last; in seconds, never negative."""
+        longest, self._since_asked = self._since_asked, 0.0
+        return longest

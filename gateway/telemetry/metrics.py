@@ -48,6 +48,18 @@ class Live:
     """For how long the loop was held up at the longest of late, in seconds."""
     dropped_lines: Callable[[], int]
     """Access lines lost since start, because whoever reads stdout was too slow."""
+    dropped_log_lines: Callable[[], int]
+    """The same of the log, on stderr."""
+    overload_level: Callable[[], int]
+    """0, 1 or 2."""
+    shed: Callable[[], Iterable[tuple[str, int]]]
+    """(one of `SHED_CAUSES`, requests turned away for it since start)."""
+    memory_limit: Callable[[], int]
+    """Bytes that the process may have; 0: it is not known."""
+    connections: Callable[[], int]
+    """Open on the public port."""
+    buffered_body_bytes: Callable[[], int]
+    """What request bodies take whose answers have not begun."""
     limit_mode: Callable[[], str]
     """Where limits are counted now: one of `LIMIT_MODES`."""
     discovery_stale: Callable[[], float]
@@ -273,14 +285,23 @@ class _LiveCollector(Collector):
             (given.LOOP_LAG, live.loop_lag()),
             (given.DISCOVERY_STALE, live.discovery_stale()),
             (given.CONFIG_REFUSED, live.config_refused()),
+            (given.OVERLOAD_LEVEL, live.overload_level()),
+            (given.MEMORY_LIMIT, live.memory_limit()),
+            (given.CONNECTIONS, live.connections()),
+            (given.BUFFERED_BODIES, live.buffered_body_bytes()),
         ):
             yield _gauge(definition, [((), value)])
         yield _gauge(given.BUILD_INFO, [((__version__,), 1)])
         for definition, count in (
             (given.ACCESS_LINES_DROPPED, live.dropped_lines()),
+            (given.LOG_LINES_DROPPED, live.dropped_log_lines()),
             (given.TRACES_LOST, live.lost_traces()),
         ):
             yield CounterMetricFamily(definition.name, definition.meaning, value=count)
+        shed = CounterMetricFamily(given.SHED.name, given.SHED.meaning, labels=given.SHED.label_names)
+        for cause, count in live.shed():
+            shed.add_metric((cause,), count)
+        yield shed
 
 
 def _gauge(definition: Definition, values: Iterable[tuple[tuple[str, ...], float]]) -> GaugeMetricFamily:

@@ -5,20 +5,24 @@ read of the socket completes arrives as one piece. A connection may be used agai
 the request was written whole, the answer ended by its own framing, the pod keeps the connection, nothing followed.
 Bytes or an end of file on an idle connection close it.
 
-llhttp runs in its strict mode; what it lets through and we don't (RFC 9112 section 6.3): an answer with both
-Content-Length and Transfer-Encoding, a transfer coding other than chunked, 101, more than 16 interim answers.
+A pod is suspected of everything. llhttp runs in its strict mode; what it lets through and `_is_proper` doesn't (RFC
+9112 sections 2.3, 6.1 and 6.3): another protocol or version, a status outside HTTP, 101, more than 16 interim answers,
+both Content-Length and Transfer-Encoding, a transfer coding other than one `chunked`, any in HTTP/1.0, a head without
+measure. Junk ends the parsing on the spot: nothing behind it is taken for an answer, or for a piece of one.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import httptools
 
-MAX_INTERIM_ANSWERS = 16
-MAX_HEAD_BYTES = 65536
 LARGE_BODY_BYTES = 16384
+
+_USUAL_OPENING = b"HTTP/1.1 "
+_ONCE = (b"content-encoding", b"content-length", b"content-type", b"retry-after", b"transfer-encoding")
+"""What has one meaning or none."""
 
 
 class Loss(StrEnum):
@@ -43,6 +47,12 @@ class AnswerHead(NamedTuple):
     content_type: bytes
     """Media type without parameters, lower case; empty when missing."""
 
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the body is compressed, or whatever else a content coding may be."""
+        coding = self.fields.get(b"content-encoding")
+        return coding is not None and coding.strip().lower() != b"identity"
+
 
 class Receiver(Protocol):
     """Who takes an answer. Called from the socket's callbacks: none of these may wait."""
@@ -56,12 +66,23 @@ class Receiver(Protocol):
     def answer_lost(self, loss: Loss) -> None: ...
 
 
+class NotOneAnswer(Exception):
+    """What came is not HTTP that means one thing. Raised in llhttp's callbacks, which stops it."""
+
+
 class PodConnection(asyncio.Protocol):
     """See the module's text. `on_idle` and `on_closed` are the pool's."""
 
+    max_interim_answers: ClassVar[int] = 16
+    max_head_bytes: ClassVar[int] = 65_536
+    """Of all of an answer's heads; and of what may come between two pieces of body: chunk extensions, trailers."""
+    max_header_lines: ClassVar[int] = 128
+
     __slots__ = (
+        "_bare_bytes",
         "_by_close",
         "_head_bytes",
+        "_header_bytes",
         "_headers",
         "_interim",
         "_junk",
@@ -77,9 +98,9 @@ class PodConnection(asyncio.Protocol):
         "_started",
         "_status",
         "_transport",
+        "_usual",
         "idle_since",
         "on_body",
-        "on_header",
     )
 
     def __init__(
@@ -90,10 +111,9 @@ class PodConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._receiver: Receiver | None = None
         self._pieces: list[bytes] = []
-        self._headers: dict[bytes, bytes] = {}
-        # llhttp calls these for each piece of body and each header; the containers' own methods cost no Python frame.
+        self._headers: list[tuple[bytes, bytes]] = []
+        # llhttp calls this for each piece of body; the list's own method costs no Python frame.
         self.on_body: Callable[[bytes], None] = self._pieces.append
-        self.on_header: Callable[[bytes, bytes], None] = self._headers.__setitem__
         self._parser = httptools.HttpResponseParser(self)
         self._reused = False
         self._paused = False
@@ -104,6 +124,12 @@ class PodConnection(asyncio.Protocol):
         self._status = 0
         self._by_close = False
         self._head_bytes = 0
+        """Of the reads up to the head's end, whatever else they brought."""
+        self._header_bytes = 0
+        self._bare_bytes = 0
+        """Since the last piece of body."""
+        self._usual = True
+        """It begins as nearly every answer does."""
         self._interim = 0
         self._started = False
         self._over = False
@@ -171,12 +197,22 @@ class PodConnection(asyncio.Protocol):
         if receiver is None:
             self.abort()
             return
+        if not self._status:
+            if not self._head_bytes and not data.startswith(_USUAL_OPENING):
+                # llhttp reads RTSP as well, and skips blank lines. It sees to the rest of the name.
+                if data[0] != _USUAL_OPENING[0]:
+                    self._lose(Loss.JUNK)
+                    return
+                self._usual = False
+            self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._spoil()
+            # What came is no answer: the exchange ends when the read at hand is through.
+            self._junk = self._over = True
         pieces = self._pieces
         if pieces:
+            self._bare_bytes = 0
             body = pieces.pop()
             if pieces:
                 pieces.append(body)
@@ -184,10 +220,10 @@ class PodConnection(asyncio.Protocol):
                 pieces.clear()
             receiver.body_received(body)
         else:
-            # The head, or trailers: of neither may there be much.
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._spoil()
+            # A head, a chunk's extensions, trailers: of none may there be much.
+            self._bare_bytes += len(data)
+            if self._bare_bytes > self.max_head_bytes:
+                self._junk = self._over = True
         if self._over:
             if self._junk:
                 self._lose(Loss.JUNK)
@@ -217,36 +253,68 @@ class PodConnection(asyncio.Protocol):
             else:
                 self._lose(Loss.CUT if exc is None else Loss.RESET)
 
-    # llhttp's callbacks; two more are set in __init__.
+    # llhttp's callbacks; one more is set in __init__.
 
     def on_message_begin(self) -> None:
         self._started = True
         if self._over:
-            # Bytes behind the answer: whatever they are, nobody asked for them.
-            self._spoil()
+            raise NotOneAnswer("bytes behind the answer: whatever they are, nobody asked for them")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers come here as well, and are not kept: they would stand in the next answer's head.
+        if not self._status:
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        headers = self._headers
-        # Pods write their header names in lower case; a proxy before them may not.
-        named = headers.copy() if b"".join(headers).islower() else {n.lower(): v for n, v in headers.items()}
-        headers.clear()
+        headers, self._headers = self._headers, []
+        fields = dict(headers)
+        coding, length = fields.get(b"transfer-encoding"), fields.get(b"content-length")
+        if (
+            status < 200
+            or status >= 600
+            or (coding is not None and (length is not None or coding != b"chunked"))
+            or len(fields) != len(headers)
+            or len(headers) > self.max_header_lines
+            or self._head_bytes > self.max_head_bytes
+            or not self._usual
+        ) and not self._is_proper(status, headers, fields):
+            raise NotOneAnswer("an answer that may mean several things, or none")
         if status < 200:
-            self._interim += 1
-            if status == 101 or self._interim > MAX_INTERIM_ANSWERS:
-                self._spoil()
-            return
-        coding = named.get(b"transfer-encoding")
-        length = named.get(b"content-length")
-        if status >= 600 or (coding is not None and (length is not None or coding.strip().lower() != b"chunked")):
-            self._spoil()
+            # Another head follows: that of the answer, or of one more of these.
+            self._usual = False
             return
         self._status = status
         self._by_close = coding is None and length is None
         if self._receiver is not None:
-            # llhttp has seen to it that a length is a number, and given once.
-            media = named.get(b"content-type", b"").partition(b";")[0].strip().lower()
-            self._receiver.head_received(AnswerHead(status, named, int(length) if length is not None else None, media))
+            # llhttp has seen to it that a length is a number.
+            media = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
+            self._receiver.head_received(AnswerHead(status, fields, int(length) if length is not None else None, media))
+
+    def _is_proper(self, status: int, headers: Sequence[tuple[bytes, bytes]], fields: Mapping[bytes, bytes]) -> bool:
+        """Whether a head that llhttp let through, and that is not quite usual, means one thing."""
+        if not 100 <= status < 600 or status == 101:
+            return False
+        if status < 200:
+            self._interim += 1
+            if self._interim > self.max_interim_answers:
+                return False
+            # It has no body (RFC 9110, section 15.2): the one llhttp would read would come before the answer's head.
+            if b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0":
+                return False
+        if len(headers) > self.max_header_lines:
+            return False
+        self._header_bytes += sum(len(name) + len(value) + 4 for name, value in headers)
+        if self._header_bytes > self.max_head_bytes:
+            return False
+        names = [name for name, _ in headers]
+        if any(names.count(name) > 1 for name in _ONCE):
+            return False
+        version = self._parser.get_http_version()
+        coding = fields.get(b"transfer-encoding")
+        if coding is None:
+            return version in ("1.1", "1.0")
+        return version == "1.1" and coding.strip().lower() == b"chunked" and b"content-length" not in fields
 
     def on_message_complete(self) -> None:
         if self._status == 0:
@@ -255,14 +323,16 @@ class PodConnection(asyncio.Protocol):
         self._over = True
         self._keep_alive = self._parser.should_keep_alive()
 
-    def _spoil(self) -> None:
-        """What came is no answer: the exchange ends when the read at hand is through."""
-        self._junk = self._over = True
-
     def _complete(self) -> None:
         receiver, self._receiver = self._receiver, None
         transport = self._transport
-        if self._keep_alive and transport is not None and transport.get_write_buffer_size() == 0:
+        # Without a receiver it was dropped by the very read that brought the end.
+        if (
+            receiver is not None
+            and self._keep_alive
+            and transport is not None
+            and transport.get_write_buffer_size() == 0
+        ):
             if self._paused:
                 # By the read that brought the end: nobody would resume it any more, and the next answer never come.
                 self._paused = False

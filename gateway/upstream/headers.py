@@ -3,6 +3,9 @@
 The caller's `Authorization` never reaches a pod: the pod's own key does. Our request id is one per attempt, since
 vLLM refuses a second request that bears the id of a running one. The priority is the gateway's word as well: vLLM
 takes that header before a `priority` in the body. Where we trace, it is our span that the pod is told of.
+
+Answers are asked for as they are: what is read in passing must be readable, and what is compressed has no size that
+could be bounded. Whoever compresses all the same (a middleware, a sidecar) is refused.
 """
 
 from collections.abc import Mapping
@@ -35,7 +38,10 @@ def request_head(
         value = fields.get(name)
         if value and len(value) <= _MAX_PASSED_BYTES:
             passed += b"%b: %b\r\n" % (name, value)
-    return b"POST %b HTTP/1.1\r\nhost: %b\r\n%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n" % (
+    return (
+        b"POST %b HTTP/1.1\r\nhost: %b\r\n%bcontent-type: %b\r\ncontent-length: %d\r\n"
+        b"accept-encoding: identity\r\nx-request-id: %b\r\n%b\r\n"
+    ) % (
         path,
         host,
         authorization,
@@ -48,4 +54,8 @@ def request_head(
 
 def fetch_head(path: bytes, host: bytes, authorization: bytes) -> bytes:
     """The head of a GET to a pod."""
-    return b"GET %b HTTP/1.1\r\nhost: %b\r\n%baccept: application/json\r\n\r\n" % (path, host, authorization)
+    return b"GET %b HTTP/1.1\r\nhost: %b\r\n%baccept: application/json\r\naccept-encoding: identity\r\n\r\n" % (
+        path,
+        host,
+        authorization,
+    )

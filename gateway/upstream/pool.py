@@ -6,16 +6,22 @@ A pool lives as long as its pod is known, or its last exchange runs.
 """
 
 import asyncio
+import socket
 from collections.abc import Callable, Collection
+from typing import ClassVar
 
 from gateway.core.fleet import Pod
 from gateway.core.ports import FetchFailed
 from gateway.upstream.connection import AnswerHead, Loss, PodConnection, Receiver
 from gateway.upstream.headers import fetch_head
 
+RECEIVE_BYTES = 48 << 10
+"""What the kernel takes of an answer that we do not read: it makes twice as much of the number, headers of packets
+included, so it is also what one read brings at most, on top of what a slow client has left unread (`Bounds`). Left to
+itself it grows to megabytes for each connection, which count against the container's memory. It bounds the pace of one
+answer to about 64 KiB for each round trip: at 1 ms to the pod 64 MB a second."""
 RELEASED_SECONDS = 2.0
 """How long a released connection may take to bring the end of its answer."""
-MAX_FETCH_BYTES = 1 << 20
 
 
 class ConnectFailed(Exception):
@@ -25,14 +31,21 @@ class ConnectFailed(Exception):
 class PodPool:
     """The connections of one pod."""
 
-    __slots__ = ("_clock", "_idle", "_open", "_released", "connect_seconds", "host", "pod")
+    __slots__ = ("_clock", "_connection", "_idle", "_open", "_released", "connect_seconds", "host", "pod")
 
-    def __init__(self, pod: Pod, connect_seconds: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        pod: Pod,
+        connect_seconds: float,
+        clock: Callable[[], float],
+        connection: type[PodConnection] = PodConnection,
+    ) -> None:
         self.pod = pod
         """As it was last asked for: what of it may change (its name in a file) is not part of its uid."""
         self.host = f"{f'[{pod.host}]' if ':' in pod.host else pod.host}:{pod.port}".encode("ascii")
         self.connect_seconds = connect_seconds
         self._clock = clock
+        self._connection = connection
         self._idle: list[PodConnection] = []
         self._released: dict[PodConnection, float] = {}
         self._open: set[PodConnection] = set()
@@ -58,12 +71,13 @@ class PodPool:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.connect_seconds):
-                _, connection = await loop.create_connection(
-                    lambda: PodConnection(self._on_idle, self._on_closed), self.pod.host, self.pod.port
+                transport, connection = await loop.create_connection(
+                    lambda: self._connection(self._on_idle, self._on_closed), self.pod.host, self.pod.port
                 )
         except (OSError, TimeoutError) as error:
             raise ConnectFailed(type(error).__name__) from None
         if connection.usable:
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
             self._open.add(connection)
         return connection
 
@@ -101,6 +115,11 @@ class PodPool:
 class Pools:
     """All pools, by pod uid, and `Fetch` on top of them."""
 
+    pool: ClassVar[type[PodPool]] = PodPool
+    connection: ClassVar[type[PodConnection]] = PodConnection
+    max_fetch_bytes: ClassVar[int] = 1 << 20
+    """Of an answer to a `Fetch`."""
+
     def __init__(
         self,
         *,
@@ -127,7 +146,7 @@ class Pools:
         """The pool of a pod, made when first asked for."""
         pool = self._pools.get(pod.uid)
         if pool is None:
-            pool = self._pools[pod.uid] = PodPool(pod, self._connect_seconds, self._clock)
+            pool = self._pools[pod.uid] = self.pool(pod, self._connect_seconds, self._clock, self.connection)
         elif pool.pod is not pod:
             pool.pod = pod
         return pool
@@ -161,10 +180,10 @@ class Pools:
                 connection = pool.take()
                 if connection is not None:
                     try:
-                        return await _collect(connection, head)
+                        return await self._collect(connection, head)
                     except _Stale:
                         pass
-                return await _collect(await pool.connect(), head)
+                return await self._collect(await pool.connect(), head)
         except ConnectFailed:
             raise FetchFailed(f"{path.decode()}: the pod takes no connection") from None
         except TimeoutError:
@@ -174,29 +193,49 @@ class Pools:
         except FetchFailed as failed:
             raise FetchFailed(f"{path.decode()}: {failed}", failed.status) from None
 
+    async def _collect(self, connection: PodConnection, head: bytes) -> bytes:
+        done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        collector = _Collector(done, connection, self.max_fetch_bytes)
+        connection.send(head, (), collector)
+        try:
+            return await done
+        except BaseException:
+            # Not `abort`: if the answer is here, whatever it was, the connection may serve a request already.
+            connection.drop(collector)
+            raise
+        finally:
+            # An error's traceback holds this frame, which would hold the future, which holds the error.
+            del done
+
 
 class _Stale(Exception):
     """A reused connection died before the first byte."""
 
 
 class _Collector:
-    """Takes a whole answer of bounded size."""
+    """Takes a whole answer of bounded size. What is not even to be looked at ends the exchange with its head."""
 
-    def __init__(self, done: "asyncio.Future[bytes]") -> None:
+    def __init__(self, done: "asyncio.Future[bytes]", connection: PodConnection, max_bytes: int) -> None:
         self._done = done
+        self._connection = connection
+        self._max_bytes = max_bytes
         self._pieces: list[bytes] = []
         self._bytes = 0
         self._status = 0
 
     def head_received(self, head: AnswerHead) -> None:
         self._status = head.status
+        if 300 <= head.status < 400:
+            self._refuse(FetchFailed(f"status {head.status}, which is never followed", head.status))
+        elif head.is_encoded:
+            self._refuse(FetchFailed("a compressed answer, which was not asked for"))
 
     def body_received(self, data: bytes) -> None:
         self._pieces.append(data)
         self._bytes += len(data)
-        if self._bytes > MAX_FETCH_BYTES:
+        if self._bytes > self._max_bytes:
             self._pieces.clear()
-            self._fail(FetchFailed("answer too large"))
+            self._refuse(FetchFailed("answer too large"))
 
     def answer_ended(self, by_close: bool) -> None:
         if self._status != 200:
@@ -207,21 +246,10 @@ class _Collector:
     def answer_lost(self, loss: Loss) -> None:
         self._fail(_Stale() if loss is Loss.STALE else FetchFailed(f"connection {loss}"))
 
+    def _refuse(self, error: FetchFailed) -> None:
+        self._connection.drop(self)
+        self._fail(error)
+
     def _fail(self, error: Exception) -> None:
         if not self._done.done():
             self._done.set_exception(error)
-
-
-async def _collect(connection: PodConnection, head: bytes) -> bytes:
-    done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-    collector = _Collector(done)
-    connection.send(head, (), collector)
-    try:
-        return await done
-    except BaseException:
-        # Not `abort`: if the answer is here, whatever it was, the connection may serve a request already.
-        connection.drop(collector)
-        raise
-    finally:
-        # An error's traceback holds this frame, which would hold the future, which holds the error.
-        del done

@@ -295,7 +295,32 @@ _ITSELF = row(
         "Memory",
         "Resident; an open stream takes some KiB, so what grows while no more are in flight is a leak: report it.",
         "bytes",
-        {"{{instance}}": now("max", "process_resident_memory_bytes", by="instance")},
+        {
+            "{{instance}}": now("max", "process_resident_memory_bytes", by="instance"),
+            "the smallest limit": now("min", "poolgate_memory_limit_bytes"),
+            "bodies at {{instance}}": now("max", "poolgate_buffered_body_bytes", by="instance"),
+        },
+    ),
+    graph(
+        "Overload level",
+        "1 turns away what can wait, 2 all that is new; at one replica only: its clients keep their connections to it.",
+        "short",
+        {"{{instance}}": now("max", "poolgate_overload_level", by="instance")},
+        levels=((1, ORANGE), (2, RED)),
+    ),
+    graph(
+        "Turned away unread",
+        "By what a gateway itself was short of, CPU (lag) or memory: add replicas.",
+        "opm",
+        {"{{cause}}": only(per_minute("poolgate_shed_total", by="cause"))},
+        colours={"lag": ORANGE, "memory": RED},
+        unless="nobody",
+    ),
+    graph(
+        "Connections",
+        "Open on the public port; very uneven over the replicas: restart the one with most, its clients connect anew.",
+        "short",
+        {"{{instance}}": now("max", "poolgate_connections", by="instance")},
     ),
     graph(
         "Open files",
@@ -340,6 +365,7 @@ _ITSELF = row(
         "opm",
         {
             "access lines": per_minute("poolgate_access_lines_dropped_total"),
+            "log lines": per_minute("poolgate_log_lines_dropped_total"),
             "traces": per_minute("poolgate_traces_lost_total"),
         },
     ),

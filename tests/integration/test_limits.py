@@ -25,7 +25,7 @@ from gateway.limits.bucket import Book, Bucket, Costs, Taken
 from gateway.limits.keys import KeyEntry, KeyRing, digest, new_key
 from gateway.limits.memory_store import MemoryStore
 from gateway.limits.store import Mode, Store
-from gateway.pipeline.relay import MAX_WHOLE_BYTES
+from gateway.pipeline.relay import Relay
 from loadtest.simulator import PodSettings, SimulatedPod, Task, TimeModel
 from tests.clients.sound import tone
 from tests.discovering import eventually
@@ -568,7 +568,7 @@ async def test_an_answer_too_large_to_be_held_is_charged_as_it_reports_and_is_ov
     side: Side, beyond: int
 ) -> None:
     ending = b'"],"usage":{"prompt_tokens":7,"total_tokens":7}}'
-    said = b'{"data":["'.ljust(MAX_WHOLE_BYTES + beyond - len(ending), b"x") + ending
+    said = b'{"data":["'.ljust(Relay.max_whole_bytes + beyond - len(ending), b"x") + ending
     async with (
         ScriptedPod([[answer(said)]]) as pod,
         limited([pod], side, tokens_per_minute=MANY, concurrent=1) as found,

@@ -148,12 +148,16 @@ async def test_an_odd_token_is_a_refusal_at_the_front_door_too(tmp_path: Path, s
             by.sign(at.issuer.claims(), b"[" * 3000),
             by.sign(at.issuer.claims(), {"alg": ["ES256"], "kid": {"one": 1}}),
             by.sign(at.issuer.claims(exp=10**400, aud={}, sub=[], team=1e999)),
-            by.sign(at.issuer.claims(pad="x" * 15_000)),
             b"..",
             b"\xff.\xff.\xff",
         ):
             came = await at.ask(None, {"x-api-key": token.decode("latin-1")})
             assert (came.status, came.error["code"]) == (401, "invalid_api_key")
+        # The edge has a bound of its own for a header's line, which is no larger than that of a token.
+        came = await at.ask(by.sign(at.issuer.claims(pad="x" * 15_000)).decode())
+        assert (came.status, came.error["code"]) == (
+            (431, "headers_too_large") if side == "edge" else (401, "invalid_api_key")
+        )
 
 
 async def test_while_the_issuer_was_never_heard_tokens_may_come_again_and_keys_are_served(

@@ -71,6 +71,17 @@ def _gateway(status: Said) -> Iterator[Concern]:
             "See which pods they failed at, in the column Failed and among the last requests.",
             "PoolgateErrorRatio",
         )
+    overload = status["overload"]
+    if overload["level"]:
+        all_of_them = overload["level"] > 1
+        yield Concern(
+            "error" if all_of_them else "warning",
+            f"This replica is short of {overload['short_of']}, and turns "
+            + ("all new requests away" if all_of_them else "away what can wait"),
+            f"for {how_long(overload['for_seconds'])}; {overload['shed']:,} requests since its start",
+            "Add replicas. It takes requests again by itself, two seconds after it has enough.",
+            "PoolgateOverloaded",
+        )
     limits = status["limits"]
     if limits["mode"] == "local":
         why = LOCAL_BECAUSE.get(limits["reason"], limits["reason"])

@@ -411,3 +411,18 @@ async def test_a_new_pod_is_not_given_all_that_waits() -> None:
         found.leap(RAMP_SECONDS / 2)
         await found.until(lambda: found.waiting == 2)
         assert [found.seat(place).in_flight for place in range(3)] == [10, 10, 10]
+
+
+async def test_nobody_waits_for_a_pod_that_is_ejected_when_all_others_refuse(side: Side) -> None:
+    given = pods(3)
+    async with given[0], given[1], given[2], scene(given, side=side) as found:
+        await ejected(found, given[1], 1)
+        for place in (0, 2):
+            given[place].refuse()
+        found.gateway.pools.close()
+        for stream in (False, True):
+            came = await found.ask(stream=stream)
+            assert (came.status, came.error["code"]) == (503, "no_ready_pod")
+            line = await found.running.last_line()
+            assert (line["attempts"], line["queue_ms"]) == (2, 0.0)
+            assert found.health(1).state == "ejected"

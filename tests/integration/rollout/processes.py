@@ -29,10 +29,10 @@ class PodProcess:
         self.port = port
 
     @classmethod
-    async def start(cls, *flags: str, token_ms: float = TOKEN_MS) -> Self:
+    async def start(cls, *flags: str, token_ms: float = TOKEN_MS, model: str = MODEL) -> Self:
         pace = (f"--step-ms={token_ms}", "--step-us-per-sequence=0", "--prefill-us-per-token=0")
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "loadtest.simulator", "--port-base=0", f"--model={MODEL}", *pace, *flags),
+            *(sys.executable, "-m", "loadtest.simulator", "--port-base=0", f"--model={model}", *pace, *flags),
             cwd=ROOT,
             env=environment(),
             stdout=subprocess.PIPE,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.api.events import MAX_EVENTS, MAX_POD_EVENTS, Events
-from gateway.api.seen import ConfigState, LimitsState, Seen
+from gateway.api.seen import ConfigState, LimitsState, LoadState, Seen
 from gateway.core.fleet import Fleet, PodHealth, PodState
 from tests.seeing import CHAT, FLEET, NOW, pod, seen
 
@@ -144,3 +144,17 @@ def test_events_are_bounded_and_the_latest_come_first() -> None:
     assert len(told) == MAX_EVENTS
     assert [event.at for event in told] == sorted((event.at for event in told), reverse=True)
     assert isinstance(watch.seen, Seen)
+
+
+def test_too_much_to_do_and_its_end_are_told_with_what_it_was_short_of_and_for_how_many() -> None:
+    watch = Watch()
+    assert watch.look(load=LoadState(1, "memory", NOW, 4)) == [
+        ("warning", "overload", "gateway", "short of memory: requests that can wait are turned away")
+    ]
+    assert watch.look(load=LoadState(1, "memory", NOW, 9)) == []
+    assert watch.look(load=LoadState(2, "lag", NOW, 10)) == [
+        ("error", "overload", "gateway", "short of CPU: all new requests are turned away")
+    ]
+    assert watch.look(load=LoadState(0, "", NOW, 1012)) == [
+        ("info", "overload_over", "gateway", "all requests are taken again; 1,012 were turned away")
+    ]

@@ -64,6 +64,7 @@ def test_the_status_has_the_shape_that_scripts_rely_on() -> None:
         *(
             "config",
             "limits",
+            "overload",
             "replica",
             "ts",
             "started_at",

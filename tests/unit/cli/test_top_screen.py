@@ -162,6 +162,18 @@ def test_what_wants_an_eye_stands_at_the_top() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("level", "words"),
+    [
+        (1, "overloaded: short of memory, what can wait turned away"),
+        (2, "overloaded: short of memory, all new requests turned away"),
+    ],
+)
+def test_a_gateway_with_too_much_to_do_says_so(level: int, words: str) -> None:
+    told = status(overload={"level": level, "short_of": "memory", "for_seconds": 3.0, "shed": 9})
+    assert words in shown(told).splitlines()
+
+
 def test_a_screen_that_could_not_be_renewed_says_so() -> None:
     text = shown(status(), fault="not renewed for 12s: nothing answers at http://x")
     assert "· not renewed ·" in text.splitlines()[0]

@@ -6,6 +6,7 @@ import pytest
 
 from gateway.config.faults import ConfigError
 from gateway.config.reading import load_config
+from gateway.pipeline.caps import Caps
 from tests.unit.config.files import GOOD, write
 
 
@@ -18,6 +19,23 @@ from tests.unit.config.files import GOOD, write
         ("discovery:\n  pods:\n    - {url: 'http://a:0', pool: a}\n", 3, "give the pod a port from 1 to 65535"),
         ("discovery:\n  pods:\n    - {url: 'http://a:65536', pool: a}\n", 3, "give the pod a port from 1 to 65535"),
         ("tracing:\n  endpoint: http://a:65536\n", 2, "give the receiver a port from 1 to 65535"),
+        ("server:\n  tls: {cert: a.crt}\n", 2, "server.tls.cert: TLS wants both files: set key beside it"),
+        ("server:\n  tls:\n    key: a.key\n", 3, "server.tls.key: TLS wants both files: set cert beside it"),
+        ("server:\n  trusted_proxies: [10.0.0.1/8]\n", 2, "did you mean 10.0.0.0/8?"),
+        ("server:\n  trusted_proxies: [proxy]\n", 2, "give a network such as 10.244.0.0/16"),
+        ("server:\n  cors_origins: ['*', 'https://a.example']\n", 2, "let it stand alone"),
+        ("server:\n  cors_origins:\n    - https://a.example\n    - https://b.example/\n", 4, "as https://b.example:"),
+        ("server:\n  cors_origins: ['https://A.example:443/x']\n", 2, "writes this origin as https://a.example"),
+        ("server:\n  cors_origins: ['https://u:secret@a.example']\n", 2, "as https://a.example"),
+        ("server:\n  cors_origins: [a.example]\n", 2, "give an origin such as https://chat.example.com"),
+        ("server:\n  cors_origins: ['https://*.example']\n", 2, "give an origin such as https://chat.example.com"),
+        ("server:\n  cors_origins: ['https://bücher.example']\n", 2, "xn--"),
+        ("server:\n  cors_origins: ['null']\n", 2, "null is every page without an origin"),
+        ("server:\n  cors_origins: ['https://a.example', 'https://a.example']\n", 2, "stands here twice"),
+        ("requests:\n  max_n: 0\n", 2, "requests.max_n"),
+        ("requests:\n  max_logprobs: -1\n", 2, "requests.max_logprobs"),
+        ("requests:\n  media_url_hosts:\n    - a.example\n    - https://b.example\n", 4, "is no host"),
+        ("requests:\n  media_url_hosts: ['*']\n", 2, "is no host"),
         ("discovery:\n  mode: consul\n", 2, "discovery.mode"),
         ("discovery:\n  mode: kubernetes\n  pods: [{url: 'http://a:1', pool: a}]\n", 3, "for mode static"),
         ("discovery:\n  namespaces: [Models]\n", 2, "'Models' is no namespace"),
@@ -61,6 +79,27 @@ def test_a_fault_is_told_with_its_line(tmp_path: Path, text: str, line: int, wor
         load_config(file, {})
     assert str(caught.value).startswith(f"{file}:{line}:")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "*",
+        "https://a.example",
+        "http://localhost:3000",
+        "http://[::1]:8080",
+        "tauri://localhost",
+        "chrome-extension://ab",
+    ],
+)
+def test_an_origin_stands_as_a_browser_writes_it(origin: str) -> None:
+    assert load_config(None, {}, {"server.cors_origins": [origin]}).server.cors_origins == (origin,)
+
+
+def test_what_a_request_may_ask_for_has_bounds_without_a_word() -> None:
+    assert load_config(None, {}).caps() == Caps(8, 20, ()) == Caps()
+    told = {"requests": {"max_n": 1, "max_logprobs": 0, "media_url_hosts": ["*.Example.com", "[::1]"]}}
+    assert load_config(None, {}, told).caps() == Caps(1, 0, ("*.example.com", "[::1]"))
 
 
 def test_without_a_mode_a_list_of_pods_makes_it_static(tmp_path: Path) -> None:

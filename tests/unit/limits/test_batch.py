@@ -47,7 +47,13 @@ def test_a_void_call_has_changed_nothing() -> None:
     assert leases.held[b"slots"].told == 2
 
 
-@pytest.mark.parametrize("answer", [b"", b"1234567", pack("<12d", *[0.0] * 12), [1], None, 7, "text"])
+NO_NUMBERS = pack("<13d", *[float("nan")] * 13)
+NO_BUCKET = pack("<13d", 1e15, 5e6, 0, 9, 0, *(0, 0, 9, 4e6), *(3, 7e6, 9, 5e6))
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"1234567", pack("<12d", *[0.0] * 12), NO_NUMBERS, NO_BUCKET, [1], None, 7, "text"]
+)
 def test_anything_else_is_garbled(answer: object) -> None:
     leases, asked = batch()
     with pytest.raises(Garbled):

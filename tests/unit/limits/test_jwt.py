@@ -23,6 +23,7 @@ from gateway.limits.jwt import (
     Tokens,
     keys_of,
 )
+from gateway.limits.strangers import Strangers
 from tests.fakes import Hands
 from tests.issuer import NEVER, Signer, encoded, set_of, signer
 
@@ -42,7 +43,9 @@ def unfit(claim: str) -> str:
 class Scene:
     """The tokens of one issuer, whose keys a test exchanges, at a time that it moves."""
 
-    def __init__(self, *signers: Signer, max_held: int = 4096, tenant_claim: str = "team") -> None:
+    def __init__(
+        self, *signers: Signer, max_held: int = 4096, tenant_claim: str = "team", strangers: Strangers | None = None
+    ) -> None:
         self.wall = Hands()
         self.keys: Cell[KeySet | None] = Cell(keys_of(set_of(*(signers or (signer(),)))))
         self.unknown = 0
@@ -55,6 +58,7 @@ class Scene:
             unknown_signer=self._note,
             retry_after_seconds=lambda: 2.5,
             wall=self.wall,
+            strangers=strangers,
             max_held=max_held,
         )
 
@@ -439,6 +443,36 @@ def test_bad_tokens_leave_nothing_however_many_there_are() -> None:
             scene.tokens.caller_of(unsigned + b"." + encoded(b"%d" % n))
     assert scene.held == (1, 1)
     assert scene.unknown == 20_000
+
+
+def test_only_a_signature_that_was_looked_at_is_held_against_an_address() -> None:
+    strangers = Strangers(Hands(), lambda: 0.0, burst=2)
+    scene = Scene(strangers=strangers)
+    bad = scene.token(signer("ES256"))
+    for claims in ({"exp": 1}, {"aud": "others"}, {"iss": "https://others.example"}, {"sub": None}, {"team": 5}):
+        with pytest.raises(InvalidApiKey):
+            scene.tokens.caller_of(scene.token(**claims), lambda: "1.2.3.4")
+    assert not len(strangers)
+    for _ in range(2):
+        with pytest.raises(InvalidApiKey, match=UNKNOWN):
+            scene.tokens.caller_of(bad, lambda: "1.2.3.4")
+    for token in (bad, scene.token()):
+        with pytest.raises(Busy) as refused:
+            scene.tokens.caller_of(token, lambda: "1.2.3.4")
+        assert refused.value.retry_after_seconds == pytest.approx(1.0)
+        assert "1.2.3.4" not in refused.value.message
+    assert scene.tokens.caller_of(scene.token(), lambda: "1.2.3.5")[1] == "ann"
+
+
+def test_the_address_of_a_token_that_is_remembered_is_not_asked_for() -> None:
+    scene = Scene(strangers=Strangers(Hands(), lambda: 0.0))
+    token = scene.token()
+    scene.tokens.caller_of(token, lambda: "1.2.3.4")
+
+    def nobody() -> str:
+        raise AssertionError("it was asked for")
+
+    assert scene.tokens.caller_of(token, nobody)[1] == "ann"
 
 
 def test_tokens_are_remembered_up_to_a_number_and_those_shown_last_stay() -> None:

@@ -54,7 +54,7 @@ def asked(policy: Policy, *turns: str) -> tuple[Wish, bytes]:
     messages = [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)]
     seen = look(json.dumps({"model": "m", "messages": messages}).encode(), CHAT)
     route = Route("m", Pool("p", policy=policy), ready)
-    wish = wish_of(route, call_of(seen, None, CHAT, visit.tenant), seen, visit)
+    wish = wish_of(route, call_of(seen, CHAT, visit.tenant), seen, visit)
     return wish, json.dumps(messages).encode()
 
 

@@ -88,7 +88,7 @@ def test_the_others_look_at_three_limits_of_the_key(limited: Limited, tmp_path: 
 def test_the_arithmetic_is_that_of_the_gateways_buckets_and_of_the_benchs_requests(tmp_path: Path) -> None:
     assert [each.amount for each in buckets_of(MEMORY, tmp_path)] == [each.amount for each in BUCKETS]
     tenant = Tenant("key", "team")
-    call = call_of(look(chat_body(400), CHAT), None, CHAT, tenant)
+    call = call_of(look(chat_body(400), CHAT), CHAT, tenant)
     prompt, answer = call.prompt_tokens_estimate, call.max_tokens or 0
     assert (1, prompt, answer, prompt + answer) == RESERVED
     usage = json.loads(COMPLETION)["usage"]

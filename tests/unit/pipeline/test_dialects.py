@@ -61,3 +61,14 @@ def test_a_pods_own_words_stay_its_own() -> None:
 
 def test_responses_that_are_no_streams_fail_in_the_common_shape() -> None:
     assert RESPONSES.body(CUT) == OPENAI.body(CUT) == CUT.body()
+
+
+def test_a_pods_own_words_are_one_event_whatever_lines_it_writes_them_in() -> None:
+    refusal = errors.PodRefusal(400, b'{\r\n "error": {"message": "too\\nlong",\n\n"type": "x", "code": 400}\r}')
+    for dialect in (OPENAI, RESPONSES, ANTHROPIC):
+        event = dialect.event(refusal, 0).removesuffix(dialect.end_mark)
+        assert event.count(b"\n\n") == 1
+        assert b"\r" not in event
+        (data,) = [line[6:] for line in event.split(b"\n") if line.startswith(b"data: ")]
+        told = json.loads(data)
+        assert told.get("error", told)["message"] == "too\nlong"

@@ -29,6 +29,7 @@ def field(name: str, value: str, more: str = "") -> bytes:
 
 
 END = b"--b--\r\n"
+FORM = b"multipart/form-data; boundary=b"
 
 
 def starlette_reads(body: bytes) -> list[tuple[str, object]]:
@@ -87,11 +88,45 @@ def test_a_fields_name_is_what_the_reader_behind_us_takes_for_it(head: bytes, na
         part(b"\x00: y", b"") + END,
         part(b"x" * 20_000 + b": y", b"") + END,
         field("x", "y") * 101 + END,
+        field("model", "m", "; filename*=utf-8''x") + END,
+        field("model", "m", "; FileName=x") + END,
+        field("model", "m", '; name="x"') + END,
+        field("x", "m", '; name="model"') + END,
+        field("x", "m", "; NAME = model") + END,
+        field("x", "m", "; name*=utf-8''model") + END,
+        part(b"Content-Disposition: form-data; name*=utf-8''model", b"m") + END,
+        part(b'Content-Disposition: form-data; name*0="mo"; name*1="del"', b"m") + END,
+        part(b"Content-Disposition: form-data; name=x\r\nContent-Disposition: form-data; name=model", b"m") + END,
+        part(b"Content-Disposition: form-data; name=model\r\nContent-Transfer-Encoding: base64", b"bQ==") + END,
     ],
 )
 def test_what_does_not_mean_one_thing_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         read_form(body, b"b", WANTED)
+
+
+def test_a_file_may_be_called_anything() -> None:
+    for said in ('; filename="name=model; name*=x"', "; filename*=utf-8''n%20ame", '; filename="\\"; name=model"'):
+        assert read_form(field("file", "x", said) + field("model", "m") + END, b"b", WANTED) == {"model": "m"}
+
+
+def test_what_stands_before_the_first_boundary_and_behind_the_last_is_no_part() -> None:
+    """Where the reader takes it at all: it is as little a field to it as to us."""
+    for body in (b"\r\n" + field("model", "m") + END, field("model", "m") + END + field("model", "n")):
+        try:
+            assert read_form(body, b"b", WANTED) == {"model": "m"}
+        except InvalidRequest:
+            continue
+        assert starlette_reads(body) == [("model", "m")]
+
+
+def test_a_form_asks_for_no_more_answers_than_a_body() -> None:
+    for said in ("8", "1", "08"):
+        assert call_of_form({"model": "m", "n": said}, b"", FORM, ANONYMOUS).model == "m"
+    for said in ("9", "1000000", "9" * 4000, "8.0", "1_0", "-1", " 9", "x", "", "８"):
+        with pytest.raises(InvalidRequest) as refused:
+            call_of_form({"model": "m", "n": said}, b"", FORM, ANONYMOUS)
+        assert refused.value.param == "n"
 
 
 names = st.sampled_from(["model", "stream", "file", "prompt", "mödel", 'a"b', "", "model\\"])

@@ -7,6 +7,7 @@ import pytest
 
 from gateway.core.call import Call
 from gateway.core.caller import ANONYMOUS
+from gateway.core.errors import InvalidJson
 from gateway.pipeline.intake import BYTES_PER_AUDIO_TOKEN, TOKENS_PER_IMAGE, call_of, call_of_form, look
 from gateway.pipeline.operations import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES_API, Operation
 from gateway.upstream.usage import MAX_TOKENS
@@ -16,7 +17,7 @@ LONG = "once upon a time " * 1000
 
 def call(operation: Operation, fields: str) -> Call:
     body = f'{{"model":"m",{fields}}}'.encode()
-    return call_of(look(body, operation), None, operation, ANONYMOUS)
+    return call_of(look(body, operation), operation, ANONYMOUS)
 
 
 def most(operation: Operation, **fields: Any) -> int | None:
@@ -103,8 +104,9 @@ def test_a_number_counts_in_each_form_that_a_pod_takes(said: str, tokens: int | 
     assert call(CHAT, f'"max_tokens":{said}').max_tokens == tokens
 
 
-def test_of_two_of_one_spelling_the_last_one_counts_as_it_does_to_pods() -> None:
-    assert call(CHAT, '"max_tokens":1,"max_tokens":9').max_tokens == 9
+def test_two_of_one_spelling_are_refused() -> None:
+    with pytest.raises(InvalidJson):
+        call(CHAT, '"max_tokens":1,"max_tokens":9')
 
 
 def test_what_says_it_in_another_place_does_not_say_it() -> None:
@@ -128,7 +130,7 @@ class TestMediaInAPrompt:
 
     def prompt_tokens(self, *parts: Any, separators: tuple[str, str] | None = None) -> int:
         body = json.dumps({"model": "m", "messages": [{"role": "user", "content": parts}]}, separators=separators)
-        return call_of(look(body.encode(), CHAT), None, CHAT, ANONYMOUS).prompt_tokens_estimate
+        return call_of(look(body.encode(), CHAT), CHAT, ANONYMOUS).prompt_tokens_estimate
 
     def test_an_image_is_a_number_of_tokens_and_not_its_bytes(self) -> None:
         image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{self.IMAGE}"}}

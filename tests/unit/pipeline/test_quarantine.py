@@ -119,7 +119,7 @@ class TestMarks:
     def test_the_same_body_of_the_same_caller_has_the_same_mark(self) -> None:
         tenant = Tenant("key", "team")
         for body in (b'{"model":"m","messages":[]}', b'{"model":"m","messages":[],"stream":true}'):
-            one, other = (call_of(look(bytes(bytearray(body)), CHAT), None, CHAT, tenant) for _ in range(2))
+            one, other = (call_of(look(bytes(bytearray(body)), CHAT), CHAT, tenant) for _ in range(2))
             assert one.body is not other.body
             assert mark_of("key", one.body) == mark_of("key", other.body)
 

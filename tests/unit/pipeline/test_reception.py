@@ -22,7 +22,7 @@ class Tokens:
         self.shown: list[bytes] = []
         self._refusal = refusal
 
-    def caller_of(self, token: bytes) -> tuple[Tenant, str]:
+    def caller_of(self, token: bytes, address: Callable[[], str]) -> tuple[Tenant, str]:
         self.shown.append(token)
         if self._refusal is not None:
             raise self._refusal

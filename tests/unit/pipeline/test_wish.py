@@ -48,7 +48,7 @@ def wish(
     """Of a request with these fields."""
     visit = visit_of(headers, key_id, operation)
     seen = look(raw({"model": "m", **(fields or CHAT_FIELDS)}), operation)
-    return wish_of(route, call_of(seen, None, operation, visit.tenant), seen, visit)
+    return wish_of(route, call_of(seen, operation, visit.tenant), seen, visit)
 
 
 CHAT_FIELDS = {"messages": [{"role": "user", "content": LONG}]}

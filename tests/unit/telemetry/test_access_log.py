@@ -346,3 +346,13 @@ def test_closing_writes_what_is_left_and_ends_the_writer() -> None:
     log.close()
     assert out.getvalue()
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("sign", ["\n", "\x1b[31m", "\u2028", "\u2029", "\x85", "\x7f", "\u202e", "\U000e0001"])
+def test_what_a_caller_names_a_model_cannot_end_its_line_nor_colour_a_terminal(sign: str) -> None:
+    name = f'm{sign}{{"status":200}}'
+    (raw,) = written(trail(model=name))
+    text = raw.decode().removesuffix("\n")
+    assert text.isprintable()
+    assert len(text.splitlines()) == 1
+    assert json.loads(text)["model"] == name

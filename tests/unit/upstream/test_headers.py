@@ -9,7 +9,7 @@ from gateway.upstream.headers import fetch_head, request_head
 KEY = b"authorization: Bearer the-pods-own\r\n"
 PLAIN = (
     b"POST /v1/chat/completions HTTP/1.1\r\nhost: 10.0.0.7:8000\r\ncontent-type: application/json\r\n"
-    b"content-length: 17\r\nx-request-id: abc-1\r\n\r\n"
+    b"content-length: 17\r\naccept-encoding: identity\r\nx-request-id: abc-1\r\n\r\n"
 )
 
 
@@ -75,4 +75,5 @@ def test_where_we_trace_the_pod_is_told_of_our_span_and_not_of_the_caller_s() ->
 
 
 def test_a_pod_is_asked_with_its_own_key() -> None:
-    assert lines(fetch_head(b"/v1/models", b"h:1", KEY)) == [b"host: h:1", KEY.strip(), b"accept: application/json"]
+    told = [b"host: h:1", KEY.strip(), b"accept: application/json", b"accept-encoding: identity"]
+    assert lines(fetch_head(b"/v1/models", b"h:1", KEY)) == told

@@ -86,6 +86,18 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
         "The list of pods is old",
         "PoolgateDiscoveryStale",
     ),
+    (
+        {"overload": {"level": 1, "short_of": "memory", "for_seconds": 5.0, "shed": 7}},
+        "warning",
+        "This replica is short of memory, and turns away what can wait",
+        "PoolgateOverloaded",
+    ),
+    (
+        {"overload": {"level": 2, "short_of": "CPU", "for_seconds": 5.0, "shed": 7}},
+        "error",
+        "This replica is short of CPU, and turns all new requests away",
+        "PoolgateOverloaded",
+    ),
     ({"traffic": {"requests": 100, "failed": 5}}, "error", "Many requests fail", "PoolgateErrorRatio"),
     (
         {"pods": [pod_said("chat-0", attempts=2, failed=2), pod_said("chat-1", attempts=4, failed=1)]},

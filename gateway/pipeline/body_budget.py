@@ -1,0 +1,73 @@
+"""What all request bodies together may take of the memory.
+
+Counted is what is there, not what was announced: who announces 8 MiB and sends nothing takes nothing, so announcing
+cannot fill it. On a head is asked only whether its body would fit now; bodies that then come together and do not all
+fit are refused while they come. A body is counted from its first byte until its answer begins (until then it may be
+sent to another pod) or its client has gone. Whoever takes gives back: a `Share` for each body, or a count of its own
+(`edge.protocol`).
+"""
+
+from collections.abc import Callable
+
+from gateway.core.clock import about
+from gateway.core.errors import Busy
+
+RETRY_SECONDS = 2.0
+"""Most bodies are let go within the time to a first token."""
+
+
+class BodyBudget:
+    """Bytes that bodies may still take, of `limit_bytes`. `chance` spreads the waits of those who are refused."""
+
+    __slots__ = ("_chance", "left", "limit_bytes")
+
+    def __init__(self, limit_bytes: int, chance: Callable[[], float] = lambda: 0.5) -> None:
+        self.limit_bytes = self.left = limit_bytes
+        self._chance = chance
+
+    @property
+    def held(self) -> int:
+        """Bytes that bodies take now."""
+        return self.limit_bytes - self.left
+
+    def take(self, count: int) -> bool:
+        """Take so many bytes more, if there are as many; to be given back."""
+        if count > self.left:
+            return False
+        self.left -= count
+        return True
+
+    def give_back(self, count: int) -> None:
+        """They are free again."""
+        self.left += count
+
+    def refusal(self) -> Busy:
+        """What is said to who does not fit."""
+        return Busy(
+            "this replica holds as many request bodies as its memory allows: send it again",
+            retry_after_seconds=about(RETRY_SECONDS, self._chance),
+        )
+
+
+class Share:
+    """What one body has of a budget."""
+
+    __slots__ = ("_budget", "_held")
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self._budget = budget
+        self._held = 0
+
+    def grow(self, count: int) -> None:
+        """So many bytes more have come.
+
+        Raises `Busy`.
+        """
+        if not self._budget.take(count):
+            raise self._budget.refusal()
+        self._held += count
+
+    def release(self) -> None:
+        """The body was let go; a second time is nothing."""
+        self._budget.give_back(self._held)
+        self._held = 0

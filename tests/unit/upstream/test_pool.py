@@ -1,0 +1,132 @@
+"""What we ask pods ourselves (their models, load, metrics, health) is suspected like any answer."""
+
+import asyncio
+import gzip
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from gateway.core.fleet import Pod
+from gateway.core.ports import FetchFailed
+from gateway.upstream.pool import Pools
+from tests.fakes import MODELS, ScriptedPod, answer
+
+PACKED = gzip.compress(MODELS)
+ENDLESS = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+class Server:
+    """Answers every request with the same bytes; then, if it is `endless`, with `x`s for as long as it may."""
+
+    def __init__(self, says: bytes, *, endless: bool = False) -> None:
+        self.says = says
+        self.endless = endless
+        self.asked: list[bytes] = []
+        self.came = 0
+        self.left = asyncio.Event()
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.came += 1
+        try:
+            while True:
+                self.asked.append(await reader.readuntil(b"\r\n\r\n"))
+                writer.write(self.says)
+                while self.endless:
+                    writer.write(b"8000\r\n" + b"x" * 0x8000 + b"\r\n")
+                    await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.left.set()
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def listening(says: bytes = b"", *, endless: bool = False) -> AsyncIterator[Server]:
+    found = Server(says, endless=endless)
+    server = await asyncio.start_server(found.serve, "127.0.0.1", 0)
+    found.port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield found
+
+
+def pools(api_key: str | None = None) -> Pools:
+    return Pools(connect_seconds=1, idle_seconds=3, clock=lambda: 0.0, api_key=api_key)
+
+
+def pod_at(server: Server | ScriptedPod) -> Pod:
+    return Pod("u", "p", "p", "127.0.0.1", server.port)
+
+
+async def failed(made: Pools, server: Server) -> str:
+    with pytest.raises(FetchFailed) as told:
+        await made.fetch(pod_at(server), b"/v1/models", 5)
+    async with asyncio.timeout(2):
+        await server.left.wait()
+    assert made.of(pod_at(server)).take() is None
+    return str(told.value)
+
+
+async def test_a_plain_answer_is_fetched_and_its_connection_used_again() -> None:
+    async with ScriptedPod() as pod:
+        made = pools()
+        for _ in range(3):
+            assert await made.fetch(pod_at(pod), b"/v1/models", 5) == MODELS
+        assert pod.connections == made.of(pod_at(pod)).live == 1
+        made.close()
+
+
+@pytest.mark.parametrize(
+    "status", [b"301 Moved", b"302 Found", b"304 Not Modified", b"307 Temporary", b"308 Permanent"]
+)
+async def test_a_redirect_is_not_followed(status: bytes) -> None:
+    async with listening(answer(MODELS)) as elsewhere:
+        there = b"location: http://127.0.0.1:%d/v1/models\r\n" % elsewhere.port
+        async with listening(b"HTTP/1.1 %b\r\n%bcontent-length: 0\r\n\r\n" % (status, there)) as server:
+            assert "never followed" in await failed(pools("the-pods-own-key"), server)
+        assert elsewhere.came == 0
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"br", b"deflate", b"identity, gzip", b"x"])
+async def test_a_compressed_answer_is_neither_read_nor_unpacked(coding: bytes) -> None:
+    async with listening(answer(PACKED, more=b"content-encoding: %b\r\n" % coding)) as server:
+        assert "compressed" in await failed(pools(), server)
+        assert b"\r\naccept-encoding: identity\r\n" in server.asked[0]
+
+
+async def test_an_answer_that_says_it_is_as_it_is_passes() -> None:
+    async with listening(answer(MODELS, more=b"content-encoding: Identity\r\n")) as server:
+        made = pools()
+        assert await made.fetch(pod_at(server), b"/v1/models", 5) == MODELS
+        made.close()
+
+
+async def test_an_answer_without_end_is_cut_at_its_bound() -> None:
+    async with listening(ENDLESS, endless=True) as server:
+        assert "too large" in await failed(pools(), server)
+
+
+async def test_the_bound_is_what_a_subclass_says() -> None:
+    class Small(Pools):
+        max_fetch_bytes = 10
+
+    async with listening(answer(MODELS)) as server:
+        made = Small(connect_seconds=1, idle_seconds=3, clock=lambda: 0.0)
+        with pytest.raises(FetchFailed, match="too large"):
+            await made.fetch(pod_at(server), b"/v1/models", 5)
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nCANARY",
+        b"CANARY",
+        answer(b"CANARY") + answer(b"CANARY"),
+        answer(b"CANARY").replace(b"content-length", b"transfer-encoding: chunked\r\ncontent-length"),
+    ],
+    ids=["upgrade", "no-head", "two-answers", "two-framings"],
+)
+async def test_junk_is_a_failure_that_says_nothing_of_what_came(says: bytes) -> None:
+    async with listening(says) as server:
+        assert "CANARY" not in await failed(pools(), server)
