@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VALIDATORS := .validators
+FUZZERS := .fuzzers
 NODE := tests/clients/node
 NODE_PACKAGES := $(NODE)/node_modules/.package-lock.json
 BROWSER := tests/browser/node
@@ -13,7 +14,7 @@ HELM_PACKAGES := $(HELM)/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test test-vllm test-webui screenshots rollout bench bench-choice bench-discovery lint format lock clean
+.PHONY: help demo demo-check test test-vllm test-webui screenshots rollout soak bench bench-choice bench-discovery bench-hostile scenes fuzz lint format lock clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 17
@@ -24,7 +25,7 @@ demo: $(VENV)/.runtime ## Simulated pods and a gateway before them, until Ctrl-C
 demo-check: $(VENV)/.dev ## The demo, one streamed chat through the OpenAI SDK, exit 0
 	@$(BIN)/python -m tests.demo_check
 
-test: $(VENV)/.dev $(NODE_PACKAGES) $(BROWSER_PACKAGES) $(HELM_PACKAGES) $(VALIDATORS)/.installed lint ## Lint, types, import contracts, and every test that needs no root
+test: $(VENV)/.dev $(NODE_PACKAGES) $(BROWSER_PACKAGES) $(HELM_PACKAGES) $(VALIDATORS)/.installed $(FUZZERS)/.installed lint ## Lint, types, import contracts, and every test that needs no root
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-vllm: $(VENV)/.dev $(VALIDATORS)/.installed $(NODE_PACKAGES) ## End to end against a real vLLM on CPU (downloads about 1 GB once)
@@ -42,14 +43,31 @@ ROUNDS ?= 5
 rollout: $(VENV)/.dev ## Rolling restarts of gateways and pods under load, for some minutes
 	@ROLLOUT_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/integration/rollout $(ARGS)
 
+MINUTES ?= 20
+SEED ?=
+soak: $(VENV)/.dev ## Traffic and faults at random, every invariant checked (MINUTES=20, SEED=... for the same again)
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+TARGETS ?=
+fuzz: MINUTES := 1
+fuzz: $(VENV)/.dev $(FUZZERS)/.installed ## Fuzz every parser we own (MINUTES=1 for each, TARGETS="form events"), then the API by its document
+	@$(BIN)/python -m tests.fuzz $(TARGETS) --minutes $(MINUTES) $(ARGS)
+	@OPENAPI_EXAMPLES=200 $(BIN)/python -m pytest tests/integration/test_openapi.py
+
 bench: $(VENV)/.dev ## CPU time and memory, side by side with nginx, in one run
 	@$(BIN)/python -m loadtest.bench $(ARGS)
 
 bench-choice: $(VENV)/.dev ## What choosing a pod costs, over 8, 64 and 512
 	@$(BIN)/python -m loadtest.bench.choice $(ARGS)
 
+bench-hostile: $(VENV)/.dev ## What hostile clients cost everybody else
+	@$(BIN)/python -m loadtest.bench.hostile $(ARGS)
+
 bench-discovery: $(VENV)/.dev ## What watching and asking 1,000 pods costs
 	@$(BIN)/python -m loadtest.bench.discovery $(ARGS)
+
+scenes: $(VENV)/.dev ## The fault scenes, each with and without its defences; writes docs/faults.md
+	@$(BIN)/python -m scripts.write_faults_docs
 
 lint: $(VENV)/.dev ## ruff, mypy, import contracts
 	@$(BIN)/ruff check --quiet .
@@ -65,7 +83,7 @@ lock: $(VENV)/.dev ## Write the lock files anew from pyproject.toml (wants uv: p
 	@scripts/lock
 
 clean: ## Forget everything that was made
-	rm -rf $(VENV) $(VALIDATORS) $(NODE)/node_modules $(BROWSER)/node_modules $(HELM)/node_modules .vllm .webui .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) $(VALIDATORS) $(FUZZERS) .fuzz $(NODE)/node_modules $(BROWSER)/node_modules $(HELM)/node_modules .vllm .webui .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
 
 # pip checks every file against the lock's hashes; the project itself is then linked in without any download. Not
 # compiling what is installed saves two seconds before the demo's first token: Python compiles what it imports.
@@ -92,6 +110,15 @@ $(VALIDATORS)/.installed: requirements/validators.lock $(VENV)/bin/python
 	@rm -rf $(VALIDATORS)
 	@{ $(BIN)/python -m venv $(VALIDATORS) \
 	  && $(VALIDATORS)/bin/python -m pip --disable-pip-version-check --quiet install --only-binary=:all: --require-hashes -r requirements/validators.lock \
+	  && touch $@; } || echo "pip could not install it: the tests that want it will not run"
+
+# What attacks the gateway from outside: atheris (which drives the fuzz targets by coverage; Linux on x86-64 only),
+# schemathesis, and servers with parsers of their own. Apart for the same reasons, and under the same rules.
+$(FUZZERS)/.installed: requirements/fuzzers.lock $(VENV)/bin/python
+	@echo "installing what attacks the gateway into $(FUZZERS) ..."
+	@rm -rf $(FUZZERS)
+	@{ $(BIN)/python -m venv $(FUZZERS) \
+	  && $(FUZZERS)/bin/python -m pip --disable-pip-version-check --quiet install --only-binary=:all: --require-hashes -r requirements/fuzzers.lock \
 	  && touch $@; } || echo "pip could not install it: the tests that want it will not run"
 
 # What tests want of npm (openai-node; what drives a browser; Helm), by the hashes in npm's own locks. Where this does not

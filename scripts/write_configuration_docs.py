@@ -56,11 +56,13 @@ leads elsewhere, as Kubernetes mounts a ConfigMap (not with `subPath`: such a mo
 - **Nothing that runs is cut.** New settings hold for what comes: requests, attempts, connections. A pod that is no more
   in `discovery.pods` gets no requests, and what runs there ends in peace. A pod that stays, by its pool and address, is
   the same pod at any place in the list.
-- **Until a restart stay as they were**: `server.host`, `server.port`, `server.ops_host`, `server.ops_port`, all of
-  `discovery` but the pods of mode static, `auth` (but not what stands in the keys file), `limits.redis_url` and
-  `tracing`. What of it differs in the file is told in the log, and by `config.waits_for_restart` of `/status.json`.
+- **Until a restart stay as they were**: `server.host`, `server.port`, `server.ops_host`, `server.ops_port`, whether
+  there is TLS (but not which certificate), all of `discovery` but the pods of mode static, `auth` (but not what stands
+  in the keys file), `limits.redis_url` and `tracing`. What of it differs in the file is told in the log, and by
+  `config.waits_for_restart` of `/status.json`.
 - **The keys file** is followed in the same way: a key that is added opens within seconds, and one that is removed,
   disabled or expired opens nothing more. A fault in it leaves all keys as they were. More in [keys](keys.md).
+- **The certificate** of `server.tls` is followed in the same way: see [the front door](front-door.md#tls).
 - **A secret** that a `file:` names is not looked at by itself. `touch` the configuration file to have it read again.
 """
 

@@ -52,8 +52,9 @@ GROUPS: tuple[tuple[str, Sequence[Definition]], ...] = (
     ),
     (
         "The gateway itself",
-        (given.LOOP_LAG, given.CONFIG_REFUSED, given.CONFIG_RELOADS, given.ACCESS_LINES_DROPPED, given.TRACES_LOST,
-         given.BUILD_INFO, *given.PROCESS),
+        (given.LOOP_LAG, given.OVERLOAD_LEVEL, given.SHED, given.MEMORY_LIMIT, given.CONNECTIONS,
+         given.BUFFERED_BODIES, given.CONFIG_REFUSED, given.CONFIG_RELOADS, given.ACCESS_LINES_DROPPED,
+         given.LOG_LINES_DROPPED, given.TRACES_LOST, given.BUILD_INFO, *given.PROCESS),
     ),
 )  # fmt: skip
 

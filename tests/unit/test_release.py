@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from scripts.write_sbom import LOCK, bill, licence_of, locked
+from tests.scenes.scene import scenes
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = locked(LOCK.read_text("utf-8"))
@@ -149,3 +150,22 @@ def test_no_pattern_is_made_of_what_a_caller_sends() -> None:
     found = {str(file.relative_to(ROOT)): patterns_made_late(file.read_text("utf-8")) for file in SOURCES}
     assert {name: lines for name, lines in found.items() if lines} == {}
     assert patterns_made_late("def judge(told):\n    return re.search(told, 'x')") == [2]
+
+
+CHECKLIST = (ROOT / "docs" / "release-checklist.md").read_text("utf-8")
+
+
+def test_the_checklist_has_every_item_and_each_names_what_shows_it() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.+) \| (.+) \|$", CHECKLIST, re.MULTILINE)
+    assert [int(number) for number, _, _ in rows] == list(range(1, 31))
+    for number, _, shown in rows:
+        assert re.search(r"`tests/|\]\(|\bF\d+", shown), number
+
+
+def test_each_test_and_scene_that_the_checklist_names_is_there() -> None:
+    for name in re.findall(r"`(tests/[^`]+)`", CHECKLIST):
+        file, _, test = name.partition("::")
+        assert (ROOT / file).exists(), name
+        assert not test or re.search(rf"^(async )?def {test}\(", (ROOT / file).read_text("utf-8"), re.MULTILINE), name
+    told = set(re.findall(r"\bF(\d+)\b", CHECKLIST + (ROOT / "docs" / "threat-model.md").read_text("utf-8")))
+    assert told <= {str(scene.row) for scene in scenes()}
