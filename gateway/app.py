@@ -4,6 +4,7 @@ Two gateways in one process share nothing; that they can be is a test.
 """
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -38,7 +39,6 @@ from gateway.pipeline.operations import OPERATIONS
 from gateway.pipeline.proxies import Proxies
 from gateway.pipeline.reception import ForwardedUsers, Tokens
 from gateway.reload import Followed, FollowedCertificate, FollowedConfig, FollowedKeys
-from gateway.telemetry.exposition import Exposition
 from gateway.telemetry.journal import Journal, Traces
 from gateway.telemetry.lag import LoopLag
 from gateway.telemetry.lately import Lately
@@ -48,6 +48,8 @@ from gateway.telemetry.recent import Recent
 from gateway.telemetry.sampling import Sampler
 
 TICK_SECONDS = 0.25
+
+log = logging.getLogger("poolgate")
 
 
 class Gateway:
@@ -146,10 +148,10 @@ class Gateway:
         tokens, forwarded_users, self._follow_issuer = _issued(
             auth, self.clock, chance, parts.strangers(self.clock.monotonic, chance)
         )
+        bodies = BodyBudget(_most_body_bytes(parts.bounds.max_buffered_body_bytes, self.memory.limit_bytes), chance)
         self.reception = parts.reception(
             ring,
-            config.server.max_body_bytes,
-            config.server.max_upload_bytes,
+            *_body_bounds(config, bodies.limit_bytes),
             tokens=tokens,
             forwarded_users=forwarded_users,
             sampler=None if self.traces is None else Sampler(config.tracing.sample_ratio, rng.getrandbits),
@@ -157,7 +159,6 @@ class Gateway:
             origins=_origins(config),
             proxies=Proxies(config.server.trusted_proxies),
         )
-        bodies = BodyBudget(_most_body_bytes(parts.bounds.max_buffered_body_bytes, self.memory.limit_bytes), chance)
         self.edge = parts.edge(self.pipeline, self.reception, self.clock, parts.bounds, bodies=bodies, chance=chance)
         self.edge.tls = parts.tls(config, parts.bounds, lambda address: self.reception.proxies.trusts(address))
         self._tls_files = config.server.tls
@@ -189,7 +190,7 @@ class Gateway:
             seen=self.seen,
             ops_token=lambda: self._ops_token,
             observe=self.journal.observe,
-            exposition=Exposition(self.journal.observe, self.metrics.exposition, self.clock.monotonic).text,
+            exposition=parts.exposition(self.journal.observe, self.metrics.exposition, self.clock.monotonic).text,
             recent=self._recent.find,
             live=self.live_page,
         )
@@ -285,8 +286,8 @@ class Gateway:
             self._ops_token = server.ops_token
             # Who looks on was let in by the old one.
             self.live_page.end_streams()
-        self.reception.max_body_bytes = server.max_body_bytes
-        self.reception.max_upload_bytes = server.max_upload_bytes
+        bounds = _body_bounds(config, self.edge.bodies.limit_bytes)
+        self.reception.max_body_bytes, self.reception.max_upload_bytes = bounds
         self.reception.origins = _origins(config)
         self.reception.proxies = Proxies(server.trusted_proxies)
         self._tls_files = server.tls
@@ -321,18 +322,21 @@ class Gateway:
             await self.fleet.wait_changed()
 
     async def _tick(self) -> None:
-        """The one coarse sweep over every deadline there is."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            now = self.clock.monotonic()
-            self._look_at_load(now)
-            self.balancer.sweep(now)
-            self.pipeline.sweep(now)
-            self.edge.sweep(now)
-            self.pools.sweep(now)
-            self.journal.flush()
-            self._lately.turn(now)
-            self._events.look(self.seen())
+            self.sweep()
+
+    def sweep(self) -> None:
+        """The one coarse look at every deadline there is."""
+        now = self.clock.monotonic()
+        self._look_at_load(now)
+        self.balancer.sweep(now)
+        self.pipeline.sweep(now)
+        self.edge.sweep(now)
+        self.pools.sweep(now)
+        self.journal.flush()
+        self._lately.turn(now)
+        self._events.look(self.seen())
 
     def _look_at_load(self, now: float) -> None:
         """Whether this replica has too much to do; and free what can be freed, if memory is short."""
@@ -346,6 +350,21 @@ class Gateway:
 def _most_body_bytes(bound: int, memory_bytes: int) -> int:
     """What request bodies may take: not more than a quarter of the memory, where that is known."""
     return min(bound, memory_bytes // 4) if memory_bytes else bound
+
+
+def _body_bounds(config: Config, together: int) -> tuple[int, int]:
+    """The largest body, and the largest form. What never fits beside any other is too large, not too much just now."""
+    server = config.server
+    for name in ("max_body_bytes", "max_upload_bytes"):
+        if (asked := getattr(server, name)) > together:
+            log.warning(
+                "server.%s is %d, but the memory allows %d bytes for all bodies together: larger ones are refused with "
+                "a 413. Give this process more memory, or set it lower",
+                name,
+                asked,
+                together,
+            )
+    return min(server.max_body_bytes, together), min(server.max_upload_bytes, together)
 
 
 def _traces(config: Config) -> Traces | None:

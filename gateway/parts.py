@@ -30,6 +30,7 @@ from gateway.pipeline.reception import Reception
 from gateway.pipeline.serve import Pipeline
 from gateway.reload import Reload
 from gateway.telemetry.access_log import AccessLog
+from gateway.telemetry.exposition import Exposition
 from gateway.telemetry.memory import Memory
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.pool import Pools
@@ -104,7 +105,13 @@ def tls_of(config: Config, bounds: Bounds, is_proxy: Callable[[str], bool]) -> T
         certificate = load_certificate(cert, key)
     except CertificateUnusable as error:
         raise CannotStart(f"server.tls.{error.key}: {error}") from None
-    return Tls(certificate, handshake_seconds=bounds.head_seconds, most=bounds.most_sockets(), is_proxy=is_proxy)
+    return Tls(
+        certificate,
+        handshake_seconds=bounds.head_seconds,
+        most=bounds.most_sockets(),
+        is_proxy=is_proxy,
+        spare_seconds=bounds.spare_seconds,
+    )
 
 
 class Parts(NamedTuple):
@@ -122,6 +129,7 @@ class Parts(NamedTuple):
     roster: type[Roster] = Roster
     rounds: type[Rounds] = Rounds
     metrics: type[Metrics] = Metrics
+    exposition: type[Exposition] = Exposition
     access_log: type[AccessLog] = AccessLog
     reload: type[Reload] = Reload
     overload: Callable[[Callable[[], float]], Overload] = Overload

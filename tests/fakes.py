@@ -5,7 +5,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from socket import SO_LINGER, SOL_SOCKET
+from socket import SO_LINGER, SO_SNDBUF, SOL_SOCKET
 from types import TracebackType
 from typing import Self
 
@@ -75,10 +75,14 @@ class ScriptedPod:
     peer_left: asyncio.Event = field(default_factory=asyncio.Event)
     """The gateway closed a connection while a script ran, or hung."""
     port: int = 0
+    host: str = "127.0.0.1"
+    send_buffer: int | None = None
+    """So many bytes its kernel takes at most while nobody reads, or some more."""
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _open: dict[asyncio.StreamWriter, bool] = field(default_factory=dict)
     """The connections, and whether a script runs there."""
+    _heard: dict[asyncio.StreamWriter, asyncio.StreamReader] = field(default_factory=dict)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -86,8 +90,11 @@ class ScriptedPod:
 
     async def start(self) -> None:
         """Listen; again, after `die` or `refuse`."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(self._serve, self.host, self.port)
+        listener = self._server.sockets[0]
+        self.port = listener.getsockname()[1]
+        if self.send_buffer is not None:
+            listener.setsockopt(SOL_SOCKET, SO_SNDBUF, self.send_buffer)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -100,12 +107,17 @@ class ScriptedPod:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     @property
     def connections(self) -> int:
         """Open now."""
         return len(self._open)
+
+    @property
+    def works(self) -> int:
+        """How many scripts run for a peer that has not left."""
+        return sum(plays and not self._heard[writer].at_eof() for writer, plays in self._open.items())
 
     def close_idle(self) -> None:
         """End the connections on which no script runs."""
@@ -130,6 +142,7 @@ class ScriptedPod:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._heard[writer] = reader
         plays = False
         try:
             while True:
@@ -155,6 +168,9 @@ class ScriptedPod:
                 self.requests.append(request)
                 for step in self._script(request):
                     if isinstance(step, bytes):
+                        if writer.transport.is_closing():
+                            # uvloop would take the write for a fault of ours.
+                            raise ConnectionResetError
                         writer.write(step)
                         await writer.drain()
                     elif isinstance(step, asyncio.Event):
@@ -180,6 +196,7 @@ class ScriptedPod:
         finally:
             self._tasks.discard(task)
             self._open.pop(writer, None)
+            self._heard.pop(writer, None)
             writer.close()
 
     def _script(self, request: bytes) -> Iterable[Step]:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import uvicorn
 
 from gateway.app import Gateway
+from gateway.cli.serve import listen
 from gateway.config.keys import load_keys
 from gateway.config.reading import ConfigFile, load_config
 from gateway.core.caller import Tenant
@@ -137,8 +138,7 @@ async def running(
         stack.push_async_callback(_cancelled, keeping)
         if wait:
             await _ready(gateway)
-        listener = stack.enter_context(closing(socket.socket()))
-        listener.bind(("127.0.0.1", 0))
+        listener = stack.enter_context(closing(listen("127.0.0.1", 0, "")))
         if side == "edge":
             server_ = await asyncio.get_running_loop().create_server(gateway.edge.protocol, sock=listener)
             stack.callback(gateway.edge.close)

@@ -7,8 +7,9 @@ import socket
 import struct
 import subprocess
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from random import randrange
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +25,15 @@ LOOKER = "--user looker on nopass '~*' '&*' +@all"
 REDIS = Path(__file__).parents[1] / "deploy" / "kustomize" / "components" / "redis" / "redis.yaml"
 
 
+def _free_port() -> int:
+    """Below those that the kernel gives to outgoing connections: while nobody listens there, none of them takes it."""
+    while True:
+        port = randrange(20_000, 32_000)
+        with closing(socket.socket()) as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+
+
 class Valkey:
     """`async with Valkey() as server`, or `start` and `stop`. Whatever it forgets, it keeps its port."""
 
@@ -31,9 +41,7 @@ class Valkey:
     """What stands before the address in its URL."""
 
     def __init__(self) -> None:
-        with closing(socket.socket()) as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port: int = listener.getsockname()[1]
+        self.port = _free_port()
         self._server = ValkeyServer(self.port, config={"save": "", "appendonly": "no"})
         self._process = 0
         self.client: Any = Redis(port=self.port)

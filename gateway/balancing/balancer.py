@@ -97,9 +97,9 @@ class _PoolState:
 
     __slots__ = ("handed_at", "health", "line", "pool", "seats", "seconds_per_slot", "unsettled", "view")
 
-    def __init__(self, pool: Pool, cache: PrefixIndex, chance: Callable[[], float]) -> None:
+    def __init__(self, pool: Pool, health: PoolHealth, cache: PrefixIndex, chance: Callable[[], float]) -> None:
         self.pool = pool
-        self.health = PoolHealth(chance)
+        self.health = health
         self.line: WaitingLine[Lease] = WaitingLine()
         self.seats: list[Seat] = []
         """Its ready pods."""
@@ -113,6 +113,9 @@ class _PoolState:
 
 class Balancer:
     """See the module's text. `ejected(pool, reason)` is told of every ejection."""
+
+    caches: type[PrefixIndex] = PrefixIndex
+    healths: type[PoolHealth] = PoolHealth
 
     def __init__(
         self,
@@ -131,7 +134,7 @@ class Balancer:
         self._pools: dict[str, _PoolState] = {}
         self._ways: dict[str, tuple[_PoolState, list[Seat]]] = {}
         """Of each model that was asked for since the fleet last changed: its pool, and the seats of its pods."""
-        self._cache = PrefixIndex()
+        self._cache = self.caches()
         self._failed: deque[tuple[float, Seat]] = deque()
         self._by_model: dict[str, int] = {}
         self._active = 0
@@ -427,7 +430,7 @@ class Balancer:
     def _state(self, pool: Pool) -> _PoolState:
         state = self._pools.get(pool.name)
         if state is None:
-            state = self._pools[pool.name] = _PoolState(pool, self._cache, self._chance)
+            state = self._pools[pool.name] = _PoolState(pool, self.healths(self._chance), self._cache, self._chance)
         state.pool = pool
         return state
 

@@ -135,6 +135,15 @@ def _doubts(file: Path, settings: Settings) -> Iterator[Problem]:
             f"(globs {both.glob!r} and {both.other_glob!r}): such a name goes to the pool with the oldest ready pod "
             "that lists it, in static mode to the one whose pod stands first",
         )
+    for place, network in enumerate(settings.config.server.trusted_proxies):
+        if not network.prefixlen:
+            yield _warning(
+                str(file),
+                settings.line_of("server", "trusted_proxies", str(place)),
+                f"server.trusted_proxies.{place}",
+                f"{network} is everybody: whoever writes X-Forwarded-For chooses his address, and bounds by address do "
+                "not hold. Name the networks of your proxies",
+            )
     for doubt in settings.config.doubtful_targets():
         key, _, text = doubt.partition(": ")
         yield _warning(str(file), settings.line_of("models", key.partition(".")[2]), key, text)

@@ -12,7 +12,7 @@ terminal (Ctrl-C, hang-up) nobody balances, and an idle gateway ends at once.
 import asyncio
 import gc
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
 
 import uvicorn
@@ -63,7 +63,7 @@ async def run(
         _calm_the_collector()
         started()
         await _until(stop.asked, parts)
-        await _drain(gateway, front, stop)
+        await drain(gateway, front.close, stop)
         # Streams of open pages have no end of their own, and would hold up that of their port.
         gateway.live_page.close()
         await back.close()
@@ -101,7 +101,7 @@ async def _until(asked: asyncio.Event, parts: list[asyncio.Task[None]]) -> None:
         task.result()
 
 
-async def _drain(gateway: Gateway, front: "_Port", stop: Stop) -> None:
+async def drain(gateway: Gateway, stop_listening: Callable[[], Awaitable[None]], stop: Stop) -> None:
     """Finish what runs, up to the limit; what is left gets its error event."""
     edge, monotonic = gateway.edge, gateway.clock.monotonic
     began = monotonic()
@@ -120,7 +120,7 @@ async def _drain(gateway: Gateway, front: "_Port", stop: Stop) -> None:
     while in_time() and (lingers() or runs()):
         await asyncio.sleep(LOOK_SECONDS)
     # The listener goes first: idle connections are still answered, and so is who came through it in the last moment.
-    await front.close()
+    await stop_listening()
     while in_time() and runs():
         await asyncio.sleep(LOOK_SECONDS)
     if runs():

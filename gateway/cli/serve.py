@@ -49,8 +49,8 @@ def serve(
     settings = load_config(None, os.environ, flags) if file is None else file.load()
     entries = _entries(settings, insecure_no_auth)
     public, ops = (
-        _listen(settings.server.host, settings.server.port, "--port"),
-        _listen(settings.server.ops_host, settings.server.ops_port, "--ops-port"),
+        listen(settings.server.host, settings.server.port, "--port"),
+        listen(settings.server.ops_host, settings.server.ops_port, "--ops-port"),
     )
 
     def started(say: Callable[[str], None]) -> None:
@@ -68,7 +68,7 @@ def demo(
     from gateway.cli.demo import Demo, DemoFailed
     from gateway.config.reading import load_config
 
-    public, ops = _listen("127.0.0.1", port, "--port"), _listen("127.0.0.1", ops_port, "--ops-port")
+    public, ops = listen("127.0.0.1", port, "--port"), listen("127.0.0.1", ops_port, "--ops-port")
     for number in (signal.SIGTERM, signal.SIGHUP):
         # Until the gateway has the signals, they must still not leave the simulated pods behind.
         signal.signal(number, lambda *_: sys.exit(143))
@@ -159,7 +159,7 @@ def _entries(settings: "Config", no_auth: bool) -> "tuple[KeyEntry, ...] | None"
     return entries
 
 
-def _listen(host: str, port: int, flag: str) -> socket.socket:
+def listen(host: str, port: int, flag: str) -> socket.socket:
     """A socket that listens. `flag`: what chooses its port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)

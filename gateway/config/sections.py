@@ -104,6 +104,8 @@ def _no_origin(text: str) -> str:
     """What is wrong with an origin, as browsers write them: they send nothing else, and it must be the same."""
     if text == "null":
         return "null is every page without an origin: serve yours from a host, and name that"
+    if "*" in text:
+        return 'a * is no part of an origin: list each one whole, or "*" alone'
     parts = urlsplit(text)
     if not parts.scheme or "://" not in text or not parts.netloc or not has_possible_port(parts):
         return 'give an origin such as https://chat.example.com, or "*" alone'

@@ -344,6 +344,7 @@ class KubernetesSource:
 
     mode = "kubernetes"
     following: type[Reflector[Any]] = Reflector
+    reading: type[Namespace] = Namespace
 
     def __init__(
         self,
@@ -370,7 +371,7 @@ class KubernetesSource:
         self._reflectors: list[Reflector[Kept]] = []
         for namespace in namespaces:
             api = KubernetesApi(cluster, namespace, selector)
-            reader = Namespace(api, Rules(namespace, len(namespaces) > 1, networks), listens_on)
+            reader = self.reading(api, Rules(namespace, len(namespaces) > 1, networks), listens_on)
             self._reflectors.append(reflector(f"pods in {namespace}", api, reader.read))
         own = cluster.own_namespace()
         self._own = reflector(f"our replicas in {own}", KubernetesApi(cluster, own, self_selector), is_live)

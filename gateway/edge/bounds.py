@@ -30,8 +30,8 @@ class Bounds:
     linger_seconds: float = 2.0
     """How long bytes of a refused body are read and thrown away, so that the client can read the refusal."""
     write_buffer_bytes: int = 32_768
-    """When a client has left so much unread its pod is not read any more; the read at hand comes on top (see
-    `upstream.pool.RECEIVE_BYTES`): 128 KiB in all."""
+    """When a client has left so much unread its pod is not read any more. The read that brought it there comes on top
+    (`PodPool.receive_bytes`): 128 KiB in all."""
     max_connections: int | None = None
     """None: half of what the process may open, since a stream needs another one to its pod; 10,000 at most."""
     spare_seconds: float = 1.0

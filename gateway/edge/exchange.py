@@ -153,6 +153,12 @@ class EdgeExchange:
             self._flowing = False
             self._connection.abort()
 
+    def lost(self) -> None:
+        """The client has gone. What a pod says until the request's task hears of it is for nobody: uvloop raises at a
+        write to a connection that is over, through the pod's connection, as if that had failed."""
+        self.client_gone = True
+        self._write = _to_nobody
+
 
 def _to_nobody(data: bytes) -> None:
     """The client had gone before its answer began."""

@@ -194,10 +194,12 @@ class ClientConnection(asyncio.Protocol):
         self._edge.room.leave(self)
         self._transport = None
         self._let_go_of_body()
+        if self._visit is not None:
+            self._edge.pipeline.left(self._visit)
         exchange, task = self._exchange, self._task
         self._exchange = self._task = None
         if exchange is not None:
-            exchange.client_gone = True
+            exchange.lost()
         if task is not None:
             # Not at once: a task that is cancelled before its first step would never run, and its trail be lost.
             self._loop.call_soon(task.cancel)
@@ -344,7 +346,7 @@ class ClientConnection(asyncio.Protocol):
         """Answer before the request was whole, then close: what is left of it is not read as a request."""
         self._refusal = error
         self._keep_alive = False
-        visit = self._visit
+        visit, self._visit = self._visit, None
         if visit is None:
             visit = self._edge.reception.stranger(self._edge.monotonic(), error)
         exchange = self._exchange = self._answer(visit)
@@ -411,11 +413,19 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def waits_since(self) -> float:
-        """Since when it has waited for a request; infinite: it does not."""
-        if self._exchange is not None or self._lingering or not self.idle:
+        """Since when it has waited for a request's head, or has been refused; infinite: neither.
+
+        A head that comes in part counts as none: else two addresses, with one byte on each connection, would have all
+        of the room for as long as a head may take."""
+        transport, bounds = self._transport, self._edge.bounds
+        if self._exchange is not None or (transport is not None and transport.get_write_buffer_size()):
             return inf
-        bounds = self._edge.bounds
-        return self._deadline - (bounds.idle_seconds if self._keep_alive else bounds.head_seconds)
+        if self._lingering:
+            return self._deadline - bounds.linger_seconds
+        if not self._in_head:
+            return inf
+        waits = self._keep_alive and not self._head_bytes
+        return self._deadline - (bounds.idle_seconds if waits else bounds.head_seconds)
 
     @property
     def stalled(self) -> bool:
@@ -534,6 +544,8 @@ class Edge:
 
     def enter(self, connection: ClientConnection, address: str) -> None:
         """Let a connection in, or say why not: one too many is told, unless too many are being told already."""
+        if self.tls is not None:
+            self.tls.shaken(connection)
         refusal = self.room.refusal(address, self.now)
         if refusal is not None and self.room.overrun:
             connection.abort()
@@ -557,6 +569,8 @@ class Edge:
         late = now - self.now > LATE_SECONDS
         self.now = now
         self.room.look_again()
+        if self.tls is not None:
+            self.tls.sweep(now)
         wall = self._wall()
         if int(wall) != self._date_of:
             self._date_of = int(wall)

@@ -1,7 +1,8 @@
 """Which connections may come in. Each costs a descriptor and some KiB, and a stream a second descriptor for its pod.
 
-When there are as many as may be, a newcomer gets the place of one that has waited the longest for a request: nothing
-was promised to it, and its client opens another one. If every one of them is at work the newcomer is refused. One
+When there are as many as may be, a newcomer gets the place of one that has waited the longest for a request, or for
+the rest of a request's head, or was refused and has not left: nothing was promised to it, and its client opens another
+one. So only who has shown a key keeps a place. If every one of them is at work the newcomer is refused. One
 address has half of the room at most, and makes room for itself first.
 """
 
@@ -26,7 +27,7 @@ class Guest(Protocol):
 
     @property
     def waits_since(self) -> float:
-        """Since when it has waited for a request, in the sweep's time; infinite: it does not."""
+        """Since when it has waited for a request's head, in the sweep's time; infinite: it does not."""
         ...
 
     def shutdown(self) -> None:

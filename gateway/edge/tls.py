@@ -14,6 +14,7 @@ from asyncio import sslproto
 from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +85,8 @@ def _read(which: str, file: Path) -> bytes:
 
 def _unusable(error: Exception, cert: Path, key: Path) -> CertificateUnusable:
     reason = (isinstance(error, ssl.SSLError) and error.reason) or type(error).__name__
-    if reason == "KEY_VALUES_MISMATCH":
+    if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
+        # The last one: they are of two kinds, an elliptic key and an RSA certificate.
         return CertificateUnusable("key", f"{key} is not the key of the certificate in {cert}: give a pair")
     if reason in ("EE_KEY_TOO_SMALL", "CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK", "EE_MD_TOO_WEAK"):
         return CertificateUnusable("cert", f"{cert} is too weak for today's clients ({reason}): make a stronger one")
@@ -121,16 +123,30 @@ def _shown_by(context: ssl.SSLContext, leaf: bytes, cert: Path) -> dict[str, Any
 
 class Tls:
     """What stands before each connection. `certificate` may be replaced at any time. There are `most` sockets at a
-    time, of one network half of them, unless it `is_proxy`.
+    time, of one network half of them, unless it `is_proxy`. When there are as many, a newcomer gets the place of a
+    handshake that has lasted for `spare_seconds`.
     """
 
     def __init__(
-        self, certificate: Certificate, *, handshake_seconds: float, most: int, is_proxy: Callable[[str], bool]
+        self,
+        certificate: Certificate,
+        *,
+        handshake_seconds: float,
+        most: int,
+        is_proxy: Callable[[str], bool],
+        spare_seconds: float = 1.0,
     ) -> None:
         self.certificate = certificate
         self.sockets: dict[asyncio.Transport, str] = {}
         """Of all connections, those whose handshake is not over included, with the network of each."""
         self._of_networks: Counter[str] = Counter()
+        self._shaking: dict[asyncio.Protocol, tuple[asyncio.Transport, float]] = {}
+        """What will speak on those whose handshake is not over, the longest first, with the time of their first packet.
+        """
+        self._now = 0.0
+        self._none_spare: set[str] = set()
+        """Networks of which no handshake has lasted for long; empty: of all together."""
+        self._spare_seconds = spare_seconds
         self._is_proxy = is_proxy
         self._handshake_seconds = handshake_seconds
         self._most = most
@@ -142,7 +158,7 @@ class Tls:
         kind = self._protocols.get(type(loop))
         if kind is None:
             kind = self._protocols[type(loop)] = _counted_by(self, _tls_of(loop))
-        made: asyncio.BaseProtocol = kind(
+        made: Any = kind(
             loop,
             connection,
             self.certificate.context,
@@ -151,27 +167,65 @@ class Tls:
             ssl_handshake_timeout=self._handshake_seconds,
             ssl_shutdown_timeout=SHUTDOWN_SECONDS,
         )
-        return made
+        made.speaker = connection
+        protocol: asyncio.BaseProtocol = made
+        return protocol
 
-    def arrived(self, socket: asyncio.Transport) -> bool:
+    def sweep(self, now: float) -> None:
+        """Some time has passed."""
+        self._now = now
+        self._none_spare.clear()
+
+    def shaken(self, connection: asyncio.Protocol) -> None:
+        """Its handshake is over."""
+        self._shaking.pop(connection, None)
+
+    def arrived(self, socket: asyncio.Transport, connection: asyncio.Protocol) -> bool:
         """Whether it may come in: one too many costs no handshake."""
         address = peer_of(socket)
         network = network_of(address)
         taken = self._of_networks[network]
-        if len(self.sockets) >= self._most or (
-            network and taken >= max(1, self._most // 2) and not self._is_proxy(address)
+        if len(self.sockets) >= self._most and not self._make_room(""):
+            return False
+        if (
+            network
+            and taken >= max(1, self._most // 2)
+            and not self._is_proxy(address)
+            and not self._make_room(network)
         ):
             return False
         self.sockets[socket] = network
-        self._of_networks[network] = taken + 1
+        self._of_networks[network] += 1
+        self._shaking[connection] = socket, self._now
         return True
 
-    def left(self, socket: asyncio.Transport) -> None:
-        """It is closed."""
-        network = self.sockets.pop(socket)
+    def left(self, socket: asyncio.Transport, connection: asyncio.Protocol) -> None:
+        """It is closed, or as good as; a second time is nothing."""
+        self._shaking.pop(connection, None)
+        network = self.sockets.pop(socket, None)
+        if network is None:
+            return
         self._of_networks[network] -= 1
         if not self._of_networks[network]:
             del self._of_networks[network]
+
+    def _make_room(self, network: str) -> bool:
+        """End the handshakes that have lasted the longest, a hundredth of all, as `edge.room` does with connections."""
+        if network in self._none_spare:
+            return False
+        since = self._now - self._spare_seconds
+        spare = (
+            (connection, socket)
+            for connection, (socket, begun) in self._shaking.items()
+            if begun <= since and network in ("", self.sockets[socket])
+        )
+        longest = list(islice(spare, max(1, self._most // 100)))
+        for connection, socket in longest:
+            self.left(socket, connection)
+            socket.abort()
+        if not longest:
+            self._none_spare.add(network)
+        return bool(longest)
 
     def close(self) -> None:
         """End every connection, and every handshake."""
@@ -193,9 +247,10 @@ def _counted_by(tls: Tls, protocol: Any) -> Any:
 
     class Counted(protocol):  # type: ignore[misc]  # of a loop's own making
         socket: asyncio.Transport | None = None
+        speaker: asyncio.Protocol
 
         def connection_made(self, transport: asyncio.Transport) -> None:
-            if not tls.arrived(transport):
+            if not tls.arrived(transport, self.speaker):
                 transport.abort()
                 return
             self.socket = transport
@@ -203,7 +258,7 @@ def _counted_by(tls: Tls, protocol: Any) -> Any:
 
         def connection_lost(self, error: Exception | None) -> None:
             if self.socket is not None:
-                tls.left(self.socket)
+                tls.left(self.socket, self.speaker)
                 self.socket = None
             super().connection_lost(error)
 

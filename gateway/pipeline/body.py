@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 MAX_NESTING = 64
+MAX_CONTAINERS = 131_072
+"""Objects and lists in a body. A model that reads a million tokens has not that many messages to read."""
 
 _LONG = 4096
 _SPACED = {
@@ -31,7 +33,6 @@ _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\],:]', re.DOTALL)
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"{}[]'))
 _ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
 _STRING = re.compile(rb'"[^"]*"')
-_MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]++|\\.)*+")', re.DOTALL)
 
 Parts = list[bytes | memoryview]
 
@@ -177,14 +178,22 @@ def may_hold_long_number(text: bytes) -> bool:
     return any(text[at - quarter : at + quarter].isdigit() for at in range(half, len(text), half))
 
 
+class TooManyContainers(ValueError):
+    """More objects and lists than `MAX_CONTAINERS`."""
+
+
 def nesting(text: bytes) -> int:
     """How deep a valid JSON text nests; exact up to `MAX_NESTING`, one more than that beyond.
+
+    Raises `TooManyContainers`: else a pass for each layer of 8 MiB of brackets would hold the loop for a second.
 
     All but the structure is dropped, and empty pairs are taken out layer by layer: every step is one pass in C. Few
     brackets cannot nest deeply, so ask only when a count of them leaves it open.
     """
     structure = text.replace(b"\\\\", b"").replace(b'\\"', b"").translate(_ONE_BRACKET, _NOT_STRUCTURE)
     structure = _STRING.sub(b"", structure.replace(b'""', b""))
+    if len(structure) > 2 * MAX_CONTAINERS:
+        raise TooManyContainers
     for depth in range(MAX_NESTING + 1):
         if not structure:
             return depth
@@ -192,24 +201,11 @@ def nesting(text: bytes) -> int:
     return MAX_NESTING + 1
 
 
-def asking_for_model(text: bytes, name: str, other: str) -> Parts:
-    """The text, in parts, with another model's name in place of `name`, the value of its one member `model`."""
-    start, end = _model_span(text, name)
-    return in_place(text, start, end, json.dumps(other).encode("ascii"))
-
-
-def _model_span(text: bytes, name: str) -> tuple[int, int]:
-    """Where the value of the top level's `model` stands, which is known to be there once.
-
-    The search finds each key that ends in `model"` and has a string as its value, the one at the top level among them
-    unless its letters hide behind escapes. So if only one of those strings is the name, it is the one.
-    """
-    if b"\\u006" not in text:
-        places = [found.span(1) for found in _MODEL.finditer(text) if json.loads(found[1]) == name]
-        if len(places) == 1:
-            return places[0]
-    member = next(each for each in members(text) if each.key == "model")
-    return member.value_start, member.value_end
+def asking_for_model(text: bytes, values: Mapping[str, bytes], other: str) -> Parts:
+    """The text, in parts, with another model's name as its member `model`. `values` are its members as a decoder read
+    them, each key once."""
+    member = next(each for each in members_of(text, values) if each.key == "model")
+    return in_place(text, member.value_start, member.value_end, json.dumps(other).encode("ascii"))
 
 
 def in_place(text: bytes, start: int, end: int, put: bytes) -> Parts:

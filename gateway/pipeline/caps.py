@@ -41,6 +41,7 @@ LENGTHS: Mapping[str, int] = MappingProxyType(
         "guided_grammar": 131_072,
         "guided_choice": 131_072,
         "guided_regex": 16_384,
+        "stream_options": 4096,
         "chat_template": 65_536,
         "chat_template_kwargs": 65_536,
     }

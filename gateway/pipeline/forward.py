@@ -30,6 +30,7 @@ from gateway.core.errors import (
     UpstreamTimeout,
 )
 from gateway.core.fleet import Deadlines, Fleet, Pod, Route
+from gateway.pipeline.aside import aside
 from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.intake import renamed
 from gateway.pipeline.keep_alive import KeepAlive
@@ -77,6 +78,7 @@ class Forwarder:
     relays: ClassVar[type[Relay]] = Relay
     stream_relays: ClassVar[type[StreamRelay]] = StreamRelay
     retries: ClassVar[type[Retries]] = Retries
+    request_head = staticmethod(request_head)
     quarantines: ClassVar[type[Quarantine]] = Quarantine
     blame: ClassVar[Mapping[Failure, Blame]] = BLAME
     max_tail_bytes: ClassVar[int] = 128 << 20
@@ -285,7 +287,7 @@ class Forwarder:
                 raise draining()
             relay = self._relay(request, deadlines)
             relay.connection = connection
-            head = request_head(
+            head = self.request_head(
                 visit.operation.path,
                 pool.host,
                 self._pools.authorization,
@@ -542,7 +544,7 @@ async def _asking_for(model: str, request: Request) -> Request:
     call = request.call
     if call.body_length <= OFF_LOOP_BYTES:
         return request._replace(call=renamed(call, model))
-    return request._replace(call=await asyncio.to_thread(renamed, call, model))
+    return request._replace(call=await aside(partial(renamed, call, model)))
 
 
 def _mark(request: Request) -> Mark:

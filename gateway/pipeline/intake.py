@@ -7,6 +7,7 @@ price.
 """
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import MappingProxyType
@@ -18,8 +19,10 @@ from gateway.core.call import Call
 from gateway.core.caller import Tenant
 from gateway.core.errors import Forbidden, InvalidJson, InvalidRequest, Unsupported, UnsupportedMediaType
 from gateway.pipeline.body import (
+    MAX_CONTAINERS,
     MAX_NESTING,
     Parts,
+    TooManyContainers,
     asking_for_model,
     asking_for_usage,
     first_repeated,
@@ -44,6 +47,8 @@ WORTH_CUTTING_BYTES = 4096
 BYTES_PER_AUDIO_TOKEN = 640
 """Speech models hear some 50 tokens a second, of 16-bit samples at 16 kHz. For estimates only."""
 
+MAX_ESTIMATED_MEDIA = 1024
+"""For estimates only: what comes behind so many pieces counts as text."""
 TOKENS_PER_IMAGE = 1024
 """Of a middling one. For estimates only, as well."""
 
@@ -121,6 +126,12 @@ _anything = msgspec.json.Decoder(float_hook=float)
 
 _NO_MODEL = "the field 'model' is missing: name one of /v1/models"
 _TOKEN_LISTS = ("prompt", "input")
+_REASONS = (
+    ("Input data was truncated", "it ends too early, or a text in it ends with half a surrogate pair"),
+    ("unexpected end of hex escape", "half a surrogate pair"),
+    ("invalid utf-16 surrogate pair", "half a surrogate pair"),
+)
+"""What msgspec says, and what it mostly means: a text that was cut within an emoji."""
 _INFINITE = (float("inf"), float("-inf"))
 _SHORTEST_INFINITE = len("1e999")
 _BEGINS_NUMBER = tuple(bytes((mark,)) for mark in b"-0123456789")
@@ -177,16 +188,19 @@ def look(body: bytes, operation: Operation) -> Look:
         found = _members.decode(body) if len(body) <= _LARGE_BYTES else _members_of_large(body)
     except msgspec.ValidationError as error:
         raise _invalid_field(str(error)) from None
-    except msgspec.DecodeError:
-        raise InvalidJson("the body is not valid JSON") from None
-    except UnicodeDecodeError:
-        raise InvalidJson("the body is not valid UTF-8") from None
+    except msgspec.DecodeError as error:
+        raise InvalidJson(f"the body is not valid JSON: {_why_no_json(body, str(error))}") from None
+    except UnicodeDecodeError as error:
+        raise InvalidJson(f"the body is not valid UTF-8 (byte {error.start})") from None
     except RecursionError:
         raise InvalidJson(f"the body nests deeper than {MAX_NESTING} levels") from None
     if len(body) <= _LARGE_BYTES:
         _check_keys(body, found)
-    if body.count(b"{") + body.count(b"[") > MAX_NESTING and nesting(body) > MAX_NESTING:
-        raise InvalidJson(f"the body nests deeper than {MAX_NESTING} levels")
+    try:
+        if body.count(b"{") + body.count(b"[") > MAX_NESTING and nesting(body) > MAX_NESTING:
+            raise InvalidJson(f"the body nests deeper than {MAX_NESTING} levels")
+    except TooManyContainers:
+        raise InvalidJson(f"the body has more than {MAX_CONTAINERS} objects and lists") from None
     if may_hold_long_number(body):
         _check_numbers(body)
     if "model" not in found:
@@ -194,6 +208,18 @@ def look(body: bytes, operation: Operation) -> Look:
     model = _typed(_text, "model", found["model"])
     stream = "stream" in found and _typed(_optional_truth, "stream", found["stream"]) is True and operation.streams
     return Look(body, found, model, stream, may_name_urls(body))
+
+
+def _why_no_json(body: bytes, told: str) -> str:
+    """msgspec's reason, in words for who wrote the client: a kind and a place, nothing of the body."""
+    if not body:
+        return "it is empty"
+    if body.startswith(BOM_UTF8):
+        return "it begins with a byte order mark, which must not be sent"
+    reason = told.removeprefix("JSON is malformed: ")
+    for word, meaning in _REASONS:
+        reason = reason.replace(word, meaning)
+    return reason
 
 
 def _members_of_large(body: bytes) -> dict[str, msgspec.Raw]:
@@ -324,14 +350,14 @@ def call_of_form(
 def renamed(call: Call, model: str) -> Call:
     """The same call for another model: the name in its body is replaced, and all else stays as it is.
 
-    The body changes hands: that of `call` is left empty. What this may cost is a walk over the whole body, so with a
-    large one it is not for the loop's thread.
+    The body changes hands: that of `call` is left empty. The whole of it is decoded once more, so with a large one this
+    is not for the loop's thread.
     """
     if model == call.model:
         return call
     text = b"".join(call.body)
     if call.content_type == JSON:
-        parts = asking_for_model(text, call.model, model)
+        parts = asking_for_model(text, _members.decode(text), model)
     else:
         parts = form_asking_for_model(text, boundary_of(call.content_type), model)
     call.body.clear()
@@ -450,7 +476,9 @@ def _prompt_tokens(body: bytes) -> int:
     text, tokens = len(body), 0
     for mark, of_media in _MEDIA:
         end = 0
-        while (start := body.find(mark, end)) >= 0:
+        for _ in range(MAX_ESTIMATED_MEDIA):
+            if (start := body.find(mark, end)) < 0:
+                break
             start += len(mark)
             end = body.find(b'"', start)
             if end < 0:

@@ -23,6 +23,7 @@ _URLS = ("image_url", "audio_url", "video_url", "file_url")
 """The keys of a part whose value is a URL, or an object that has one as `url`."""
 _OPAQUE = frozenset(("arguments", "input", "tool_calls", "function_call", "parameters", "input_schema"))
 """Below these stands what a tool is called with: it is text to the model."""
+_DEEPER = (list, dict)
 
 
 def may_name_urls(text: bytes) -> bool:
@@ -43,14 +44,14 @@ def urls_in(value: Any) -> Iterator[str]:
     while waiting:
         at = waiting.pop()
         if isinstance(at, list):
-            waiting += at
+            waiting += [below for below in at if type(below) in _DEEPER]
         elif isinstance(at, dict):
             for name in _URLS:
                 yield from _url(at.get(name))
             source = at.get("source")
             if isinstance(source, dict):
                 yield from _url(source)
-            waiting += [below for name, below in at.items() if name not in _OPAQUE]
+            waiting += [below for name, below in at.items() if type(below) in _DEEPER and name not in _OPAQUE]
 
 
 def _url(told: Any) -> Iterator[str]:

@@ -189,7 +189,10 @@ class Reception:
         except PoolgateError as error:
             if self.origins is not None and isinstance(error, MethodNotAllowed) and head.method == b"OPTIONS":
                 visit.preflight = self.origins.preflight(error, fields, visit.origin_lines)
-            if visit.preflight is None:
+            if visit.preflight is not None:
+                # A question has no body. No key was asked for, so it may take no memory.
+                visit.max_body_bytes = 0
+            else:
                 visit.error = error
                 visit.refused_in = dialect_at(head.target)
         return visit
@@ -293,4 +296,9 @@ def _priority(tenant: Tenant, fields: dict[bytes, bytes]) -> int:
 
 def too_large(visit: Visit) -> BodyTooLarge:
     """The refusal of a body beyond its bound."""
-    return BodyTooLarge(f"the body is larger than {visit.max_body_bytes} bytes")
+    if not visit.max_body_bytes:
+        return BodyTooLarge("this request has no body")
+    setting = "max_upload_bytes" if visit.operation.body is Body.FORM else "max_body_bytes"
+    return BodyTooLarge(
+        f"the body is larger than {visit.max_body_bytes} bytes: the operator raises that with server.{setting}"
+    )

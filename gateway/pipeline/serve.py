@@ -7,6 +7,7 @@ waits.
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from gateway.core.call import Call, Outcome, Trail
 from gateway.core.cell import Cell
@@ -24,6 +25,7 @@ from gateway.core.fleet import Fleet
 from gateway.core.naming import Aliases, targets
 from gateway.limits.admission import Admission, Ask
 from gateway.pipeline import catalogue
+from gateway.pipeline.aside import aside
 from gateway.pipeline.caps import THE_USUAL_CAPS, Caps
 from gateway.pipeline.cors import Headers
 from gateway.pipeline.exchange import Exchange
@@ -41,6 +43,8 @@ log = logging.getLogger("poolgate")
 
 class Pipeline:
     """Serves requests. `settle` takes each request's trail once, at its end; `caps` may be replaced at any time."""
+
+    look = staticmethod(look)
 
     def __init__(
         self,
@@ -78,6 +82,11 @@ class Pipeline:
         self._answer_error(visit, exchange, error)
         self._settle(visit.trail)
 
+    def left(self, visit: Visit) -> None:
+        """Close the trail of a request whose client left before its body was whole."""
+        visit.trail.outcome = Outcome.CLIENT_LEFT
+        self._settle(visit.trail)
+
     async def serve(self, visit: Visit, body: bytes, exchange: Exchange) -> None:
         """Answer one request whose body is whole. Returns when the last byte is handed over."""
         trail = visit.trail
@@ -96,12 +105,12 @@ class Pipeline:
                 if visit.operation.body is Body.FORM:
                     call = await _read_form(visit, body, self.caps)
                 else:
-                    seen = look(body, visit.operation)
+                    seen = self.look(body, visit.operation)
                     if seen.may_name_urls:
                         if len(body) <= OFF_LOOP_BYTES:
                             check_media(seen, self.caps)
                         else:
-                            await asyncio.to_thread(check_media, seen, self.caps)
+                            await aside(partial(check_media, seen, self.caps))
                     call = call_of(seen, visit.operation, visit.tenant, self.caps)
                 models = self._models(call, visit)
                 ask = _ask(visit, call)
@@ -212,5 +221,5 @@ async def _read_form(visit: Visit, body: bytes, caps: Caps) -> Call:
     if len(body) <= OFF_LOOP_BYTES:
         found = read_form(body, visit.boundary, FORM_FIELDS)
     else:
-        found = await asyncio.to_thread(read_form, body, visit.boundary, FORM_FIELDS)
+        found = await aside(partial(read_form, body, visit.boundary, FORM_FIELDS))
     return call_of_form(found, body, visit.head.fields[b"content-type"], visit.tenant, caps)

@@ -15,11 +15,6 @@ from gateway.core.ports import FetchFailed
 from gateway.upstream.connection import AnswerHead, Loss, PodConnection, Receiver
 from gateway.upstream.headers import fetch_head
 
-RECEIVE_BYTES = 48 << 10
-"""What the kernel takes of an answer that we do not read: it makes twice as much of the number, headers of packets
-included, so it is also what one read brings at most, on top of what a slow client has left unread (`Bounds`). Left to
-itself it grows to megabytes for each connection, which count against the container's memory. It bounds the pace of one
-answer to about 64 KiB for each round trip: at 1 ms to the pod 64 MB a second."""
 RELEASED_SECONDS = 2.0
 """How long a released connection may take to bring the end of its answer."""
 
@@ -30,6 +25,12 @@ class ConnectFailed(Exception):
 
 class PodPool:
     """The connections of one pod."""
+
+    receive_bytes: ClassVar[int] = 48 << 10
+    """What the kernel takes of an answer that is not read. It makes twice as much of the number, headers of packets
+    included; so a read brings 96 KiB at most, which comes on top of what a slow client has left unread
+    (`Bounds.write_buffer_bytes`). Left to itself it grows to megabytes for each connection, which count against the
+    container's memory. It bounds the pace of one answer to some 64 KiB for each round trip: at 1 ms 64 MB a second."""
 
     __slots__ = ("_clock", "_connection", "_idle", "_open", "_released", "connect_seconds", "host", "pod")
 
@@ -77,7 +78,7 @@ class PodPool:
         except (OSError, TimeoutError) as error:
             raise ConnectFailed(type(error).__name__) from None
         if connection.usable:
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_bytes)
             self._open.add(connection)
         return connection
 

@@ -22,6 +22,9 @@ from gateway.upstream.sse import is_comment, payload
 
 MAX_TOKENS = 1_000_000_000
 """More than this in a usage block is a lie."""
+MAX_INDICES = 4096
+"""What is kept of the indices of an answer whose width nobody said. More of them are a lie, and one that is dear."""
+MAX_REASON_CHARACTERS = 64
 BYTES_PER_TOKEN = 4
 """For estimates only; what is charged in the end is what the pod reports."""
 
@@ -259,9 +262,13 @@ class ChoicesReader(EventReader):
                 self.openings += 1
             for choice in seen.choices:
                 if choice.finish_reason is not None:
-                    self.finished[choice.index] = choice.finish_reason
+                    if len(self.finished) < (self.choices or MAX_INDICES):
+                        self.finished[choice.index] = choice.finish_reason[:MAX_REASON_CHARACTERS]
                 elif self.choices is None:
-                    self.unfinished = {choice.index} | (self.unfinished or set())
+                    if self.unfinished is None:
+                        self.unfinished = set()
+                    if len(self.unfinished) < MAX_INDICES:
+                        self.unfinished.add(choice.index)
             return EventKind.CONTENT
         return EventKind.USAGE if has_usage and seen.choices is not None else EventKind.OTHER
 

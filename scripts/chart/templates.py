@@ -101,6 +101,17 @@ GATEWAY = (
           {{- end }}
 """,
     ),
+    Place(
+        "                  items: [{key: api-key, path: vllm-key}]\n",
+        """\
+                  items: [{key: api-key, path: vllm-key}]
+              {{- with .Values.gateway.certificate }}
+              - secret:
+                  name: {{ . }}
+                  items: [{key: tls.crt, path: tls/tls.crt}, {key: tls.key, path: tls/tls.key}]
+              {{- end }}
+""",
+    ),
 )
 AUTOSCALER = (
     Place("minReplicas: 2", "minReplicas: {{ .Values.gateway.replicas.min }}"),

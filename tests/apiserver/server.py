@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import uvloop
+
 from tests.apiserver import access, asked, http, listing, statuses
 from tests.apiserver.access import Account, Target, target_of
 from tests.apiserver.clock import Clock
@@ -120,6 +122,7 @@ class ApiServer:
         self._faults: list[Fault] = []
         self._connections: set[_Connection] = set()
         self._listener: socket.socket | None = None
+        self._server: asyncio.Server | None = None
         self._thawed = asyncio.Event()
         self._thawed.set()
         self._happened = asyncio.Event()
@@ -185,7 +188,7 @@ class ApiServer:
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=100)
         self._listener.setblocking(False)
         self.port = self._listener.getsockname()[1]
-        await asyncio.start_server(self._serve, sock=self._listener, ssl=self._tls)
+        self._server = await asyncio.start_server(self._serve, sock=self._listener, ssl=self._tls)
 
     def terminate(self) -> None:
         """SIGTERM, as in a rolling upgrade of the control plane.
@@ -409,11 +412,18 @@ class ApiServer:
         self._tell()
 
     def _stop_listening(self) -> None:
-        # Not by asyncio's Server.close(): what was accepted in this turn of the loop would then never be closed (3.11).
         listener, self._listener = self._listener, None
-        if listener is not None:
-            asyncio.get_running_loop().remove_reader(listener.fileno())
-            listener.close()
+        server, self._server = self._server, None
+        if listener is None or server is None:
+            return
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, uvloop.Loop):
+            # It owns the socket, and would listen on if we closed that.
+            server.close()
+            return
+        # Not by asyncio's Server.close(): what was accepted in this turn of the loop would then never be closed (3.11).
+        loop.remove_reader(listener.fileno())
+        listener.close()
 
     def _tell(self) -> None:
         self._happened.set()

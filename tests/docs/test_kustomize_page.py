@@ -45,6 +45,22 @@ def test_the_overlay_changes_what_the_page_says(mine: Build) -> None:
     assert find(mine, "PersistentVolumeClaim", "model-cache")["spec"]["storageClassName"] == "nfs"
 
 
+def test_the_certificate_stands_where_the_page_says(tmp_path: Path) -> None:
+    (block,) = (each for each in blocks(PAGE) if "poolgate-tls" in each.text)
+    base = os.path.relpath(ROOT / "deploy" / "kustomize" / "base", tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(f"resources: [{base}]\n{block.text}", "utf-8")
+    built = subprocess.run(
+        [validator("kubectl"), "kustomize", tmp_path], capture_output=True, text=True, check=True
+    ).stdout
+    gateway = find(tuple(yaml.safe_load_all(built)), "Deployment", "poolgate")["spec"]["template"]
+    (folder,) = {each["mountPath"] for each in containers(gateway)[0]["volumeMounts"]}
+    sources = gateway["spec"]["volumes"][0]["projected"]["sources"]
+    (secret,) = (each["secret"] for each in sources if each.get("secret", {}).get("name") == "poolgate-tls")
+    text = (ROOT / PAGE).read_text("utf-8")
+    for item in secret["items"]:
+        assert f"`{folder}/{item['path']}`" in text
+
+
 def test_the_digests_that_are_printed_are_taken(stage: Stage, tmp_path: Path) -> None:
     """The page's lines, with a `docker` that knows one digest."""
     docker = tmp_path / "bin" / "docker"

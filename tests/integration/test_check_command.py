@@ -53,6 +53,15 @@ async def asked(
     return list(await troubles(load_config(None, {}, settings), environment or {}, seconds))
 
 
+async def test_who_trusts_everybody_as_a_proxy_is_warned(tmp_path: Path) -> None:
+    file = tmp_path / "poolgate.yaml"
+    file.write_text("server:\n  trusted_proxies:\n    - 10.0.0.0/8\n    - ::/0\n")
+    ended = await command("check", str(file), "--offline")
+    assert ended.code == 0
+    assert ended.err.startswith(f"{file}:4: warning: server.trusted_proxies.1: ::/0 is everybody")
+    assert ended.err.count("warning") == 1
+
+
 def pods(*urls: str) -> dict[str, Any]:
     return {"discovery.pods": [{"url": url, "pool": "chat"} for url in urls]}
 

@@ -78,6 +78,14 @@ async def test_a_preflight_needs_no_key_and_keeps_its_connection(side: Side) -> 
         ]
 
 
+@pytest.mark.parametrize("side", ["edge", "asgi"])
+async def test_a_preflight_has_no_body(side: Side) -> None:
+    """It needs no key: strangers could fill the room of all bodies with theirs."""
+    async with ScriptedPod([[GOOD]]) as pod, running([pod], side=side, server=ON) as gateway:
+        found = await ask(gateway.port, options(**PREFLIGHT, **{"Content-Length": "1000"}) + b"x" * 1000)
+        assert (found.status, found.error["code"]) == (413, "body_too_large")
+
+
 @pytest.mark.parametrize(
     "changed",
     [

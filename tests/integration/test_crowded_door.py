@@ -5,14 +5,16 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.cli.serve import listen
 from gateway.edge.bounds import MOST_CONNECTIONS, Bounds
+from gateway.edge.protocol import ClientConnection, Edge
 from gateway.parts import THE_USUAL
 from gateway.telemetry.memory import Memory
 from tests.certificates import Pair, certificate
@@ -225,9 +227,20 @@ class SmallMemory(Memory):
 async def test_bodies_take_no_more_than_a_quarter_of_the_memory() -> None:
     parts = THE_USUAL._replace(memory=SmallMemory)
     async with ScriptedPod([[GOOD]]) as pod, running([pod], parts=parts) as gateway, visitor(gateway) as client:
-        for size, status in ((9_000, 200), (11_000, 503)):
+        # What would not fit beside nothing would not fit later either.
+        for size, status in ((9_000, 200), (11_000, 413)):
             client.send(request(chat_of(size), key=gateway.key))
             assert (await client.answer()).status == status
+
+
+async def test_a_bound_that_the_memory_does_not_bear_is_told_and_lowered(caplog: pytest.LogCaptureFixture) -> None:
+    parts = THE_USUAL._replace(memory=SmallMemory)
+    async with ScriptedPod([[GOOD]]) as pod, running([pod], parts=parts, server={"max_body_bytes": 2048}) as gateway:
+        told = [line.getMessage() for line in caplog.records if "for all bodies together" in line.getMessage()]
+        reception, together = gateway.gateway.reception, gateway.gateway.edge.bodies.limit_bytes
+        assert (reception.max_body_bytes, reception.max_upload_bytes) == (2048, together)
+        (line,) = told
+        assert line.startswith(f"server.max_upload_bytes is 33554432, but the memory allows {together} bytes")
 
 
 # Connections.
@@ -316,6 +329,26 @@ async def test_a_newcomer_gets_the_place_of_who_has_waited_the_longest() -> None
         for client in (clients[0], clients[2], clients[3]):
             client.send(at.chat())
             assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize("sent", [b"G", b"GET /v1/models HTTP/1.1\r\nHost: test\r\nA: b\r\n"])
+async def test_no_part_of_a_head_keeps_a_place(sent: bytes) -> None:
+    """Else two addresses have all of the room, with one byte on each connection, as long as a head may take."""
+    async with door(bounds=FEW) as at, AsyncExitStack() as stack:
+        edge = at.gateway.gateway.edge
+        at.client.leave()
+        await until(lambda: not edge.connections)
+        for address in ("127.0.0.2", "127.0.0.2", "127.0.0.3", "127.0.0.3"):
+            slow = await connect_from(at.gateway, address)
+            stack.callback(slow.leave)
+            slow.send(sent)
+        await until(lambda: len(edge.connections) == 4 and not any(each.idle for each in edge.connections))
+        since = edge.now
+        await until(lambda: edge.now > since + 2 * FEW.spare_seconds)
+        newcomer = await connect_from(at.gateway, "127.0.0.9")
+        stack.callback(newcomer.leave)
+        newcomer.send(at.chat())
+        assert (await newcomer.answer()).status == 200
 
 
 async def test_who_was_answered_just_now_keeps_its_place() -> None:
@@ -432,6 +465,8 @@ async def test_a_body_shorter_than_its_length_and_then_an_end_is_a_client_that_l
         assert await at.client.closed()
         assert at.asked == 0
         assert buffered(at.gateway) == 0
+        (line,) = at.gateway.lines()
+        assert (line["outcome"], line["attempts"]) == ("client_left", 0)
 
 
 async def test_bytes_behind_an_answer_are_the_next_request_or_refused() -> None:
@@ -441,6 +476,84 @@ async def test_bytes_behind_an_answer_are_the_next_request_or_refused() -> None:
         at.pod.requests.clear()
         at.client.send(b"the rest of a body that was longer than its length\r\n\r\n")
         await refused(at, 400, "invalid_request")
+
+
+# What is our own fault.
+
+
+class Fails(ClientConnection):
+    """Cannot go on in the middle of a read."""
+
+    __slots__ = ()
+    error: BaseException = MemoryError()
+
+    def on_headers_complete(self) -> None:
+        raise self.error
+
+
+class Full(Fails):
+    """Has no room for a body."""
+
+    __slots__ = ()
+
+    def on_headers_complete(self) -> None:
+        ClientConnection.on_headers_complete(self)
+
+    def on_message_complete(self) -> None:
+        raise self.error
+
+
+@asynccontextmanager
+async def failing(kind: type[Fails], failed: BaseException) -> AsyncIterator[Door]:
+    """A gateway whose connections fail so."""
+    failing_so = type("FailsSo", (kind,), {"__slots__": (), "error": failed})
+    edge = type("FailingEdge", (Edge,), {"connection": failing_so})
+    async with (
+        ScriptedPod([[GOOD]]) as pod,
+        running([pod], parts=THE_USUAL._replace(edge=edge)) as gateway,
+        visitor(gateway) as client,
+    ):
+        yield Door(pod, gateway, client)
+
+
+@pytest.mark.parametrize("kind", [Fails, Full], ids=["head", "body"])
+async def test_a_request_for_which_there_is_no_memory_is_refused_as_such(kind: type[Fails]) -> None:
+    async with failing(kind, MemoryError()) as at:
+        at.client.send(at.chat())
+        overloaded(await refused(at, 503, "overloaded"))
+        assert (await at.gateway.last_line())["code"] == "overloaded"
+        assert buffered(at.gateway) == 0
+
+
+@pytest.mark.parametrize("kind", [Fails, Full], ids=["head", "body"])
+async def test_an_error_of_ours_while_a_request_is_read_is_not_said_to_be_the_clients(
+    kind: type[Fails], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with failing(kind, RuntimeError("a mistake")) as at:
+        at.client.send(at.chat())
+        await refused(at, 500, "internal_error")
+        assert (await at.gateway.last_line())["outcome"] == "internal"
+    (told,) = [record for record in caplog.records if record.name == "poolgate.edge"]
+    assert told.exc_info is not None
+    assert isinstance(told.exc_info[1], RuntimeError)
+
+
+# Memory that is not ours to see.
+
+
+def test_the_kernel_keeps_little_for_a_client_that_does_not_read() -> None:
+    with (
+        listen("127.0.0.1", 0, "--port") as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        connection, _ = listener.accept()
+        with connection:
+            connection.setblocking(False)
+            taken = 0
+            with suppress(BlockingIOError):
+                while taken < 1 << 20:
+                    taken += connection.send(bytes(65536))
+            assert taken < 1 << 20
 
 
 # The same with TLS, where a connection cannot be closed by half.

@@ -101,6 +101,7 @@ async def test_a_body_beyond_the_bound_is_refused(side: Side, chunked: bool) -> 
             data = data[: -len(body)] + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
         came = await ask(gateway.port, data)
         assert (came.status, came.error["code"]) == (413, "body_too_large")
+        assert came.error["message"].endswith("2048 bytes: the operator raises that with server.max_body_bytes")
         assert pod.requests == []
 
 

@@ -415,6 +415,7 @@ async def test_an_sdks_http_client_gets_answers_over_tls(tmp_path: Path) -> None
         ("missing", "error", "server.tls.cert: "),
         ("one alone", "error", "TLS wants both files"),
         ("another key", "error", "is not the key of the certificate"),
+        ("another kind", "error", "is not the key of the certificate"),
         ("encrypted", "error", "is encrypted: decrypt it"),
         ("expired", "error", "has expired on"),
         ("not yet", "warning", "is valid from"),
@@ -424,6 +425,8 @@ async def test_an_sdks_http_client_gets_answers_over_tls(tmp_path: Path) -> None
     ],
 )
 async def test_check_judges_the_files(tmp_path: Path, fault: str, level: str, words: str) -> None:
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
     days = {"expired": -1.0, "soon": 3.0}.get(fault, 30.0)
@@ -433,6 +436,9 @@ async def test_check_judges_the_files(tmp_path: Path, fault: str, level: str, wo
         pair.cert.unlink()
     elif fault == "another key":
         shutil.copy(certificate(tmp_path, "other").key, pair.key)
+    elif fault == "another kind":
+        other = rsa.generate_private_key(65537, 2048)
+        pair.key.write_bytes(other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     elif fault == "encrypted":
         pair.key.write_text(pair.key.read_text().replace("BEGIN PRIVATE", "BEGIN ENCRYPTED PRIVATE"))
     elif fault == "open":

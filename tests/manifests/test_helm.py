@@ -286,6 +286,20 @@ def test_a_secret_of_ones_own_comes_as_a_variable(helm: Helm) -> None:
 
 
 @pytest.mark.program("helm")
+def test_a_certificate_stands_where_the_gateway_follows_it(helm: Helm) -> None:
+    files = {"cert": "/etc/poolgate/tls/tls.crt", "key": "/etc/poolgate/tls/tls.key"}
+    built = helm.template({"gateway": {"certificate": "poolgate-tls", "config": {"server": {"tls": files}}}})
+    (pod,) = templates(find(built, "Deployment", "poolgate"))
+    (mount,) = pod["spec"]["containers"][0]["volumeMounts"]
+    assert "subPath" not in mount
+    (volume,) = pod["spec"]["volumes"]
+    (ours,) = [each for each in volume["projected"]["sources"] if each.get("secret", {}).get("name") == "poolgate-tls"]
+    stands = {f"{mount['mountPath']}/{each['path']}" for each in ours["secret"]["items"]}
+    config = yaml.safe_load(find(built, "ConfigMap", "poolgate-config")["data"]["gateway.yaml"])
+    assert set(config["server"]["tls"].values()) == stands
+
+
+@pytest.mark.program("helm")
 def test_a_job_is_one_revisions_and_does_not_go_by_itself(helm: Helm) -> None:
     """The next revision could not change its template, and Helm waits for what has gone."""
     jobs = of_kind(release(helm, "gpu"), "Job")

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from gateway.core.call import Call
 from gateway.core.caller import ANONYMOUS
-from gateway.core.errors import PoolgateError
+from gateway.core.errors import InvalidJson, PoolgateError
 from gateway.pipeline.body import (
+    MAX_CONTAINERS,
     MAX_NESTING,
     asking_for_model,
     asking_for_usage,
@@ -261,12 +262,24 @@ def test_the_same_model_costs_nothing() -> None:
     assert renamed(call, "m") is call
 
 
-def test_the_one_walk_that_finds_a_disguised_model_is_made_only_when_it_must() -> None:
+def test_only_so_many_objects_and_lists_are_looked_at() -> None:
+    """However they nest: what each of them costs to look at is much more than what it costs to send."""
+    for nest in (b"[" * 60 + b"]" * 60, b"{}", b'["]",[]]'):
+        fits = MAX_CONTAINERS // (nest.count(b"[") + nest.count(b"{")) - 2
+        raw = b'{"model":"m","messages":[%b]}'
+        assert look(raw % b",".join([nest] * fits), CHAT).model == "m"
+        with pytest.raises(InvalidJson, match=f"more than {MAX_CONTAINERS} objects and lists"):
+            look(raw % b",".join([nest] * (fits + 3)), CHAT)
+    # In a string they are text, however many.
+    assert look(raw % (b'"' + b"[{" * MAX_CONTAINERS + b'"'), CHAT).model == "m"
+
+
+def test_a_disguised_model_is_found() -> None:
     """A nested member with the very name, a key that ends alike, and the true one behind an escape."""
     raw = b'{"x":{"model":"m"},"a\\"model":"m","mod\\u0065l":"m","model2":"m"}'
-    assert b"".join(asking_for_model(raw, "m", "new")) == raw.replace(b'u0065l":"m"', b'u0065l":"new"')
+    assert b"".join(asking_for_model(raw, decoded(raw), "new")) == raw.replace(b'u0065l":"m"', b'u0065l":"new"')
     plain = b'{"x":{"model":"n"},"a\\"model":"n","model" :\n"m","model2":"m"}'
-    assert b"".join(asking_for_model(plain, "m", "new")) == plain.replace(b'\n"m"', b'\n"new"')
+    assert b"".join(asking_for_model(plain, decoded(plain), "new")) == plain.replace(b'\n"m"', b'\n"new"')
 
 
 def test_asking_for_usage_copes_with_an_object_of_one_member_and_odd_spacing() -> None:

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from math import inf
 from random import Random
 from typing import Any
 
@@ -15,6 +17,8 @@ from gateway.balancing.balancer import Seat
 from gateway.core.clock import Clock
 from gateway.core.fleet import Pod, PodHealth, PodState
 from gateway.discovery.source import Given
+from gateway.parts import THE_USUAL
+from gateway.pipeline.overload import Overload
 from tests.discovering import eventually
 from tests.fakes import STREAM_HEAD, Die, Leaps, ScriptedPod, Step, answer, chunk
 from tests.raw import Answer, RawClient, chat, request
@@ -185,6 +189,8 @@ async def scene(
     """
     clock = Leaps()
     more["pool"] = {"policy": policy} | more.get("pool", {})
+    # A leap of the clock looks as if the loop had been held up.
+    more.setdefault("parts", THE_USUAL._replace(overload=partial(Overload, lag_seconds=(inf, inf))))
     async with running(given, side=side, clock=Clock(monotonic=clock), rng=Random(1), **more) as gateway:
         gateway.gateway.pools.close()
         await _quiet(given)

@@ -7,10 +7,17 @@ import pytest
 
 from gateway.core.call import Call
 from gateway.core.caller import ANONYMOUS
-from gateway.core.errors import InvalidJson
-from gateway.pipeline.intake import BYTES_PER_AUDIO_TOKEN, TOKENS_PER_IMAGE, call_of, call_of_form, look
+from gateway.core.errors import InvalidJson, InvalidRequest
+from gateway.pipeline.intake import (
+    BYTES_PER_AUDIO_TOKEN,
+    MAX_ESTIMATED_MEDIA,
+    TOKENS_PER_IMAGE,
+    call_of,
+    call_of_form,
+    look,
+)
 from gateway.pipeline.operations import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES_API, Operation
-from gateway.upstream.usage import MAX_TOKENS
+from gateway.upstream.usage import BYTES_PER_TOKEN, MAX_TOKENS
 
 LONG = "once upon a time " * 1000
 
@@ -22,6 +29,23 @@ def call(operation: Operation, fields: str) -> Call:
 
 def most(operation: Operation, **fields: Any) -> int | None:
     return call(operation, json.dumps(fields)[1:-1]).max_tokens
+
+
+def test_of_media_without_end_so_many_are_looked_for() -> None:
+    """What is beyond counts as text. To look for each of the 800,000 that a body can hold held the loop for 0.5 s."""
+    piece = ";base64,xxxxxxxxxxxxxxxxxxxxxxxx"
+    cut = MAX_ESTIMATED_MEDIA * len(piece.partition(",")[2])
+    one, more = (call(CHAT, f'"messages":{json.dumps([piece] * many)}') for many in (1024, 3072))
+    assert MAX_ESTIMATED_MEDIA == 1024
+    text = more.body_length - cut
+    assert one.prompt_tokens_estimate < more.prompt_tokens_estimate
+    assert more.prompt_tokens_estimate == text // BYTES_PER_TOKEN + MAX_ESTIMATED_MEDIA * (24 // BYTES_PER_TOKEN)
+
+
+def test_stream_options_are_short() -> None:
+    """They are walked through token by token: 8 MiB of them held the loop for 2.7 s."""
+    with pytest.raises(InvalidRequest, match="stream_options"):
+        call(CHAT, '"stream":true,"stream_options":{"a":[' + ",".join(["[]"] * 3000) + "]}")
 
 
 @pytest.mark.parametrize(
@@ -150,3 +174,31 @@ class TestMediaInAPrompt:
 
     def test_what_is_cut_off_is_left_as_it_is(self) -> None:
         assert self.prompt_tokens({"type": "text", "text": LONG + ";base64,"}) >= len(LONG) // 4
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"", "it is empty"),
+        (b'\xef\xbb\xbf{"model":"m"}', "byte order mark"),
+        (b'{"model":"m",}', "trailing comma in object (byte 13)"),
+        (b"{'model':'m'}", "object keys must be strings (byte 1)"),
+        (b'{"model":"m"', "ends too early"),
+        (b'{"model":"m","user":"cut within \\ud83d"}', "half a surrogate pair"),
+        (b'{"model":"m","user":"cut within \\ud83d","messages":[]}', "half a surrogate pair"),
+        (b'{"model":"m","user":"\xff"}', "not valid UTF-8 (byte 21)"),
+    ],
+)
+def test_why_a_body_is_no_json_is_told_by_kind_and_place(body: bytes, told: str) -> None:
+    with pytest.raises(InvalidJson) as refused:
+        look(body, CHAT)
+    assert told in refused.value.message
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b"\xff"])
+def test_nothing_of_a_body_is_told(mark: bytes) -> None:
+    for length in range(60):
+        broken = mark + b'{"model":"m","messages":[{"content":"CANARY \\ud83d"},]'[:length]
+        with pytest.raises(InvalidJson) as refused:
+            look(broken, CHAT)
+        assert "CANARY" not in refused.value.message

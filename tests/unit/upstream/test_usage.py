@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.core.call import Usage
 from gateway.upstream.sse import EventFramer, payload
-from gateway.upstream.usage import MAX_TOKENS, PLAIN_TOKEN, ChoicesReader, EventKind, read_error
+from gateway.upstream.usage import MAX_INDICES, MAX_TOKENS, PLAIN_TOKEN, ChoicesReader, EventKind, read_error
 from tests.running import captured
 
 CONTENT, OTHER, USAGE, ERROR, DONE, COMMENT, _ = EventKind
@@ -219,6 +219,23 @@ def test_an_answer_of_unknown_width_is_whole_when_all_that_was_seen_has_finished
         reader.read_event(finish(index, reason))
         assert reader.whole is whole
     assert reader.finish == "stop"
+
+
+def test_of_indices_and_reasons_without_end_little_is_kept() -> None:
+    """Else a pod could fill the memory of it, and have us copy all that came before for each one more."""
+    many = 40_000
+    for told, most in (("", MAX_INDICES), (f',"finish_reason":"{"s" * 100}"', MAX_INDICES)):
+        reader = ChoicesReader(None)
+        choices = ",".join(f'{{"index":{index}{told}}}' for index in range(many))
+        since = time.process_time()
+        assert reader.read_event(f'data: {{"choices":[{choices}]}}\n\n'.encode()) is EventKind.CONTENT
+        # Copying made this 5 s.
+        assert time.process_time() - since < 1.0
+        assert len(reader.finished) + len(reader.unfinished or ()) == most
+        assert all(len(reason) < 100 for reason in reader.finished.values())
+    told_width = ChoicesReader(2)
+    told_width.read_event(f'data: {{"choices":[{choices}]}}\n\n'.encode())
+    assert len(told_width.finished) == 2
 
 
 @pytest.mark.parametrize(

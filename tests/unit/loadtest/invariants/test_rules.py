@@ -148,6 +148,11 @@ KEPT: dict[str, Trace] = {
     .ends()
     .line(attempts=2),
     "a client that left": left().pod_is_cut(after=0.1).line("client_left", usage_source="estimated"),
+    "a client that left while the loop was held up": left()
+    .scrape({"poolgate_loop_lag_seconds": 0.6, "poolgate_in_flight": 1})
+    .pod_is_cut(after=0.5)
+    .line("client_left", usage_source="estimated")
+    .scrape({**AT_REST, 'poolgate_tokens_total{kind="completion"}': 2}),
     "a client that left at once": Trace().sends().tell(e.ClientLeft, "r"),
     "a long answer that was cut": Trace()
     .sends(shape=Shape.WHOLE)
@@ -226,6 +231,7 @@ BROKEN: dict[str, tuple[str, Trace]] = {
     "no access line at the end": ("I1", Trace().sends().client(status=503).ends(code="no_ready_pod")),
     "two access lines": ("I1", Trace().whole().line()),
     "an error of the gateway's own": ("I1", error(500, "internal_error", "internal")),
+    "a fault of the gateway's own that nobody has seen": ("I1", left().pod_is_cut().line("internal", usage_source="x")),
     "an error of the gateway's own in a stream": ("I1", cut_and_told("internal_error")),
     "an access line that tells of success": ("I1", error(outcome="completed")),
     "an access line that tells of a failure": (
