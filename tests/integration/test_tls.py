@@ -296,7 +296,10 @@ async def test_a_bad_pair_is_refused_and_the_old_one_stays(tmp_path: Path, fault
         file.write_text(text_of([pod], server={"tls": pair.settings}))
         async with running([], file=file) as gateway:
             await reloaded(gateway, change)
-            assert words in gateway.gateway.config_state.value.error
+            # A look may have come between the two files, which is told as well, and soon over.
+            async with asyncio.timeout(5):
+                while words not in gateway.gateway.config_state.value.error:
+                    await gateway.gateway.config_state.wait_changed()
             assert gateway.sample("poolgate_config_reloads_total", result="refused") >= 1
             client = RawClient(*await asyncio.open_connection("127.0.0.1", gateway.port, ssl=believed))
             assert shown(client) == "old"

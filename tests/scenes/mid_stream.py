@@ -701,7 +701,7 @@ async def a_usage_that_cannot_be_is_not_believed(stage: Stage) -> None:
 
 
 async def _expect_no_belief(stage: Stage, answers: list[list[Step]], spoken: Spoken, *, stream: bool) -> None:
-    gateway = await stage.gateway(await stage.pod(scripts=answers), limits=_a_day(10_000))
+    gateway = await stage.gateway(await stage.pod(scripts=answers, lies=True), limits=_a_day(10_000))
     client = await stage.client(gateway)
     used = 0
     for usage in NO_USAGES:

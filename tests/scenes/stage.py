@@ -48,12 +48,14 @@ class Pod(ScriptedPod):
     """A scripted pod whose sayings are noted."""
 
     name: str = ""
+    lies: bool = False
+    """Its usage is not to be believed."""
     transcript: Transcript = field(default_factory=Transcript)
     watch: Watch = field(default_factory=Watch)
 
     def _script(self, request: bytes) -> Iterator[Step]:
         self.transcript.heard(self.name, request)
-        answering = self.watch.reached(self.name, request)
+        answering = self.watch.reached(self.name, request, lies=self.lies)
         try:
             for step in super()._script(request):
                 if isinstance(step, bytes):

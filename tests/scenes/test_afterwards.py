@@ -5,14 +5,22 @@ import logging
 import os
 import re
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import uvloop
 
-from gateway.core.call import Trail
+from gateway.balancing.balancer import Balancer, Lease
+from gateway.core.call import Trail, Usage
+from gateway.core.caller import Tenant
 from gateway.edge.protocol import ClientConnection, Edge
 from gateway.parts import THE_USUAL
+from gateway.pipeline.forward import Forwarder, Request
+from gateway.pipeline.relay import Failed, Relay
 from gateway.telemetry.metrics import Metrics
+from gateway.upstream.connection import PodConnection, Receiver
+from gateway.upstream.pool import PodPool, Pools
+from tests.fakes import Hang, Reset
 from tests.scenes import says
 from tests.scenes.canaries import PROMPT
 from tests.scenes.playing import fails_without, play
@@ -82,6 +90,76 @@ async def forgets_no_connection(stage: Stage) -> None:
     await (await stage.asks()).expect(200)
 
 
+class _LeavesOpen(PodConnection):
+    __slots__ = ()
+
+    def drop(self, receiver: Receiver) -> None:
+        self._receiver = None
+
+
+class _Leaky(Pools):
+    connection = _LeavesOpen
+
+
+async def leaves_a_pod_at_work(stage: Stage) -> None:
+    pod = await stage.pod(Hang)
+    await stage.gateway(pod, parts=THE_USUAL._replace(pools=_Leaky))
+    client = await stage.asks()
+    await stage.until(lambda: pod.requests, "the pod was not asked")
+    client.leave()
+
+
+class _SpendsTwice(Metrics):
+    def _spend(self, model: str, tenant: Tenant, usage: Usage) -> None:
+        for _ in range(2):
+            super()._spend(model, tenant, usage)
+
+
+async def counts_tokens_twice(stage: Stage) -> None:
+    await stage.gateway(await stage.pod(), parts=THE_USUAL._replace(metrics=_SpendsTwice))
+    await (await stage.asks()).expect(200)
+
+
+class _Charges(Forwarder):
+    def _note_usage(self, relay: Relay, request: Request) -> None:
+        super()._note_usage(relay, request)
+        if (usage := request.visit.trail.usage) is not None:
+            request.visit.trail.usage = usage._replace(completion_tokens=usage.completion_tokens + 1)
+
+
+async def charges_more_than_was_told(stage: Stage) -> None:
+    await stage.gateway(await stage.pod(), parts=THE_USUAL._replace(forwarder=_Charges))
+    await (await stage.asks()).expect(200)
+
+
+class _AsksInSecret(Forwarder):
+    async def _attempt(self, lease: Lease, pool: PodPool, *given: Any) -> Failed | None:
+        try:
+            return await super()._attempt(lease, pool, *given)
+        finally:
+            request: Request = given[1]
+            request.visit.trail.attempts -= 1
+
+
+async def logs_fewer_attempts(stage: Stage) -> None:
+    await stage.gateway(await stage.pod(), parts=THE_USUAL._replace(forwarder=_AsksInSecret))
+    await (await stage.asks()).expect(200)
+
+
+class _KeepsAll(Balancer):
+    def _settle(self, state: Any, now: float) -> None:
+        super()._settle(state, now)
+        for seat in state.seats:
+            seat.room = seat.limit
+
+
+async def picks_an_ejected_pod(stage: Stage) -> None:
+    bad = await stage.pod(scripts=[[Reset]])
+    await stage.gateway(bad, *await stage.some_pods(3), parts=THE_USUAL._replace(balancer=_KeepsAll))
+    for _ in range(16):
+        await (await stage.asks()).expect(200)
+
+
 async def says_what_no_pod_has_said(stage: Stage) -> None:
     pod = await stage.pod(says.stream("a"))
     await stage.gateway(pod)
@@ -103,6 +181,11 @@ async def says_what_no_pod_has_said(stage: Stage) -> None:
         (logs_an_errors_words, "'127.0.0.1' stands in the log"),
         (counts_twice, "2 requests are counted, 1 are logged"),
         (forgets_no_connection, "'clients': 1}"),
+        (leaves_a_pod_at_work, "afterwards there is left: {'at pod 0': 1}"),
+        (counts_tokens_twice, "6 prompt tokens are counted, 3 are logged"),
+        (charges_more_than_was_told, "I6 scene-1: (3, 3) tokens are charged as reported; the pods reported [(3, 2)]"),
+        (logs_fewer_attempts, "I14 scene-1: 1 attempts reached pods, the access line says 0"),
+        (picks_an_ejected_pod, "I7 : chat-0 was picked while ejected"),
         (says_what_no_pod_has_said, "is not what any one pod has sent there"),
     ],
     ids=lambda given: getattr(given, "__name__", ""),

@@ -15,7 +15,7 @@ from gateway.balancing.health import State
 from gateway.balancing.policy import Wish
 from gateway.core.fleet import PodState
 from loadtest.invariants import Bounds, Checker, ClientSide, PodSide, RequestSent, Shape
-from loadtest.invariants.events import AccessLine, Event, Picked
+from loadtest.invariants.events import AccessLine, Event, Picked, PodPiece
 from loadtest.invariants.rules import (
     BytesOfOnePod,
     ErrorsAreTold,
@@ -67,11 +67,17 @@ class Watch:
         )
         return ClientSide(self._hear, _no_time, sent)
 
-    def reached(self, pod: str, request: bytes) -> "Answering":
-        """A pod has a request."""
+    def reached(self, pod: str, request: bytes, *, lies: bool = False) -> "Answering":
+        """A pod has a request. `lies`: the usage that it tells is none."""
         head = request.partition(b"\r\n\r\n")[0].lower()
         attempt = head.partition(b"\r\nx-request-id: ")[2].partition(b"\r\n")[0].decode("latin-1")
-        return Answering(PodSide(self._hear if attempt.startswith(PREFIX) else _passed_over, _no_time, pod, attempt))
+        hear = _passed_over if not attempt.startswith(PREFIX) else self._hear_liar if lies else self._hear
+        return Answering(PodSide(hear, _no_time, pod, attempt))
+
+    def _hear_liar(self, event: Event) -> None:
+        if isinstance(event, PodPiece):
+            event = event._replace(piece=event.piece._replace(tokens=None))
+        self._hear(event)
 
     def picking(self, balancer: type[Balancer]) -> type[Balancer]:
         """The same, and each of its picks is heard of."""
