@@ -58,7 +58,17 @@ class Replay:
         fields = self.fields
         if fields is None or "model" not in fields or fields.get("background") or fields.get("previous_response_id"):
             return 400
-        return None if fields["model"] == MODEL else 404
+        if fields["model"] != MODEL:
+            return 404
+        return 400 if self._asks_too_much else None
+
+    @property
+    def _asks_too_much(self) -> bool:
+        """Whether it is beyond the caps of `requests`, as they are without a word."""
+        asked = [(self.fields or {}).get(name) for name in ("logprobs", "top_logprobs", "prompt_logprobs")]
+        return b'"url":"http' in self.body.replace(b" ", b"") or any(
+            isinstance(each, int) and each > 20 for each in asked
+        )
 
     def steadied(self, most_tokens: int) -> "Replay":
         """The same, so that a real model says the same twice, and soon: without chance, and not much."""

@@ -122,8 +122,10 @@ async def _answer(
 ) -> AsyncIterator[httpx2.Response]:
     """An answer with status 200, its body still to come. Raises `Unanswered`, also for what happens to it later."""
     url = _url(client)
+    hint = ": is it https://?" if url.startswith("http://") else ""
     try:
         async with client.stream(method, path, json=body) as answer:
+            hint = ""
             if answer.status_code != 200:
                 raise Unanswered(await _refusal(answer, url))
             yield answer
@@ -142,7 +144,7 @@ async def _answer(
         raise Unanswered(f"nothing came from {url} for {client.timeout.read:g} seconds") from None
     except httpx2.HTTPError as error:
         # Its text may quote a header of ours. A port with TLS says nothing to who speaks without.
-        raise Unanswered(f"{url} breaks off, or does not speak HTTP ({type(error).__name__})") from None
+        raise Unanswered(f"{url} breaks off, or does not speak HTTP ({type(error).__name__}){hint}") from None
 
 
 def _of_kind(error: BaseException | None, kind: type[E]) -> E | None:

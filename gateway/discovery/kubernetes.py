@@ -12,7 +12,9 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
+from ssl import get_default_verify_paths
 from typing import Any, TypeVar
 
 import aiohttp
@@ -121,6 +123,23 @@ class Cluster:
         return made
 
 
+@dataclass(frozen=True, slots=True)
+class _Trust:
+    """What a client reads only when it is made: how TLS is spoken, and through which proxy."""
+
+    files: tuple[bytes, ...]
+    rest: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, told: Configuration) -> "_Trust":
+        """Raises OSError where a file cannot be read."""
+        authority = told.ssl_ca_cert or ("" if told.ca_cert_data else get_default_verify_paths().cafile)
+        named = [Path(name).read_bytes() for name in (authority, told.cert_file, told.key_file) if name]
+        # A digest each: roots are a quarter of a megabyte, and a key is better not kept.
+        files = tuple(sha256(content).digest() for content in named)
+        return cls(files, (told.ca_cert_data, told.verify_ssl, told.proxy, told.proxy_headers, told.retries))
+
+
 class KubernetesApi:
     """Lists and watches the pods of one namespace. See `discovery.reflector.PodsApi`."""
 
@@ -129,6 +148,9 @@ class KubernetesApi:
         self._namespace = namespace
         self._selector = selector
         self._client: ApiClient | None = None
+        """With which is spoken now."""
+        self._kept: tuple[_Trust, ApiClient] | None = None
+        """The last one that was made, and of what."""
         self._connector: aiohttp.TCPConnector | None = None
         self._sockets: list[socket.socket] = []
         self.ends: frozenset[tuple[Address, Address]] = frozenset()
@@ -172,6 +194,7 @@ class KubernetesApi:
         self._sockets.clear()
         if client is not None:
             await client.close()
+            client.rest_client.pool_manager = None
         if connector is not None:
             await connector.close()
 
@@ -220,13 +243,21 @@ class KubernetesApi:
             raise _unusable(error) from None
 
     async def _connect(self) -> ApiClient:
-        """A client made of what the files say now. After a 401, and where no connection comes about, a new one is made:
-        an exchanged certificate authority or kubeconfig needs no restart."""
+        """A client that does what the files say now. After a 401, and where no connection comes about, they are read
+        again: an exchanged certificate authority or kubeconfig needs no restart.
+
+        A client is made anew for another trust only. Where the kubeconfig names no authority its TLS context holds all
+        that the system trusts: a MiB, and 20 ms in which the loop stands still, at every try of an outage.
+        """
         try:
             configuration = await self._cluster.configuration()
             # As Go's clients: Python 3.13 would refuse the certificate authorities of many clusters for their form.
             configuration.disable_strict_ssl_verification = True
-            client = ApiClient(configuration)
+            trust = _Trust.of(configuration)
+            if self._kept is None or self._kept[0] != trust:
+                self._kept = (trust, ApiClient(configuration))
+            client = self._kept[1]
+            client.configuration = client.rest_client.configuration = configuration
         except Exception as error:
             # A kubeconfig is the operator's, its plugins are anybody's: what they raise is nowhere listed.
             raise _unusable(error) from None

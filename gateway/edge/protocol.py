@@ -193,6 +193,8 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._edge.room.leave(self)
         self._transport = None
+        # It and we hold each other: a cycle that only the collector would end, for each connection there was.
+        del self._parser
         self._let_go_of_body()
         if self._visit is not None:
             self._edge.pipeline.left(self._visit)

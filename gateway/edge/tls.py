@@ -184,12 +184,11 @@ class Tls:
         """Whether it may come in: one too many costs no handshake."""
         address = peer_of(socket)
         network = network_of(address)
-        taken = self._of_networks[network]
         if len(self.sockets) >= self._most and not self._make_room(""):
             return False
         if (
             network
-            and taken >= max(1, self._most // 2)
+            and self._of_networks[network] >= max(1, self._most // 2)
             and not self._is_proxy(address)
             and not self._make_room(network)
         ):

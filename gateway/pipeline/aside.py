@@ -1,8 +1,9 @@
-"""What takes long with a large body, off the loop's thread and on few threads of its own.
+"""What takes long with a large body, off the loop's thread and on one of its own.
 
 Such work has the interpreter's lock for nearly all of its time, so more threads make nothing faster, but each of them
-holds what it makes of 8 MiB: tens of times that, for who means it. And on the loop's own threads it would keep waiting
-what else goes there, such as the lookup of a name. A request that is cancelled while it waits is not worked on.
+keeps the loop waiting for that lock once more, and holds what it makes of 8 MiB: tens of times that, for who means it.
+And on the loop's own threads it would keep waiting what else goes there, such as the lookup of a name. A request that
+is cancelled while it waits is not worked on.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-MOST_AT_ONCE = 2
+MOST_AT_ONCE = 1
 
 T = TypeVar("T")
 

@@ -294,6 +294,8 @@ class StreamRelay(Relay):
     framer: ClassVar[type[EventFramer]] = EventFramer
     max_tail_bytes: ClassVar[int] = 1 << 20
     """The most of an unfinished event, and of the events before the first content, that a stream may hold."""
+    small_tail_bytes: ClassVar[int] = 4096
+    """As much it may hold even when all together hold too much: some 40 MiB with as many streams as there may be."""
 
     __slots__ = (
         "_budget",
@@ -502,7 +504,8 @@ class StreamRelay(Relay):
         """Account for the unfinished event; one that grows past its bounds ends the stream."""
         self._budget.left += self._tail - tail
         self._tail = tail
-        if tail > self.max_tail_bytes or (self._budget.left < 0 and tail > 0):
+        # One that waits for the rest of a usual event is not to blame for what others hold.
+        if tail > self.max_tail_bytes or (self._budget.left < 0 and tail > self.small_tail_bytes):
             error = UpstreamFailed("the pod sent an event too large to hold")
             if self.first_content_at is None:
                 self.fail(Failure.JUNK, UpstreamBadResponse(error.message))

@@ -255,7 +255,7 @@ EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: clo
         (EVENTS + b"x" * (1 << 21), "what comes is no stream of events"),
         (EVENTS + b'data: {"error": {"message": "no", "code": "upstream_stalled"}}\n\n', "upstream_stalled: no"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak HTTP"),
-        (b"", "breaks off"),
+        (b"", "breaks off, or does not speak HTTP (RemoteProtocolError): is it https://?"),
     ],
 )
 async def test_an_answer_that_is_no_chat_is_told_in_words(answer: bytes, words: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -16,6 +16,10 @@ from gateway.cli.serve import listen
 from gateway.edge.bounds import MOST_CONNECTIONS, Bounds
 from gateway.edge.protocol import ClientConnection, Edge
 from gateway.parts import THE_USUAL
+from gateway.pipeline.forward import OFF_LOOP_BYTES
+from gateway.pipeline.intake import Look, look
+from gateway.pipeline.operations import Operation
+from gateway.pipeline.serve import Pipeline
 from gateway.telemetry.memory import Memory
 from tests.certificates import Pair, certificate
 from tests.door import BODY, GOOD, PATIENT, Door, door, refused, turn_the_loop, visitor
@@ -407,6 +411,47 @@ def test_half_of_the_descriptors_are_for_clients(monkeypatch: pytest.MonkeyPatch
 
 
 # Behind a request that is served.
+
+
+class LooksNotingTheTurn(Pipeline):
+    """Notes at which turn of the loop it looked at a body."""
+
+    turn = 0
+    turns: ClassVar[list[int]] = []
+
+    @staticmethod
+    def look(body: bytes, operation: Operation) -> Look:
+        cls = LooksNotingTheTurn
+        cls.turns.append(cls.turn)
+        return look(body, operation)
+
+
+async def test_of_large_bodies_that_are_whole_at_once_one_is_looked_at_for_each_turn_of_the_loop() -> None:
+    """Together they would hold the loop for so long that it looks like overload, and others are turned away for it."""
+    loop, noted = asyncio.get_running_loop(), LooksNotingTheTurn
+    noted.turns.clear()
+
+    def count() -> None:
+        noted.turn += 1
+        if len(noted.turns) < 4:
+            loop.call_soon(count)
+
+    async with (
+        ScriptedPod([[GOOD]]) as pod,
+        running([pod], parts=THE_USUAL._replace(pipeline=LooksNotingTheTurn)) as gateway,
+        AsyncExitStack() as stack,
+    ):
+        clients = [await RawClient.connect(gateway.port) for _ in range(4)]
+        for client in clients:
+            stack.callback(client.leave)
+            client.send(request(chat_of(OFF_LOOP_BYTES + 1), key=gateway.key)[:-1])
+        await until(lambda: gateway.gateway.edge.bodies.held > 4 * OFF_LOOP_BYTES - 4)
+        loop.call_soon(count)
+        for client in clients:
+            client.send(b"}")
+        for client in clients:
+            assert (await client.answer()).status == 200
+    assert len(set(noted.turns)) == 4
 
 
 async def test_of_what_is_sent_behind_a_request_little_is_read() -> None:

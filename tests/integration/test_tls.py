@@ -162,6 +162,45 @@ async def test_a_handshake_beyond_the_bound_is_not_begun(tmp_path: Path, proxies
             each.leave()
 
 
+@pytest.mark.parametrize("addresses", [("127.0.0.2",), ("127.0.0.2", "127.0.0.3")])
+async def test_a_newcomer_gets_the_place_of_a_handshake_that_has_lasted_for_long(
+    tmp_path: Path, addresses: tuple[str, ...]
+) -> None:
+    """Whether all of the room is taken, or its own network's half: else a few addresses keep everybody out."""
+    pair = certificate(tmp_path)
+    bounds = Bounds(head_seconds=60, spare_seconds=0.3)
+    async with (
+        ScriptedPod([[GOOD]]) as pod,
+        running([pod], server={"tls": pair.settings}, bounds=bounds) as gateway,
+    ):
+        edge = gateway.gateway.edge
+        tls = edge.tls
+        assert tls is not None
+        tls._most = 4
+        waiting = []
+        for address in addresses * 2:
+            streams = await asyncio.open_connection("127.0.0.1", gateway.port, local_addr=(address, 0))
+            waiting.append(RawClient(*streams))
+        async with asyncio.timeout(5):
+            while len(tls.sockets) < len(waiting):
+                await asyncio.sleep(0.01)
+            since = edge.now
+            while edge.now <= since + 2 * bounds.spare_seconds:
+                await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", gateway.port, local_addr=("127.0.0.2", 0), ssl=pair.believed()
+        )
+        newcomer = RawClient(reader, writer)
+        newcomer.send(request(chat(), key=gateway.key))
+        assert (await newcomer.answer()).status == 200
+        assert await waiting[0].closed()
+        assert len(tls.sockets) == len(waiting)
+        # Its handshake is over: it is not ended for the next one.
+        assert len(tls._shaking) == len(waiting) - 1
+        for each in (newcomer, *waiting):
+            each.leave()
+
+
 async def test_plain_http_and_junk_end_without_a_word_and_harm_nobody(tmp_path: Path) -> None:
     pair = certificate(tmp_path)
     async with ScriptedPod([[GOOD]]) as pod, running([pod], server={"tls": pair.settings}) as gateway:

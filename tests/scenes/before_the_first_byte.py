@@ -12,9 +12,8 @@ from tests.raw import Answer
 from tests.running import Running
 from tests.scenes import says
 from tests.scenes.client import Client
-from tests.scenes.defences import (
+from tests.scenes.defences.before_the_first_byte import (
     CONNECT_DEADLINE,
-    EJECTION,
     FEW_TRIES,
     FREE_CONNECTS,
     INTERIM_ANSWERS,
@@ -35,6 +34,7 @@ from tests.scenes.defences import (
     TTFT_DEADLINE,
     WHOSE_FAULT,
 )
+from tests.scenes.defences.discovery import EJECTION
 from tests.scenes.promises import Promise
 from tests.scenes.says import GOOD
 from tests.scenes.scene import Without, expect, scene

@@ -14,7 +14,7 @@ from tests.raw import request
 from tests.scenes import says
 from tests.scenes.afterwards import Footprint
 from tests.scenes.client import Client
-from tests.scenes.defences import (
+from tests.scenes.defences.clients import (
     BACK_PRESSURE,
     BODY_BUDGET,
     BODY_DEADLINE,

@@ -20,7 +20,7 @@ from tests.raw import Answer
 from tests.running import NO_LIMITS, Running
 from tests.scenes import says
 from tests.scenes.client import Client
-from tests.scenes.defences import (
+from tests.scenes.defences.mid_stream import (
     BYTES_UNCHANGED,
     CUTS_ARE_TOLD,
     EACH_CHOICE,
@@ -34,10 +34,10 @@ from tests.scenes.defences import (
     ONE_ERROR,
     PLAUSIBLE_USAGE,
     POD_ERRORS,
+    SETTLEMENT,
     SILENT_COMMENTS,
     STREAM_JUDGEMENT,
     UNMEASURED_ENDS,
-    UNUSED_TOKENS,
     WHOLE_EVENTS,
 )
 from tests.scenes.promises import Promise
@@ -631,7 +631,7 @@ async def named_events_stay_as_they_are(stage: Stage) -> None:
     promise=Promise.LIMITS,
     without=(
         Without(ESTIMATED_USAGE, red="it took 0 tokens"),
-        Without(UNUSED_TOKENS, red="it took 2.. tokens"),
+        Without(SETTLEMENT, red="it took 2.. tokens"),
     ),
 )
 async def what_is_not_told_is_estimated(stage: Stage) -> None:

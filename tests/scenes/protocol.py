@@ -18,7 +18,8 @@ from tests.raw import Answer, chat, request
 from tests.running import Running
 from tests.scenes import says
 from tests.scenes.canaries import PROMPT
-from tests.scenes.defences import (
+from tests.scenes.defences.clients import HEAD_BOUNDS
+from tests.scenes.defences.protocol import (
     ANSWERS_HEAD_IS_OURS,
     BOUNDED_LABELS,
     CHUNKS_BRING,
@@ -27,7 +28,6 @@ from tests.scenes.defences import (
     FEW_REMEMBERED,
     FORGETS_PROMPTS,
     GUARDED,
-    HEAD_BOUNDS,
     HOP_BY_HOP,
     JSON_ALONE,
     JSON_MEANS_ONE_THING,

@@ -33,13 +33,11 @@ def most(operation: Operation, **fields: Any) -> int | None:
 
 def test_of_media_without_end_so_many_are_looked_for() -> None:
     """What is beyond counts as text. To look for each of the 800,000 that a body can hold held the loop for 0.5 s."""
-    piece = ";base64,xxxxxxxxxxxxxxxxxxxxxxxx"
-    cut = MAX_ESTIMATED_MEDIA * len(piece.partition(",")[2])
-    one, more = (call(CHAT, f'"messages":{json.dumps([piece] * many)}') for many in (1024, 3072))
-    assert MAX_ESTIMATED_MEDIA == 1024
-    text = more.body_length - cut
-    assert one.prompt_tokens_estimate < more.prompt_tokens_estimate
-    assert more.prompt_tokens_estimate == text // BYTES_PER_TOKEN + MAX_ESTIMATED_MEDIA * (24 // BYTES_PER_TOKEN)
+    size = 2 * BYTES_PER_TOKEN * TOKENS_PER_IMAGE
+    piece = ";base64," + "x" * size
+    told = call(CHAT, f'"messages":{json.dumps([piece] * (MAX_ESTIMATED_MEDIA + 10))}')
+    text = told.body_length - MAX_ESTIMATED_MEDIA * size
+    assert told.prompt_tokens_estimate == text // BYTES_PER_TOKEN + MAX_ESTIMATED_MEDIA * TOKENS_PER_IMAGE
 
 
 def test_stream_options_are_short() -> None:
