@@ -125,12 +125,13 @@ class ClientConnection(asyncio.Protocol):
         # llhttp calls these for each piece; a method of the container's own costs no Python frame.
         self.on_body = self._body.extend
         self.on_url = self._url.append
-        self._parser = httptools.HttpRequestParser(self)
 
     # asyncio's callbacks.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # a server gives a Transport
+        # Not before: it and we hold each other, and a handshake of TLS that comes to nothing is never lost.
+        self._parser = httptools.HttpRequestParser(self)
         transport.set_write_buffer_limits(high=self._edge.bounds.write_buffer_bytes)  # type: ignore[attr-defined]
         self._edge.enter(self, peer_of(transport))
 
@@ -193,7 +194,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._edge.room.leave(self)
         self._transport = None
-        # It and we hold each other: a cycle that only the collector would end, for each connection there was.
+        # A cycle otherwise, that only the collector would end, for each connection there was.
         del self._parser
         self._let_go_of_body()
         if self._visit is not None:

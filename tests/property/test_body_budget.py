@@ -68,6 +68,9 @@ class Pipeline:
         exchange.start(error.http_status, b"application/json", 0)
         exchange.finish()
 
+    def left(self, visit: Visit) -> None:
+        """Nothing is told of it here."""
+
     async def serve(self, visit: Visit, body: bytes, exchange: Exchange) -> None:
         self.serving.append(exchange)
 

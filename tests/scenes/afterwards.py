@@ -165,6 +165,12 @@ class Footprint:
         tasks = Counter(getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks())
         return cls(len(os.listdir("/proc/self/fd")), tasks, _resident_bytes())
 
+    @classmethod
+    def least(cls) -> Self:
+        """The same, once what was freed before is given back: else what is left would fit into it, and not be seen."""
+        _give_back()
+        return cls.now()
+
     async def left(self, scene: str) -> None:
         """Raises `SceneFailed` unless what it held is all that is held now, but for memory."""
         loop = asyncio.get_running_loop()
@@ -181,10 +187,14 @@ class Footprint:
     def grown_bytes(self) -> int:
         """The memory that is held now and was not then."""
         if _resident_bytes() - self.resident_bytes >= MOST_GROWN_BYTES:
-            # What was freed is given back: what stays is held by somebody.
-            gc.collect()
-            ctypes.CDLL(None).malloc_trim(0)
+            # What stays is held by somebody.
+            _give_back()
         return _resident_bytes() - self.resident_bytes
+
+
+def _give_back() -> None:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident_bytes() -> int:

@@ -36,7 +36,7 @@ async def fails_without(scene: Scene, defence: Defence) -> str:
 
 async def _played(scene: Scene) -> int:
     """How much memory it left behind."""
-    before = Footprint.now()
+    before = Footprint.least()
     stage = Stage()
     try:
         await scene.play(stage)

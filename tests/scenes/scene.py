@@ -5,12 +5,10 @@ when it must hold, and once without each of its defences, when it must fail, and
 """
 
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-import uvloop
+from typing import TYPE_CHECKING
 
 from gateway.parts import Parts
 from tests.scenes.promises import Promise
@@ -58,10 +56,6 @@ class Scene:
     promise: Promise
     play: "Callable[[Stage], Awaitable[None]]"
     without: tuple[Without, ...] = ()
-    program: str | None = None
-    """What it needs of the machine: a name of `tests.conftest.MENDS`."""
-    run: "Callable[[Coroutine[Any, Any, Any]], Any]" = uvloop.run
-    """The loop it is played on: the product's, unless what it is played with wants asyncio's own."""
 
     @property
     def row(self) -> int:
@@ -78,15 +72,13 @@ def scene(
     *,
     promise: Promise,
     without: tuple[Without, ...] = (),
-    program: str | None = None,
-    run: "Callable[[Coroutine[Any, Any, Any]], Any]" = uvloop.run,
 ) -> "Callable[[Callable[[Stage], Awaitable[None]]], Scene]":
     """Make a scene of a function."""
     if not re.fullmatch(r"F\d+[a-z]?", name) or int(re.sub(r"\D", "", name)) not in ROWS:
         raise ValueError(f"{name}: no row of tests/scenes/rows.py")
 
     def made(play: "Callable[[Stage], Awaitable[None]]") -> Scene:
-        return Scene(name, sentence, promise, play, without, program, run)
+        return Scene(name, sentence, promise, play, without)
 
     return made
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gateway.parts import Parts
 
 K = TypeVar("K")
 
 
-def having(**parts: object) -> Callable[[Parts], Parts]:
+def having(**parts: Any) -> Callable[[Parts], Parts]:
     """The same parts, but for these."""
     return lambda usual: usual._replace(**parts)
 
@@ -20,6 +20,6 @@ def but(kind: type[K], **attributes: object) -> type[K]:
     return made
 
 
-def bounded(**bounds: float) -> Callable[[Parts], Parts]:
+def bounded(**bounds: Any) -> Callable[[Parts], Parts]:
     """The same parts, but for these of the edge's bounds."""
     return lambda usual: usual._replace(bounds=replace(usual.bounds, **bounds))

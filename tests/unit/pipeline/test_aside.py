@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from functools import partial
 
 import pytest
 
@@ -17,7 +18,7 @@ async def test_one_is_worked_on_at_a_time_and_none_that_has_been_given_up() -> N
         may_end.wait(5)
         return number
 
-    tasks = [asyncio.create_task(aside(lambda number=number: work(number))) for number in range(8)]
+    tasks = [asyncio.create_task(aside(partial(work, number))) for number in range(8)]
     async with asyncio.timeout(5):
         while len(begun) < MOST_AT_ONCE:
             await asyncio.sleep(0.002)
