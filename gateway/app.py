@@ -1,4 +1,4 @@
-"""The composition root: the only file that builds and wires.
+"""The composition root: the only file that wires what `parts` holds.
 
 Two gateways in one process share nothing; that they can be is a test.
 """
@@ -33,6 +33,7 @@ from gateway.edge.tls import Certificate
 from gateway.limits.keys import KeyEntry, KeyRing
 from gateway.limits.strangers import Strangers
 from gateway.parts import THE_USUAL, CannotStart, Parts
+from gateway.pipeline.aside import Aside
 from gateway.pipeline.body_budget import BodyBudget
 from gateway.pipeline.cors import Origins
 from gateway.pipeline.operations import OPERATIONS
@@ -123,6 +124,7 @@ class Gateway:
         self.probes = parts.probes(self.balancer, self.pools.fetch, self.clock.monotonic)
         self.limits = parts.limits(config, self._replicas, self.clock, chance)
         self.admission = parts.admission(config.limit_rules(), self.limits, self.metrics.limit_decisions)
+        self._aside = Aside()
         self.forwarder = parts.forwarder(
             fleet=self.fleet,
             balancer=self.balancer,
@@ -130,6 +132,7 @@ class Gateway:
             probes=self.probes,
             refresh=self.rounds.ask_again,
             quarantined=self.metrics.quarantined,
+            aside=self._aside,
             clock=self.clock.monotonic,
             chance=chance,
         )
@@ -139,6 +142,7 @@ class Gateway:
             aliases=self.aliases,
             admission=self.admission,
             forwarder=self.forwarder,
+            aside=self._aside,
             clock=self.clock,
             chance=chance,
             settle=self.journal.add,
@@ -265,6 +269,7 @@ class Gateway:
         if self.edge.tls is not None:
             self.edge.tls.close()
         self.pools.close()
+        self._aside.close()
         self.journal.flush()
         if self.traces is not None:
             self.traces.close()

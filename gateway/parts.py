@@ -1,4 +1,5 @@
-"""What a gateway is composed of: the classes that `app` builds, and the bounds it gives them.
+"""What a gateway is composed of: the classes that `app` builds, and the bounds it gives them. Where the configuration
+chooses the class (where pods come from, where limits are counted, whether TLS is spoken) the part is what chooses.
 
 A `Gateway` takes these as an argument, so that a test can compose one of which a single defence is replaced by a class
 that lacks it, and show that a scene goes red (`tests/scenes`). The product has no option for it: nothing but a
@@ -18,7 +19,8 @@ from gateway.discovery.roster import Roster
 from gateway.discovery.rounds import Rounds
 from gateway.discovery.source import Given, Source
 from gateway.discovery.static import pods_of
-from gateway.edge.protocol import Bounds, Edge
+from gateway.edge.bounds import Bounds
+from gateway.edge.port import Edge
 from gateway.edge.tls import CertificateUnusable, Tls, load_certificate
 from gateway.limits.admission import Admission
 from gateway.limits.memory_store import MemoryStore
@@ -118,26 +120,32 @@ class Parts(NamedTuple):
     """One gateway's classes and bounds."""
 
     bounds: Bounds = Bounds()
+
+    # A request's way.
+    tls: Callable[[Config, Bounds, Callable[[str], bool]], Tls | None] = tls_of
     edge: type[Edge] = Edge
+    overload: Callable[[Callable[[], float]], Overload] = Overload
+    strangers: Callable[[Callable[[], float], Callable[[], float]], Strangers] = Strangers
     reception: type[Reception] = Reception
     pipeline: type[Pipeline] = Pipeline
-    forwarder: type[Forwarder] = Forwarder
+    limits: Callable[[Config, Callable[[], int], Clock, Callable[[], float]], Store] = limits_of
     admission: type[Admission] = Admission
+    forwarder: type[Forwarder] = Forwarder
     balancer: type[Balancer] = Balancer
     probes: type[Probes] = Probes
     pools: type[Pools] = Pools
+
+    # Which pods there are.
+    source: Callable[[Config, Mapping[str, str], Metrics, Clock, Callable[[], float]], Source] = source_of
     roster: type[Roster] = Roster
     rounds: type[Rounds] = Rounds
+
+    # What is told of it all, and what is noticed.
     metrics: type[Metrics] = Metrics
     exposition: type[Exposition] = Exposition
     access_log: type[AccessLog] = AccessLog
-    reload: type[Reload] = Reload
-    overload: Callable[[Callable[[], float]], Overload] = Overload
     memory: Callable[[Callable[[], float]], Memory] = Memory
-    strangers: Callable[[Callable[[], float], Callable[[], float]], Strangers] = Strangers
-    tls: Callable[[Config, Bounds, Callable[[str], bool]], Tls | None] = tls_of
-    source: Callable[[Config, Mapping[str, str], Metrics, Clock, Callable[[], float]], Source] = source_of
-    limits: Callable[[Config, Callable[[], int], Clock, Callable[[], float]], Store] = limits_of
+    reload: type[Reload] = Reload
 
 
 THE_USUAL = Parts()

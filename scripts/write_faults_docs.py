@@ -36,11 +36,12 @@ them all and writes this page; the suite plays them in each run.
 - **A scene holds** when what its sentence says has happened, and when afterwards nothing is left: no request in flight,
   queued or leased, no connection, no descriptor, no task, less than 5 MiB of memory; the ops port answers; each request
   has one line in the access log; each error has OpenAI's shape and a request id; no prompt, key or address stands in a
-  log, a metric or an error.
+  log, a metric or an error. What chats were told is compared with what pods said, by the [invariants](soak.md).
 - **A defence is proved** when the same scene fails without it, for the reason that the scene names. A gateway is then
   built with that one part replaced by a careless one ({defences} of them); nothing in the product can be told to.
-- **No clock decides.** Deadlines are reached by a leap of the gateway's own clock, and costs are judged by what is held
-  and counted. The figures of time and memory are in [performance](performance.md).
+- **Nobody holds a watch.** Deadlines are reached by a leap of the gateway's own clock; those of the kernel, of Redis
+  and of the event loop are waited for. Costs are judged by what is held and counted; processor time, by that of
+  something plain in the same run. The figures are in [performance](performance.md).
 
 In this order: [the promises](#the-promises), [the scenes](#the-scenes), [the defences](#the-defences).
 """
@@ -73,7 +74,7 @@ def page(passed: Mapping[str, bool]) -> str:
     rows = sum(len(section.rows) for section in SECTIONS)
     parts = [HEAD.format(rows=rows, scenes=len(found), defences=len(defences()))]
     parts.append("## The promises\n")
-    parts.append(table(("promise", "scenes", "that hold", "defences proved"), promises(found, passed)))
+    parts.append(table(("promise", "scenes", "hold", "defences proved", "shown besides by"), promises(found, passed)))
     parts.append("## The scenes\n")
     for section in SECTIONS:
         parts.append(f"### {section.title}\n")
@@ -95,18 +96,16 @@ def promises(found: Sequence[Scene], passed: Mapping[str, bool]) -> Iterator[tup
             for each in scene.without
             if passed.get(without_id(scene, each.defence.name), False)
         }
-        yield promise.value, str(len(own)), str(holding) if own else promise.elsewhere, str(len(proved))
+        yield promise.value, str(len(own)), str(holding), str(len(proved)), promise.besides
 
 
 def listed(rows: Mapping[int, str], found: Sequence[Scene], passed: Mapping[str, bool]) -> Iterator[tuple[str, ...]]:
-    """The scenes of each row, or that there is none."""
+    """The scenes of each row, whose fault stands beside the first of them."""
     for number, title in rows.items():
-        own = [scene for scene in found if scene.row == number]
-        for scene in own:
-            fails = ", ".join(lacking(scene, passed))
-            yield scene.name, title, scene.sentence, result(scene, passed), fails
-        if not own:
-            yield f"F{number}", title, "(no scene)", "", ""
+        for scene in found:
+            if scene.row == number:
+                yield scene.name, title, scene.sentence, result(scene, passed), ", ".join(lacking(scene, passed))
+                title = ""
 
 
 def result(scene: Scene, passed: Mapping[str, bool]) -> str:

@@ -20,7 +20,7 @@ from gateway.config.reading import ConfigFile, load_config
 from gateway.core.caller import Tenant
 from gateway.core.clock import Clock
 from gateway.core.fleet import PodState
-from gateway.edge.protocol import Bounds
+from gateway.edge.bounds import Bounds
 from gateway.limits.keys import KeyEntry, digest, new_key
 from gateway.parts import THE_USUAL, Parts
 

@@ -1,4 +1,4 @@
-"""The public port: an asyncio.Protocol on llhttp that uvicorn is given as its HTTP class.
+"""One client's connection to the public port: an asyncio.Protocol on llhttp.
 
 uvicorn keeps the sockets; from the first byte on a connection is ours, and nothing is handed over, so none ever leaves
 these bounds. Bounds and deadlines hold before a request exists: on how many connections there are, on the head's size,
@@ -18,14 +18,13 @@ head went out before the drain began leaves its connection open, and the next on
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
 from math import inf
+from typing import TYPE_CHECKING
 
 import httptools
 
-from gateway.core.clock import Clock, http_date
+from gateway.core.caller import ANONYMOUS
 from gateway.core.errors import InternalError, InvalidRequest, PoolgateError, RequestTimeout
-from gateway.edge.bounds import Bounds
 from gateway.edge.exchange import EdgeExchange, Framing
 from gateway.edge.heads import (
     HEAD_TOO_LARGE,
@@ -37,22 +36,15 @@ from gateway.edge.heads import (
     repeated_names,
     too_much,
 )
-from gateway.edge.room import Room
-from gateway.edge.tls import Tls
-from gateway.pipeline.body_budget import BodyBudget
 from gateway.pipeline.exchange import Head
 from gateway.pipeline.forward import draining
 from gateway.pipeline.proxies import peer_of
-from gateway.pipeline.reception import Reception, Visit, too_large
-from gateway.pipeline.serve import Pipeline
+from gateway.pipeline.reception import Visit, too_large
 
-__all__ = ["Bounds", "ClientConnection", "Edge"]
+if TYPE_CHECKING:
+    # It makes these, and each knows it.
+    from gateway.edge.port import Edge
 
-LATE_SECONDS = 0.5
-"""Between two sweeps: the loop was held up, or the whole process was, and what clients sent meanwhile is unread."""
-_CATCH_UP_TURNS = 32
-"""Turns of the loop, each of which reads 256 KiB of a connection: as much as waits in a socket."""
-_MOST_HOSTS = 1024
 _LEFT = (7, 8)
 """TCP_CLOSE and TCP_CLOSE_WAIT in Linux's tcp_states.h: reset, and ended by the peer."""
 
@@ -66,6 +58,7 @@ class ClientConnection(asyncio.Protocol):
         "_behind_bytes",
         "_body",
         "_body_since",
+        "_caller",
         "_chunked",
         "_deadline",
         "_edge",
@@ -121,6 +114,8 @@ class ClientConnection(asyncio.Protocol):
         self._body_since = 0.0
         self._held_bytes = 0
         """What its body has of the budget, from its first byte until the answer begins."""
+        self._caller = ""
+        """Whose it is; empty without authentication, where all are one."""
         self._url: list[bytes] = []
         # llhttp calls these for each piece; a method of the container's own costs no Python frame.
         self.on_body = self._body.extend
@@ -260,6 +255,7 @@ class ClientConnection(asyncio.Protocol):
         head = Head(parser.get_method(), url, fields, repeated, edge.monotonic(), self._transport)
         visit = self._visit = edge.reception.receive(head)
         self._refusal = visit.error
+        self._caller = "" if visit.tenant is ANONYMOUS else visit.tenant.key_id
         self.due = self._body_since = edge.now
         self._deadline = edge.now + edge.bounds.body_seconds
         if edge.bodies.left < visit.max_body_bytes and self._refusal is None:
@@ -278,7 +274,7 @@ class ClientConnection(asyncio.Protocol):
                 return
         body = bytes(self._body)
         self._body.clear()
-        if not edge.bodies.take(len(body) - self._held_bytes):
+        if not edge.bodies.take(len(body) - self._held_bytes, self._caller, self._held_bytes):
             self._refusal = edge.bodies.refusal()
             return
         self._held_bytes = len(body)
@@ -324,7 +320,7 @@ class ClientConnection(asyncio.Protocol):
             return too_large(visit)
         if self._chunked and self._raw_bytes > 9 * size + bounds.max_head_bytes:
             return InvalidRequest("the chunks of the body say more of themselves than they bring")
-        if not self._edge.bodies.take(size - self._held_bytes):
+        if not self._edge.bodies.take(size - self._held_bytes, self._caller, self._held_bytes):
             return self._edge.bodies.refusal()
         self._held_bytes = size
         return None
@@ -370,7 +366,7 @@ class ClientConnection(asyncio.Protocol):
         return Framing(edge.date_line, not self._keep_alive, not self._old_http)
 
     def _let_go_of_body(self) -> None:
-        self._edge.bodies.give_back(self._held_bytes)
+        self._edge.bodies.give_back(self._held_bytes, self._caller)
         self._held_bytes = 0
 
     def answered(self) -> None:
@@ -494,129 +490,6 @@ class ClientConnection(asyncio.Protocol):
         else:
             self.due = self._deadline = self._edge.now + self._edge.bounds.linger_seconds
             transport.close()
-
-
-class Edge:
-    """All connections of the public port. Its `protocol` is uvicorn's HTTP class.
-
-    `bodies`: what all request bodies may take. `chance` spreads the waits of those who are turned away.
-    """
-
-    connection: type[ClientConnection] = ClientConnection
-    rooms: type[Room[ClientConnection]] = Room
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        reception: Reception,
-        clock: Clock,
-        bounds: Bounds | None = None,
-        *,
-        bodies: BodyBudget | None = None,
-        chance: Callable[[], float] = lambda: 0.5,
-    ) -> None:
-        self.pipeline = pipeline
-        self.reception = reception
-        self.monotonic = clock.monotonic
-        self.bounds = bounds or Bounds()
-        self.bodies = bodies or BodyBudget(self.bounds.max_buffered_body_bytes, chance)
-        self.room: Room[ClientConnection] = self.rooms(self.bounds, self._is_proxy, chance)
-        self.connections = self.room.connections
-        self.hosts: set[bytes | None] = set()
-        """Hosts that were seen and are proper."""
-        self.tls: Tls | None = None
-        """Stands before each connection, if set."""
-        self.now = clock.monotonic()
-        """The time of the last sweep: precise enough for deadlines."""
-        self.date_line = b""
-        self.closing = False
-        """Every answer that begins from now on says that it closes its connection."""
-        self.short_of_memory = False
-        """While it lasts they say so as well: see `pipeline.overload`."""
-        self._wall = clock.wall
-        self._date_of = -1
-        self.sweep(self.now)
-
-    def protocol(self, *_: object, **__: object) -> asyncio.BaseProtocol:
-        """A protocol for one connection; uvicorn's own arguments are not needed."""
-        loop = asyncio.get_running_loop()
-        connection = self.connection(self, loop)
-        return connection if self.tls is None else self.tls.around(connection, loop)
-
-    # Who comes in.
-
-    def enter(self, connection: ClientConnection, address: str) -> None:
-        """Let a connection in, or say why not: one too many is told, unless too many are being told already."""
-        if self.tls is not None:
-            self.tls.shaken(connection)
-        refusal = self.room.refusal(address, self.now)
-        if refusal is not None and self.room.overrun:
-            connection.abort()
-            return
-        self.room.enter(connection, address)
-        if refusal is not None:
-            connection.refuse(refusal)
-
-    def _is_proxy(self, address: str) -> bool:
-        return self.reception.proxies.trusts(address)
-
-    def remember_host(self, host: bytes | None) -> None:
-        """A proper one, so that it need not be looked at again."""
-        if host is not None and len(self.hosts) < _MOST_HOSTS:
-            self.hosts.add(host)
-
-    # Time.
-
-    def sweep(self, now: float) -> None:
-        """Judge every connection's deadline, and renew the Date header; about four times a second."""
-        late = now - self.now > LATE_SECONDS
-        self.now = now
-        self.room.look_again()
-        if self.tls is not None:
-            self.tls.sweep(now)
-        wall = self._wall()
-        if int(wall) != self._date_of:
-            self._date_of = int(wall)
-            self.date_line = b"date: " + http_date(wall) + b"\r\n"
-        if late:
-            # Nobody is judged for what has come and only waits for us to read it.
-            self._judge_after(_CATCH_UP_TURNS)
-        else:
-            self._judge()
-
-    def _judge_after(self, turns: int) -> None:
-        if turns:
-            asyncio.get_running_loop().call_soon(self._judge_after, turns - 1)
-        else:
-            self._judge()
-
-    def _judge(self) -> None:
-        now = self.now
-        for connection in [each for each in self.connections if each.due <= now]:
-            connection.judge(now)
-
-    # The end.
-
-    @property
-    def busy(self) -> bool:
-        """Whether anywhere a request, or a part of one, has come whose answer is not wholly sent."""
-        return not all(connection.idle for connection in self.connections)
-
-    def turn_away(self) -> None:
-        """Refuse the requests that have come in part: they would not be served any more."""
-        for connection in list(self.connections):
-            connection.turn_away()
-
-    def let_go(self) -> None:
-        """Tell the idle connections that nothing more comes."""
-        for connection in list(self.connections):
-            connection.let_go()
-
-    def close(self) -> None:
-        """Close what is idle at once; what is busy closes with its answer."""
-        self.closing = True
-        for connection in list(self.connections):
-            connection.shutdown()
 
 
 def _has_left(transport: asyncio.Transport) -> bool:

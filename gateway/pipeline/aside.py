@@ -12,12 +12,24 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 MOST_AT_ONCE = 1
+OFF_LOOP_BYTES = 262_144
+"""From here on a look at a body, or a copy of it, may hold the loop for milliseconds."""
 
 T = TypeVar("T")
 
-_threads = ThreadPoolExecutor(MOST_AT_ONCE, "bodies")
 
+class Aside:
+    """One gateway's thread for large bodies."""
 
-async def aside(work: Callable[[], T]) -> T:
-    """What `work` returns."""
-    return await asyncio.get_running_loop().run_in_executor(_threads, work)
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(MOST_AT_ONCE, "bodies")
+
+    async def run(self, size: int, work: Callable[[], T]) -> T:
+        """What `work` on a body of this size returns: at once, if it is small."""
+        if size <= OFF_LOOP_BYTES:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def close(self) -> None:
+        """Nothing more comes; waits for nothing."""
+        self._threads.shutdown(wait=False)

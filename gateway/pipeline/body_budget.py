@@ -5,6 +5,9 @@ cannot fill it. On a head is asked only whether its body would fit now; bodies t
 fit are refused while they come. A body is counted from its first byte until its answer begins (until then it may be
 sent to another pod) or its client has gone. Whoever takes gives back: a `Share` for each body, or a count of its own
 (`edge.protocol`).
+
+One caller's bodies have half of it at most, unless it is a single one: else 64 connections of one key, each with a body
+that lacks its last byte, have all others refused for as long as a body may take.
 """
 
 from collections.abc import Callable
@@ -19,27 +22,39 @@ RETRY_SECONDS = 2.0
 class BodyBudget:
     """Bytes that bodies may still take, of `limit_bytes`. `chance` spreads the waits of those who are refused."""
 
-    __slots__ = ("_chance", "left", "limit_bytes")
+    __slots__ = ("_chance", "_of", "left", "limit_bytes")
 
     def __init__(self, limit_bytes: int, chance: Callable[[], float] = lambda: 0.5) -> None:
         self.limit_bytes = self.left = limit_bytes
         self._chance = chance
+        self._of: dict[str, int] = {}
+        """Bytes of each caller that has any."""
 
     @property
     def held(self) -> int:
         """Bytes that bodies take now."""
         return self.limit_bytes - self.left
 
-    def take(self, count: int) -> bool:
-        """Take so many bytes more, if there are as many; to be given back."""
+    def take(self, count: int, caller: str = "", has: int = 0) -> bool:
+        """Take so many bytes more, if there are as many; to be given back. `has`: what this body has already.
+        `caller`: whose it is; empty: that is not told."""
         if count > self.left:
             return False
+        if caller and count:
+            taken = self._of.get(caller, 0)
+            if taken > has and taken + count > self.limit_bytes // 2:
+                return False
+            self._of[caller] = taken + count
         self.left -= count
         return True
 
-    def give_back(self, count: int) -> None:
+    def give_back(self, count: int, caller: str = "") -> None:
         """They are free again."""
         self.left += count
+        if caller and count:
+            self._of[caller] -= count
+            if not self._of[caller]:
+                del self._of[caller]
 
     def refusal(self) -> Busy:
         """What is said to who does not fit."""

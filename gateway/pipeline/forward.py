@@ -30,7 +30,7 @@ from gateway.core.errors import (
     UpstreamTimeout,
 )
 from gateway.core.fleet import Deadlines, Fleet, Pod, Route
-from gateway.pipeline.aside import aside
+from gateway.pipeline.aside import Aside
 from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.intake import renamed
 from gateway.pipeline.keep_alive import KeepAlive
@@ -48,8 +48,6 @@ from gateway.upstream.usage import BYTES_PER_TOKEN, EventReader
 NO_POD_RETRY_SECONDS = 5.0
 DRAINING_RETRY_SECONDS = 1.0
 
-OFF_LOOP_BYTES = 262_144
-"""A body larger than this is not walked on the loop's thread."""
 SUSPECT_SECONDS = 2.0
 """Requests that nothing came for in so long are looked at."""
 MOST_UNSEEN_TOKENS = 1 << 20
@@ -93,6 +91,7 @@ class Forwarder:
         probes: Probes,
         refresh: Callable[[Pod], None],
         quarantined: Callable[[], None],
+        aside: Aside,
         clock: Callable[[], float],
         chance: Callable[[], float],
     ) -> None:
@@ -102,6 +101,7 @@ class Forwarder:
         self._probes = probes
         self._refresh = refresh
         self._quarantined = quarantined
+        self._aside = aside
         self._clock = clock
         self._chance = chance
         self._quarantine = self.quarantines()
@@ -128,7 +128,9 @@ class Forwarder:
         try:
             for model in models:
                 if model != request.call.model:
-                    request = await _asking_for(model, request)
+                    call = request.call
+                    call = await self._aside.run(call.body_length, partial(renamed, call, model))
+                    request = request._replace(call=call)
                 try:
                     await self._to_model(request)
                 except (NoReadyPod, QueueFull, QueueTimeout) as error:
@@ -537,14 +539,6 @@ class Forwarder:
         for relay, lease in list(self._running.items()):
             if lease.seat is seat and not relay.paused:
                 _give_up(relay)
-
-
-async def _asking_for(model: str, request: Request) -> Request:
-    """The request with the model's name in its body."""
-    call = request.call
-    if call.body_length <= OFF_LOOP_BYTES:
-        return request._replace(call=renamed(call, model))
-    return request._replace(call=await aside(partial(renamed, call, model)))
 
 
 def _mark(request: Request) -> Mark:

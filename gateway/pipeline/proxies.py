@@ -85,13 +85,17 @@ class Proxies:
 def peer_of(connection: HasPeer | None) -> str:
     """The address at the other end of a connection; empty: it has none."""
     name = None if connection is None else connection.get_extra_info("peername")
-    # Of an IPv6 link it ends in the link's name, which is ours and not the peer's.
-    return str(name[0]).partition("%")[0] if isinstance(name, tuple) and name else ""
+    return _without_zone(str(name[0])) if isinstance(name, tuple) and name else ""
+
+
+def _without_zone(host: str) -> str:
+    """Of an IPv6 link an address ends in the link's name, which is that of who wrote it, and not the peer's."""
+    return host.partition("%")[0]
 
 
 def _address(host: str) -> Address | None:
     try:
-        found = ip_address(host)
+        found = ip_address(_without_zone(host))
     except ValueError:
         return None
     # A socket for both kinds tells IPv4 addresses so.

@@ -25,12 +25,12 @@ from gateway.core.fleet import Fleet
 from gateway.core.naming import Aliases, targets
 from gateway.limits.admission import Admission, Ask
 from gateway.pipeline import catalogue
-from gateway.pipeline.aside import aside
+from gateway.pipeline.aside import OFF_LOOP_BYTES, Aside
 from gateway.pipeline.caps import THE_USUAL_CAPS, Caps
 from gateway.pipeline.cors import Headers
 from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.form import read_form
-from gateway.pipeline.forward import OFF_LOOP_BYTES, Forwarder, Request, begin, debug_headers, draining
+from gateway.pipeline.forward import Forwarder, Request, begin, debug_headers, draining
 from gateway.pipeline.intake import FORM_FIELDS, call_of, call_of_form, check_media, look
 from gateway.pipeline.operations import Body
 from gateway.pipeline.reception import Visit
@@ -53,6 +53,7 @@ class Pipeline:
         aliases: Cell[Aliases],
         admission: Admission,
         forwarder: Forwarder,
+        aside: Aside,
         clock: Clock,
         chance: Callable[[], float],
         settle: Callable[[Trail], None],
@@ -62,6 +63,7 @@ class Pipeline:
         self._aliases = aliases
         self._admission = admission
         self._forwarder = forwarder
+        self._aside = aside
         self._monotonic = clock.monotonic
         self._chance = chance
         self._settled = settle
@@ -104,16 +106,13 @@ class Pipeline:
             else:
                 seen = None
                 if visit.operation.body is Body.FORM:
-                    call = await _read_form(visit, body, self.caps)
+                    call = await self._read_form(visit, body)
                 else:
                     if len(body) > OFF_LOOP_BYTES:
                         await self._turn()
                     seen = self.look(body, visit.operation)
                     if seen.may_name_urls:
-                        if len(body) <= OFF_LOOP_BYTES:
-                            check_media(seen, self.caps)
-                        else:
-                            await aside(partial(check_media, seen, self.caps))
+                        await self._aside.run(len(body), partial(check_media, seen, self.caps))
                     call = call_of(seen, visit.operation, visit.tenant, self.caps)
                 models = self._models(call, visit)
                 ask = _ask(visit, call)
@@ -139,6 +138,14 @@ class Pipeline:
         finally:
             self.active -= 1
             self._settle(trail)
+
+    async def _read_form(self, visit: Visit, body: bytes) -> Call:
+        """The call that a form makes.
+
+        Raises `InvalidRequest` and `Forbidden`.
+        """
+        found = await self._aside.run(len(body), partial(read_form, body, visit.boundary, FORM_FIELDS))
+        return call_of_form(found, body, visit.head.fields[b"content-type"], visit.tenant, self.caps)
 
     async def _turn(self) -> None:
         """Wait for a turn of the loop at which no other large body is looked at. A look at 8 MiB may take 0.15 s, in C
@@ -221,15 +228,3 @@ def _ask(visit: Visit, call: Call) -> Ask:
         (call.choices or 1) if operation.streams else 0,
         call.max_tokens,
     )
-
-
-async def _read_form(visit: Visit, body: bytes, caps: Caps) -> Call:
-    """Look at a form, away from the loop if that may take long.
-
-    Raises `InvalidRequest` and `Forbidden`.
-    """
-    if len(body) <= OFF_LOOP_BYTES:
-        found = read_form(body, visit.boundary, FORM_FIELDS)
-    else:
-        found = await aside(partial(read_form, body, visit.boundary, FORM_FIELDS))
-    return call_of_form(found, body, visit.head.fields[b"content-type"], visit.tenant, caps)

@@ -114,7 +114,6 @@ class PodConnection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         # llhttp calls this for each piece of body; the list's own method costs no Python frame.
         self.on_body: Callable[[bytes], None] = self._pieces.append
-        self._parser = httptools.HttpResponseParser(self)
         self._reused = False
         self._paused = False
         self.idle_since = 0.0
@@ -191,6 +190,8 @@ class PodConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # create_connection gives a Transport
+        # Not before: it and we hold each other, and a connection that does not come about is never lost.
+        self._parser = httptools.HttpResponseParser(self)
 
     def data_received(self, data: bytes) -> None:
         receiver = self._receiver
@@ -244,7 +245,7 @@ class PodConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        # It and we hold each other: a cycle that only the collector would end, for each connection there was.
+        # A cycle otherwise, that only the collector would end, for each connection there was.
         del self._parser
         self._on_closed(self)
         if self._receiver is not None:

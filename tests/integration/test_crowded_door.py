@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,9 +15,10 @@ import pytest
 
 from gateway.cli.serve import listen
 from gateway.edge.bounds import MOST_CONNECTIONS, Bounds
-from gateway.edge.protocol import ClientConnection, Edge
+from gateway.edge.port import Edge
+from gateway.edge.protocol import ClientConnection
 from gateway.parts import THE_USUAL
-from gateway.pipeline.forward import OFF_LOOP_BYTES
+from gateway.pipeline.aside import OFF_LOOP_BYTES
 from gateway.pipeline.intake import Look, look
 from gateway.pipeline.operations import Operation
 from gateway.pipeline.serve import Pipeline
@@ -116,11 +118,11 @@ SMALL = replace(PATIENT, max_buffered_body_bytes=10_000)
 
 @asynccontextmanager
 async def held(at: Door, count: int, size: int) -> AsyncIterator[list[RawClient]]:
-    """So many requests with bodies of this size, which their pod has in hand."""
+    """So many requests of two callers with bodies of this size, which their pod has in hand."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(visitor(at.gateway)) for _ in range(count)]
-        for client in clients:
-            client.send(request(chat_of(size), key=at.gateway.key))
+        for client, key in zip(clients, cycle((at.gateway.key, at.gateway.other_key))):
+            client.send(request(chat_of(size), key=key))
         await until(lambda: at.asked == count)
         yield clients
 
@@ -156,7 +158,7 @@ async def test_who_announces_a_body_and_sends_none_takes_nothing() -> None:
             idler = await stack.enter_async_context(visitor(at.gateway))
             idler.send(at.post(b"Content-Length: 9000", body=b"{"))
         await until(lambda: buffered(at.gateway) == 20)
-        at.client.send(request(chat_of(9_000), key=at.gateway.key))
+        at.client.send(request(chat_of(9_000), key=at.gateway.other_key))
         assert (await at.client.answer()).status == 200
 
 
@@ -173,6 +175,20 @@ async def test_bodies_that_come_together_and_do_not_fit_are_refused_while_they_c
         assert buffered(at.gateway) == 6_000
         at.client.leave()
         await until(lambda: buffered(at.gateway) == 0)
+
+
+async def test_of_the_room_for_bodies_one_caller_has_half() -> None:
+    """Else bodies of one key that are never whole have everybody else's refused."""
+    head = b"Content-Length: 4500"
+    async with door(Hang, bounds=SMALL) as at, visitor(at.gateway) as more, visitor(at.gateway) as other:
+        at.client.send(at.post(head, body=b"x" * 4_000))
+        await until(lambda: buffered(at.gateway) == 4_000)
+        more.send(at.post(head, body=b"x" * 4_000))
+        overloaded(await more.answer())
+        other.send(request(chat_of(4_000), key=at.gateway.other_key))
+        await until(lambda: at.asked == 1)
+        assert buffered(at.gateway) == 8_000
+    await until(lambda: not at.gateway.gateway.edge.bodies._of)
 
 
 @pytest.mark.parametrize("side", ["edge", "asgi"])
@@ -199,7 +215,7 @@ async def test_a_body_is_let_go_of_when_its_client_leaves(side: Side) -> None:
         async with visitor(gateway) as served, visitor(gateway) as sending:
             served.send(request(chat_of(4_000), key=gateway.key))
             await until(lambda: pod.requests)
-            sending.send(request(chat_of(4_000), key=gateway.key)[:-1_000])
+            sending.send(request(chat_of(4_000), key=gateway.other_key)[:-1_000])
             await until(lambda: buffered(gateway) == 7_000)
         await until(lambda: buffered(gateway) == 0)
         await gateway.settled()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gateway.edge.protocol import Bounds
+from gateway.edge.bounds import Bounds
 from tests.door import (
     BODY,
     EVENTS,

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 import yaml
 
-from gateway.edge.protocol import Bounds
+from gateway.edge.bounds import Bounds
 from gateway.limits.keys import digest, new_key
 from tests.certificates import Pair, certificate
 from tests.fakes import STREAM_HEAD, Close, Hang, ScriptedPod, answer, chunk

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from gateway.core.clock import Clock
 from gateway.core.errors import Busy, PoolgateError
 from gateway.edge.bounds import Bounds
-from gateway.edge.protocol import ClientConnection, Edge
+from gateway.edge.port import Edge
+from gateway.edge.protocol import ClientConnection
 from gateway.pipeline.body_budget import BodyBudget, Share
 from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.reception import Reception, Visit

@@ -80,7 +80,7 @@ async def refused(stage: Stage, said: bytes, code: str = "upstream_bad_response"
     "A pod that never answers costs its caller the first-token deadline, and no other pod anything",
     promise=Promise.TRUTH,
     without=(
-        Without(TTFT_DEADLINE, red="expected 504 upstream_ttft_timeout"),
+        Without(TTFT_DEADLINE, red="a silent pod is waited for"),
         Without(FEW_TRIES, red="the request was sent twice"),
     ),
 )
@@ -96,6 +96,7 @@ async def silence_ends_at_the_deadline(stage: Stage) -> None:
         expect(not client.has_heard, f"{client.name} was told something too early")
     await stage.leap(2)
     for pods, client in waiting:
+        await client.hears("a silent pod is waited for")
         await client.expect(504, "upstream_ttft_timeout", x_should_retry="false")
         expect(asked(pods) == 1, "the request was sent twice")
         (silent,) = [pod for pod in pods if pod.requests]
@@ -106,7 +107,7 @@ async def silence_ends_at_the_deadline(stage: Stage) -> None:
     "F1b",
     "A pod that never answers what is not a stream costs its caller ten minutes, and no other pod anything",
     promise=Promise.TRUTH,
-    without=(Without(RESPONSE_DEADLINE, red="expected 504 upstream_timeout"),),
+    without=(Without(RESPONSE_DEADLINE, red="a silent pod is waited for"),),
 )
 async def silence_ends_at_the_deadline_of_a_whole_answer(stage: Stage) -> None:
     pods = await stage.some_pods(2, GOOD[:-9], Hang)
@@ -116,6 +117,7 @@ async def silence_ends_at_the_deadline_of_a_whole_answer(stage: Stage) -> None:
     await stage.leap(599)
     await client.expect_silence()
     await stage.leap(2)
+    await client.hears("a silent pod is waited for")
     await client.expect(504, "upstream_timeout", x_should_retry="false")
     expect(asked(pods) == 1, "the request was sent twice")
 
@@ -193,9 +195,9 @@ async def a_black_hole(port: int) -> AsyncIterator[None]:
 
 @scene(
     "F3",
-    "A pod that swallows connections costs the connect deadline once, and holds up nobody else",
+    "A pod that swallows connections costs who meets it the connect deadline, once, and holds up nobody else",
     promise=Promise.PODS,
-    without=(Without(CONNECT_DEADLINE, red="expected 200: client . waited for an answer"),),
+    without=(Without(CONNECT_DEADLINE, red="a connection that is not made is waited for"),),
 )
 async def a_swallowed_connection_is_given_up(stage: Stage) -> None:
     gone, well = await stage.some_pods(2)
@@ -204,6 +206,7 @@ async def a_swallowed_connection_is_given_up(stage: Stage) -> None:
     await stage.enter(a_black_hole(gone.port))
     clients = [await stage.asks() for _ in range(4)]
     for client in clients:
+        await client.hears("a connection that is not made is waited for")
         await client.expect(200)
     await stage.line()
     expect([line["attempts"] for line in gateway.lines()] == [1, 1, 2, 2], "who met the other pod waited as well")
@@ -360,7 +363,7 @@ async def junk_is_no_answer(stage: Stage) -> None:
     "F9",
     "A pod that stops inside its head has until the first-token deadline, and is not waited for any longer",
     promise=Promise.TRUTH,
-    without=(Without(TTFT_DEADLINE, red="expected 504 upstream_ttft_timeout"),),
+    without=(Without(TTFT_DEADLINE, red="half a head is waited for"),),
 )
 async def half_a_head_ends_at_the_deadline(stage: Stage) -> None:
     waiting: list[tuple[list[Pod], Client]] = []
@@ -370,6 +373,7 @@ async def half_a_head_ends_at_the_deadline(stage: Stage) -> None:
     await stage.until(lambda: all(asked(pods) for pods, _ in waiting), "no pod was asked")
     await stage.leap(121)
     for pods, client in waiting:
+        await client.hears("half a head is waited for")
         await client.expect(504, "upstream_ttft_timeout", x_should_retry="false")
         expect(asked(pods) == 1, "the request was sent twice")
 
@@ -413,7 +417,7 @@ async def a_redirect_leads_nowhere(stage: Stage) -> None:
     "A pod that refuses our key is told as our mistake, never as the caller's",
     promise=Promise.FRONT_DOOR,
     without=(
-        Without(OUR_WORDS, red="expected 502 upstream_auth, 40. .* came"),
+        Without(OUR_WORDS, red="expected 502 upstream_auth, 401 .*came"),
         Without(FEW_TRIES, red="another pod was asked"),
     ),
 )
@@ -558,7 +562,7 @@ IN_TWO_WAYS = (
     promise=Promise.FRONT_DOOR,
     without=(
         Without(ONE_ANSWER, red="expected 502 upstream_bad_response, 200 came"),
-        Without(JUNK_ENDS, red="expected 502 upstream_bad_response"),
+        Without(JUNK_ENDS, red="expected 502 upstream_bad_response: client . waited"),
     ),
 )
 async def an_answer_has_one_meaning(stage: Stage) -> None:
@@ -589,7 +593,7 @@ async def behind_an_answer_comes_nothing(stage: Stage) -> None:
     "F20",
     "A 200 of another kind than was asked for is told as a failure: nobody is sent a page for an answer",
     promise=Promise.FRONT_DOOR,
-    without=(Without(KIND_OF_ANSWER, red="expected 502 upstream_bad_response"),),
+    without=(Without(KIND_OF_ANSWER, red="expected 502 upstream_bad_response, 200 came"),),
 )
 async def a_page_is_no_answer(stage: Stage) -> None:
     for content_type in (b"text/html", b"text/plain", b"", b"application/json, text/html", b"application/xml"):

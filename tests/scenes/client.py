@@ -106,6 +106,10 @@ class Client:
         """Whether something has come that nobody has looked at."""
         return bool(self._raw.reader._buffer)  # type: ignore[attr-defined]  # nothing else tells
 
+    async def hears(self, told: str) -> None:
+        """Something comes. Raises `SceneFailed` with this text if nothing does."""
+        await self._stage.until(lambda: self.has_heard, told)
+
     async def answer(self) -> Answer:
         """The next answer, whole or not. Raises `SceneFailed` where none comes, or what is none."""
         try:

@@ -79,7 +79,7 @@ async def heard(stage: Stage, clients: Sequence[Client]) -> Counter[int]:
         return answered() > count
 
     while (count := answered()) < len(clients):
-        await stage.until(more, "a client waited for an answer, and none came")
+        await stage.until(more, "nobody is answered: Redis is waited for")
     return Counter([(await client.answer()).status for client in clients])
 
 
@@ -114,7 +114,7 @@ LIMIT = 30
     "A Redis that stands still is felt once: then each replica allows its share, and nobody waits or is told of it",
     promise=Promise.LIMITS,
     without=(
-        Without(REDIS_DEADLINE, red="waited for an answer"),
+        Without(REDIS_DEADLINE, red="Redis is waited for"),
         Without(FELT_ONCE, red=r"\d\d times Redis was waited for"),
         Without(LOCAL_SHARE, red="90 were let in without Redis"),
     ),

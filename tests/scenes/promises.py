@@ -15,6 +15,17 @@ class Promise(Enum):
     ONE_COMMAND = "One command shows it, and nothing that it needs is missing."
 
     @property
-    def elsewhere(self) -> str:
-        """What shows it if no scene does."""
-        return "`make demo-check`" if self is Promise.ONE_COMMAND else "nothing"
+    def besides(self) -> str:
+        """What shows it, but for the scenes."""
+        return _BESIDES[self]
+
+
+_BESIDES = {
+    Promise.TRUTH: "`make soak`, `make fuzz`",
+    Promise.PODS: "`make rollout`, `make soak`",
+    Promise.DISCOVERY: "`make rollout`, `make bench-discovery`",
+    Promise.LIMITS: "`make soak`",
+    Promise.COST: "`make bench`, `make bench-hostile`, `make soak`",
+    Promise.FRONT_DOOR: "`make fuzz`, `tests/smuggling`",
+    Promise.ONE_COMMAND: "`make demo-check`, `make test-webui` in a browser",
+}

@@ -210,7 +210,7 @@ async def a_path_is_what_it_says(stage: Stage) -> None:
     "F91",
     "A name with an underscore is no other spelling of one with a dash",
     promise=Promise.FRONT_DOOR,
-    without=(Without(NAMES_AS_THEY_ARE, red="expected 401"),),
+    without=(Without(NAMES_AS_THEY_ARE, red="expected 401 invalid_api_key, 200 came"),),
 )
 async def an_underscore_is_no_dash(stage: Stage) -> None:
     pod = await stage.pod()
@@ -686,7 +686,7 @@ async def prompts_are_forgotten(stage: Stage) -> None:
     promise=Promise.FRONT_DOOR,
     without=(
         Without(SALT_APART, red="another salt was led to the pod that has the prompt"),
-        Without(GUARDED, red="expected 403 field_not_allowed"),
+        Without(GUARDED, red="expected 403 field_not_allowed, 200 came"),
     ),
 )
 async def salted_prompts_share_nothing(stage: Stage) -> None:

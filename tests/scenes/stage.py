@@ -18,7 +18,7 @@ from typing import Any
 
 from gateway.app import Gateway
 from gateway.core.clock import Clock
-from gateway.edge.protocol import Bounds
+from gateway.edge.bounds import Bounds
 from gateway.parts import THE_USUAL, Parts
 from gateway.pipeline.overload import Overload
 from tests import discovering
@@ -191,7 +191,9 @@ class Stage:
         if seconds:
             self.transcript.did("clock", f"+{seconds:g} s")
         self.clock.ahead += seconds
-        await self.swept()
+        await self.turns()
+        self.sweep(0)
+        await self.turns()
 
     async def swept(self) -> None:
         """Wait until every gateway has looked at every deadline once more."""

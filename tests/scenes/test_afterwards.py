@@ -13,7 +13,8 @@ import uvloop
 from gateway.balancing.balancer import Balancer, Lease
 from gateway.core.call import Trail, Usage
 from gateway.core.caller import Tenant
-from gateway.edge.protocol import ClientConnection, Edge
+from gateway.edge.port import Edge
+from gateway.edge.protocol import ClientConnection
 from gateway.parts import THE_USUAL
 from gateway.pipeline.forward import Forwarder, Request
 from gateway.pipeline.relay import Failed, Relay

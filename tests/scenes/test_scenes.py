@@ -8,7 +8,6 @@ import uvloop
 from tests.scenes.playing import fails_without, play
 from tests.scenes.scene import Scene, SceneFailed, Without, scenes
 
-
 HOLDING = [pytest.param(each, id=each.id) for each in scenes()]
 FAILING = [
     pytest.param(each, without, id=f"{each.name}-without-{without.defence.name}")

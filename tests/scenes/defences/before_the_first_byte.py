@@ -211,8 +211,8 @@ class _ReadsAnyHead(PodConnection):
 
     __slots__ = ()
 
-    def _begin(self) -> None:
-        super()._begin()
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
         self._parser.set_dangerous_leniencies(
             lenient_headers=True,
             lenient_transfer_encoding=True,

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from math import inf
 
-from gateway.edge.protocol import ClientConnection, Edge
+from gateway.edge.port import Edge
+from gateway.edge.protocol import ClientConnection
 from gateway.edge.room import Room
 from gateway.pipeline.exchange import Head
 from gateway.pipeline.overload import Overload

@@ -22,7 +22,7 @@ from gateway.discovery.reflector import ApiFailed, Reflector
 from gateway.discovery.roster import Roster
 from gateway.discovery.rounds import Rounds
 from gateway.discovery.source import Sighting, Source
-from gateway.edge.protocol import Edge
+from gateway.edge.port import Edge
 from gateway.pipeline.forward import Forwarder, Request
 from gateway.pipeline.relay import Failed
 from gateway.upstream.pool import PodPool, Pools

@@ -21,7 +21,8 @@ from gateway.core.errors import (
     InvalidRequest,
     NotFound,
 )
-from gateway.edge.protocol import ClientConnection, Edge
+from gateway.edge.port import Edge
+from gateway.edge.protocol import ClientConnection
 from gateway.limits.keys import KeyRing
 from gateway.parts import Parts
 from gateway.pipeline.body import members
@@ -50,8 +51,8 @@ class _TakesAnyHead(ClientConnection):
 class _LenientFront(ClientConnection):
     __slots__ = ()
 
-    def __init__(self, edge: Edge, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(edge, loop)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
         every = [True] * 10
         self._parser.set_dangerous_leniencies(*every)
 

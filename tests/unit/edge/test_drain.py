@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gateway.edge.protocol import Bounds, Edge
+from gateway.edge.bounds import Bounds
+from gateway.edge.port import Edge
 from tests.fakes import STREAM_HEAD, ScriptedPod, answer, chunk
 from tests.raw import RawClient, chat, request
 from tests.running import Running, running

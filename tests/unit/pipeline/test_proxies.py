@@ -37,6 +37,7 @@ def test_a_peer_that_is_not_trusted_is_not_believed() -> None:
         ("2001:db8::1", "2001:db8::1"),
         ("[2001:db8::1]:443", "2001:db8::1"),
         ("::ffff:203.0.113.9", CLIENT),
+        ("fe80::1%eth0", "fe80::1"),
         (f"{INNER}", INNER),
         (f"10.9.9.9, {INNER}", "10.9.9.9"),
         (f"{LIAR}, unknown, {INNER}", INNER),
