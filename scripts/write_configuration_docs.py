@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from gateway.config.keys import KeysFile
 from gateway.config.whole import Config
-from gateway.pipeline.intake import GUARDED_FIELDS
+from gateway.pipeline.checks import GUARDED_FIELDS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 

@@ -31,14 +31,15 @@ HEAD = """\
 
 {rows} faults that a gateway meets, and {scenes} scenes that inject them: scripted clients and pods, at the level of
 bytes, on real sockets, with a real server of Redis' protocol and a stand-in for the Kubernetes API. `make scenes` plays
-them all and writes this page; the suite plays them in each run.
+them all and writes this page; the suite plays them in each run. F5b is a second scene of the fault F5.
 
 - **A scene holds** when what its sentence says has happened, and when afterwards nothing is left: no request in flight,
   queued or leased, no connection, no descriptor, no task, less than 5 MiB of memory; the ops port answers; each request
   has one line in the access log; each error has OpenAI's shape and a request id; no prompt, key or address stands in a
   log, a metric or an error. What chats were told is compared with what pods said, by the [invariants](soak.md).
 - **A defence is proved** when the same scene fails without it, for the reason that the scene names. A gateway is then
-  built with that one part replaced by a careless one ({defences} of them); nothing in the product can be told to.
+  built with that one part replaced by a careless one ({defences} of them); nothing in the product can be told to. Each
+  scene names a defence, and each defence has a scene.
 - **Nobody holds a watch.** Deadlines are reached by a leap of the gateway's own clock; those of the kernel, of Redis
   and of the event loop are waited for. Costs are judged by what is held and counted; processor time, by that of
   something plain in the same run. The figures are in [performance](performance.md).

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.pipeline.intake import GUARDED_FIELDS
+from gateway.pipeline.checks import GUARDED_FIELDS
 from gateway.pipeline.operations import OPERATIONS, Body
 from tests.running import CAPTURES
 

@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +75,23 @@ class Running:
         """A series' value now; 0 when there is none."""
         self.gateway.journal.observe()
         return self.gateway.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def in_flight(gateway: Gateway, gauges: Collection[str]) -> dict[str, object]:
+    """What these gauges and the pods' seats say is not at an end; idle connections to pods are closed first."""
+    gateway.pools.close()
+    found: dict[str, object] = {
+        f"{sample.name}{sample.labels}": sample.value
+        for family in gateway.metrics.registry.collect()
+        if family.name in gauges
+        for sample in family.samples
+        if sample.value
+    }
+    for pod in gateway.fleet.value.pods:
+        seat = gateway.balancer.seat_of(pod.uid)
+        if seat is not None and (seat.in_flight or seat.pending_tokens):
+            found[f"seat of {pod.name}"] = (seat.in_flight, seat.pending_tokens)
+    return found
 
 
 @asynccontextmanager

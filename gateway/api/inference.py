@@ -12,7 +12,7 @@ from typing import Any
 from gateway.core.clock import Clock
 from gateway.core.errors import PoolgateError
 from gateway.pipeline.body_budget import BodyBudget, Share
-from gateway.pipeline.exchange import Head, Source
+from gateway.pipeline.exchange import Head, Headers, Source
 from gateway.pipeline.reception import Reception, Visit, too_large
 from gateway.pipeline.serve import Pipeline
 
@@ -140,9 +140,7 @@ class AsgiExchange:
     def paused(self) -> bool:
         return self._paused
 
-    def start(
-        self, status: int, content_type: bytes, length: int | None, headers: tuple[tuple[bytes, bytes], ...] = ()
-    ) -> None:
+    def start(self, status: int, content_type: bytes, length: int | None, headers: Headers = ()) -> None:
         # The body is let go of when its answer begins.
         self._share.release()
         lines = [

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from gateway.pipeline.exchange import Source
+from gateway.pipeline.exchange import Headers, Source
 from gateway.pipeline.reception import Visit
 
 _REASONS = {
@@ -92,9 +92,7 @@ class EdgeExchange:
     def paused(self) -> bool:
         return self._connection.stalled
 
-    def start(
-        self, status: int, content_type: bytes, length: int | None, headers: tuple[tuple[bytes, bytes], ...] = ()
-    ) -> None:
+    def start(self, status: int, content_type: bytes, length: int | None, headers: Headers = ()) -> None:
         date_line, closes, chunks = self._connection.answering()
         if length is not None:
             size = b"content-length: %d\r\n" % length

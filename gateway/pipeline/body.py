@@ -17,6 +17,7 @@ MAX_CONTAINERS = 131_072
 """Objects and lists in a body. A model that reads a million tokens has not that many messages to read."""
 
 _LONG = 4096
+_SHORT = 16_384
 _SPACED = {
     key: b', "%b": ' % key.encode()
     for key in (
@@ -178,6 +179,22 @@ def may_hold_long_number(text: bytes) -> bool:
     return any(text[at - quarter : at + quarter].isdigit() for at in range(half, len(text), half))
 
 
+def may_nest_deeply(text: bytes) -> bool:
+    """Whether there are more brackets than `MAX_NESTING`, in strings or not."""
+    if len(text) <= _SHORT:
+        return text.count(b"{") + text.count(b"[") > MAX_NESTING
+    # To search for a byte takes a twentieth of what it takes to count it, where there is none.
+    left = MAX_NESTING
+    for mark in (b"{", b"["):
+        at = text.find(mark)
+        while at >= 0:
+            if not left:
+                return True
+            left -= 1
+            at = text.find(mark, at + 1)
+    return False
+
+
 class TooManyContainers(ValueError):
     """More objects and lists than `MAX_CONTAINERS`."""
 
@@ -188,7 +205,7 @@ def nesting(text: bytes) -> int:
     Raises `TooManyContainers`: else a pass for each layer of 8 MiB of brackets would hold the loop for a second.
 
     All but the structure is dropped, and empty pairs are taken out layer by layer: every step is one pass in C. Few
-    brackets cannot nest deeply, so ask only when a count of them leaves it open.
+    brackets cannot nest deeply, so ask only where it `may_nest_deeply`.
     """
     structure = text.replace(b"\\\\", b"").replace(b'\\"', b"").translate(_ONE_BRACKET, _NOT_STRUCTURE)
     structure = _STRING.sub(b"", structure.replace(b'""', b""))

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from gateway.core.errors import MethodNotAllowed
+from gateway.pipeline.exchange import Headers
 
 MAX_ASKED_BYTES = 2048
 MAX_ASKED_NAMES = 64
@@ -34,8 +35,6 @@ _ASKABLE = re.compile(
 )
 """What a page may send: what we read, and what the SDKs and Open WebUI add."""
 _VARIES = b"vary: origin\r\n"
-
-Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class Origins:

@@ -1,12 +1,15 @@
 """The port to the client: one request and its answer, as the pipeline sees them.
 
-Two sides implement it, `edge.protocol` and `api.inference`. Nothing here waits: a side that cannot send at once
+Two sides implement it, `edge.exchange` and `api.inference`. Nothing here waits: a side that cannot send at once
 keeps a bounded buffer and pauses the `Source` of the bytes until it is empty again.
 """
 
 from typing import NamedTuple, Protocol
 
 from gateway.pipeline.proxies import HasPeer
+
+Headers = tuple[tuple[bytes, bytes], ...]
+"""Names and values, as they stand in an answer's head."""
 
 
 class Head(NamedTuple):
@@ -52,7 +55,7 @@ class Exchange(Protocol):
         status: int,
         content_type: bytes,
         length: int | None,
-        headers: tuple[tuple[bytes, bytes], ...] = (),
+        headers: Headers = (),
     ) -> None:
         """The answer's head. `length` None: not known, the body is framed as it comes."""
         ...

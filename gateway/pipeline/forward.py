@@ -31,7 +31,7 @@ from gateway.core.errors import (
 )
 from gateway.core.fleet import Deadlines, Fleet, Pod, Route
 from gateway.pipeline.aside import Aside
-from gateway.pipeline.exchange import Exchange
+from gateway.pipeline.exchange import Exchange, Headers
 from gateway.pipeline.intake import renamed
 from gateway.pipeline.keep_alive import KeepAlive
 from gateway.pipeline.quarantine import Mark, Quarantine, mark_of
@@ -559,7 +559,7 @@ def begin(
     exchange: Exchange,
     content_type: bytes,
     length: int | None,
-    headers: tuple[tuple[bytes, bytes], ...],
+    headers: Headers,
 ) -> None:
     """Send an answer's head, unless a comment took it along."""
     trail = visit.trail
@@ -573,7 +573,7 @@ def _start(
     exchange: Exchange,
     content_type: bytes,
     length: int | None,
-    headers: tuple[tuple[bytes, bytes], ...],
+    headers: Headers,
 ) -> None:
     if visit.tenant.debug:
         headers += debug_headers(visit.trail)
@@ -581,7 +581,7 @@ def _start(
     visit.trail.status = 200
 
 
-def debug_headers(trail: Trail) -> tuple[tuple[bytes, bytes], ...]:
+def debug_headers(trail: Trail) -> Headers:
     """Where the request went, for keys that may know."""
     return (
         (b"x-poolgate-pod", trail.pod.encode() or b"none"),

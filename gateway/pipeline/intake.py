@@ -9,15 +9,13 @@ price.
 import json
 from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
-from functools import cache
-from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
 from gateway.core.call import Call
 from gateway.core.caller import Tenant
-from gateway.core.errors import Forbidden, InvalidJson, InvalidRequest, Unsupported, UnsupportedMediaType
+from gateway.core.errors import InvalidJson, InvalidRequest, UnsupportedMediaType
 from gateway.pipeline.body import (
     MAX_CONTAINERS,
     MAX_NESTING,
@@ -28,12 +26,22 @@ from gateway.pipeline.body import (
     first_repeated,
     hollow,
     may_hold_long_number,
+    may_nest_deeply,
     members,
     members_of,
     nesting,
     repeated,
 )
-from gateway.pipeline.caps import ENTRIES, LENGTHS, THE_USUAL_CAPS, Caps
+from gateway.pipeline.caps import THE_USUAL_CAPS, Caps
+from gateway.pipeline.checks import (
+    GUARDED_FIELDS,
+    check_entries,
+    check_fields,
+    check_form_fields,
+    check_remembered,
+    invalid_field,
+    typed,
+)
 from gateway.pipeline.form import boundary_of, form_asking_for_model
 from gateway.pipeline.media import may_be_fetched, may_name_urls, urls_in
 from gateway.pipeline.operations import CHAT, COMPLETIONS, EMBEDDINGS, JSON, RESPONSES_API, Operation
@@ -51,18 +59,6 @@ MAX_ESTIMATED_MEDIA = 1024
 """For estimates only: what comes behind so many pieces counts as text."""
 TOKENS_PER_IMAGE = 1024
 """Of a middling one. For estimates only, as well."""
-
-GUARDED_FIELDS = (
-    "priority",
-    "cache_salt",
-    "kv_transfer_params",
-    "ec_transfer_params",
-    "vllm_xargs",
-    "mm_payload",
-    "session_id",
-    "request_id",
-)
-"""Body fields that reach past the caller's own request: refused unless the key allows them."""
 
 FORM_FIELDS = frozenset(("model", "stream", "stream_include_usage", "n", *GUARDED_FIELDS))
 """What is read of a form; each may stand in it once."""
@@ -115,28 +111,20 @@ _MAX_DIGITS = len(str(MAX_TOKENS))
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _large = msgspec.json.Decoder(_Large)
 _text = msgspec.json.Decoder(str)
-_optional_text = msgspec.json.Decoder(str | None)
 _optional_truth = msgspec.json.Decoder(bool | None)
 _optional_number = msgspec.json.Decoder(int | None)
-_number_or_truth = msgspec.json.Decoder(int | bool | None)
 _stream_options = msgspec.json.Decoder(_StreamOptions | None)
 _prompts = msgspec.json.Decoder(list[msgspec.Raw])
 _anything = msgspec.json.Decoder(float_hook=float)
 
 
 _NO_MODEL = "the field 'model' is missing: name one of /v1/models"
-_TOKEN_LISTS = ("prompt", "input")
 _REASONS = (
     ("Input data was truncated", "it ends too early, or a text in it ends with half a surrogate pair"),
     ("unexpected end of hex escape", "half a surrogate pair"),
     ("invalid utf-16 surrogate pair", "half a surrogate pair"),
 )
 """What msgspec says, and what it mostly means: a text that was cut within an emoji."""
-_INFINITE = (float("inf"), float("-inf"))
-_SHORTEST_INFINITE = len("1e999")
-_BEGINS_NUMBER = tuple(bytes((mark,)) for mark in b"-0123456789")
-
-T = TypeVar("T")
 
 
 class Look(NamedTuple):
@@ -187,7 +175,7 @@ def look(body: bytes, operation: Operation) -> Look:
             str(body, "utf-8")
         found = _members.decode(body) if len(body) <= _LARGE_BYTES else _members_of_large(body)
     except msgspec.ValidationError as error:
-        raise _invalid_field(str(error)) from None
+        raise invalid_field(str(error)) from None
     except msgspec.DecodeError as error:
         raise InvalidJson(f"the body is not valid JSON: {_why_no_json(body, str(error))}") from None
     except UnicodeDecodeError as error:
@@ -197,7 +185,7 @@ def look(body: bytes, operation: Operation) -> Look:
     if len(body) <= _LARGE_BYTES:
         _check_keys(body, found)
     try:
-        if body.count(b"{") + body.count(b"[") > MAX_NESTING and nesting(body) > MAX_NESTING:
+        if may_nest_deeply(body) and nesting(body) > MAX_NESTING:
             raise InvalidJson(f"the body nests deeper than {MAX_NESTING} levels")
     except TooManyContainers:
         raise InvalidJson(f"the body has more than {MAX_CONTAINERS} objects and lists") from None
@@ -205,8 +193,8 @@ def look(body: bytes, operation: Operation) -> Look:
         _check_numbers(body)
     if "model" not in found:
         raise InvalidRequest(_NO_MODEL, param="model")
-    model = _typed(_text, "model", found["model"])
-    stream = "stream" in found and _typed(_optional_truth, "stream", found["stream"]) is True and operation.streams
+    model = typed(_text, "model", found["model"])
+    stream = "stream" in found and typed(_optional_truth, "stream", found["stream"]) is True and operation.streams
     return Look(body, found, model, stream, may_name_urls(body))
 
 
@@ -283,15 +271,13 @@ def call_of(seen: Look, operation: Operation, tenant: Tenant, caps: Caps = THE_U
     """
     body, told, stream = seen.body, seen.members, seen.stream
     n = 1
-    for name, raw in told.items():
-        if (check := _CHECKS.get(name)) is not None:
-            check(name, raw, caps, tenant)
+    check_fields(told, caps, tenant)
     if operation is RESPONSES_API:
-        _check_remembered(told)
+        check_remembered(told)
     elif operation is EMBEDDINGS and "input" in told:
-        _check_entries("input", told["input"], caps.max_inputs)
+        check_entries("input", told["input"], caps.max_inputs)
     if "n" in told:
-        n = max(_typed(_optional_number, "n", told["n"]) or 1, 1)
+        n = max(typed(_optional_number, "n", told["n"]) or 1, 1)
     wants_usage = False
     parts: Parts = [body]
     length = len(body)
@@ -324,16 +310,10 @@ def call_of_form(
 
     Raises `InvalidRequest` and `Forbidden`.
     """
-    for name in GUARDED_FIELDS:
-        if name in found:
-            _check_guarded(name, b"", caps, tenant)
+    check_form_fields(found, caps, tenant)
     model = found.get("model", "")
     if not model:
         raise InvalidRequest(_NO_MODEL, param="model")
-    if (choices := found.get("n")) is not None:
-        if not choices.isdecimal() or not choices.isascii():
-            raise InvalidRequest("the field 'n' is no number", param="n")
-        _check_choices("n", choices.lstrip("0").encode() or b"0", caps, tenant)
     return Call(
         model=model,
         stream=_truth(found, "stream"),
@@ -374,94 +354,11 @@ def _truth(found: Mapping[str, str], name: str) -> bool:
     raise InvalidRequest(f"the field {name!r} is neither true nor false", param=name)
 
 
-def _check_guarded(name: str, _: bytes, __: Caps, tenant: Tenant) -> None:
-    if name not in tenant.allow_fields:
-        raise Forbidden(f"this key may not send the field {name!r}", code="field_not_allowed", param=name)
-
-
-def _check_remembered(told: Mapping[str, bytes]) -> None:
-    """What a pod would have to remember: the next request may well go to another one."""
-    earlier = told.get("previous_response_id", b"null")
-    if _typed(_optional_text, "previous_response_id", earlier) is not None:
-        raise Unsupported(
-            "earlier responses are kept by no pod: send the whole conversation as 'input'", param="previous_response_id"
-        )
-    if _typed(_optional_truth, "background", told.get("background", b"null")):
-        raise Unsupported("responses in the background are not kept: leave out 'background'", param="background")
-
-
-def _check_choices(name: str, raw: bytes, caps: Caps, _: Tenant) -> None:
-    if (_typed(_optional_number, name, raw) or 0) > caps.max_n:
-        raise InvalidRequest(
-            f"the field {name!r} may be {caps.max_n} at most: the operator raises it with requests.max_n", param=name
-        )
-
-
-def _check_logprobs(name: str, raw: bytes, caps: Caps, _: Tenant) -> None:
-    # vLLM takes -1 for all of its vocabulary.
-    if not 0 <= (_typed(_number_or_truth, name, raw) or 0) <= caps.max_logprobs:
-        raise InvalidRequest(
-            f"the field {name!r} may be 0 to {caps.max_logprobs}: the operator raises it with requests.max_logprobs",
-            param=name,
-        )
-
-
-def _check_list(name: str, raw: bytes, caps: Caps, _: Tenant) -> None:
-    if (most := caps.entries.get(name)) is not None:
-        _check_entries(name, raw, most)
-
-
-def _check_entries(name: str, raw: bytes, most: int) -> None:
-    """No list of more entries than that; a list of numbers alone in `input` or `prompt` is one entry."""
-    if len(raw) <= 2 * most or not (text := bytes(raw)).startswith(b"["):
-        return
-    if name in _TOKEN_LISTS and text[1:].lstrip()[:1] not in (b'"', b"[", b"{"):
-        return
-    try:
-        _no_more_than(most).decode(text)
-    except msgspec.ValidationError:
-        raise InvalidRequest(f"the field {name!r} may have {most} entries at most", param=name) from None
-
-
-@cache
-def _no_more_than(most: int) -> msgspec.json.Decoder[Any]:
-    """A decoder that stops at the first entry too many: what it makes of a list is bounded, however long that is."""
-    fields = [(f"entry_{place}", _Optional, msgspec.UNSET) for place in range(most)]
-    return msgspec.json.Decoder(
-        msgspec.defstruct("_NoMoreThan", fields, array_like=True, forbid_unknown_fields=True, gc=False)
-    )
-
-
-def _check_length(name: str, raw: bytes, caps: Caps, _: Tenant) -> None:
-    if (most := caps.lengths.get(name)) is not None and len(raw) > most:
-        raise InvalidRequest(f"the field {name!r} may be {most} bytes long at most", param=name)
-
-
-def _check_finite(name: str, raw: bytes, _: Caps, __: Tenant) -> None:
-    """A number beyond what fits a double is infinity to some parsers, and an error to others."""
-    if len(raw) < _SHORTEST_INFINITE:
-        return
-    text = bytes(raw)
-    if text[:1] in _BEGINS_NUMBER and float(text) in _INFINITE:
-        raise InvalidJson(f"the field {name!r} is out of range", param=name)
-
-
-def _typed(decoder: "msgspec.json.Decoder[T]", name: str, raw: bytes) -> T:
-    """The value of a field.
-
-    Raises `InvalidRequest`.
-    """
-    try:
-        return decoder.decode(raw)
-    except msgspec.ValidationError as error:
-        raise _invalid_field(f"{error} - at `$.{name}`") from None
-
-
 def _wants_usage(options: bytes) -> bool:
     try:
         told = _stream_options.decode(options)
     except msgspec.ValidationError as error:
-        raise _invalid_field(str(error).replace("$", "$.stream_options")) from None
+        raise invalid_field(str(error).replace("$", "$.stream_options")) from None
     if told is None:
         return False
     if (key := repeated(members(options), frozenset(("include_usage", "continuous_usage_stats")))) is not None:
@@ -522,43 +419,11 @@ def _choices(each: int, told: Mapping[str, bytes], caps: Caps) -> int | None:
     Raises `InvalidRequest`.
     """
     prompt = bytes(told.get("prompt", b""))
-    _check_entries("prompt", prompt, caps.max_prompts)
+    check_entries("prompt", prompt, caps.max_prompts)
     if "prompt_embeds" in told:
-        _check_entries("prompt_embeds", told["prompt_embeds"], caps.max_prompts)
+        check_entries("prompt_embeds", told["prompt_embeds"], caps.max_prompts)
         return None
     # A list of token ids is one prompt; lists and strings are one each.
     if not prompt.startswith(b"[") or prompt[1:].lstrip()[:1] not in (b'"', b"["):
         return each
     return each * len(_prompts.decode(prompt))
-
-
-def _invalid_field(told: str) -> InvalidRequest:
-    """msgspec's words, with the field they are about as `param`."""
-    reason, _, path = told.partition(" - at `$")
-    field = path.strip(".`") or None
-    where = f"the field {field!r}" if field else "the body"
-    return InvalidRequest(f"{where} has the wrong type: {reason[:1].lower()}{reason[1:]}", param=field)
-
-
-_CHECKS: Mapping[str, Callable[[str, bytes, Caps, Tenant], None]] = MappingProxyType(
-    dict.fromkeys(ENTRIES, _check_list)
-    | dict.fromkeys(LENGTHS, _check_length)
-    | dict.fromkeys(GUARDED_FIELDS, _check_guarded)
-    | dict.fromkeys(("n", "best_of"), _check_choices)
-    | dict.fromkeys(("logprobs", "top_logprobs", "prompt_logprobs"), _check_logprobs)
-    | dict.fromkeys(
-        (
-            "temperature",
-            "top_p",
-            "min_p",
-            "top_k",
-            "frequency_penalty",
-            "presence_penalty",
-            "repetition_penalty",
-            "length_penalty",
-            "seed",
-        ),
-        _check_finite,
-    )
-)
-"""What is checked of a member by its name alone."""

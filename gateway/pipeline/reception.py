@@ -23,9 +23,9 @@ from gateway.core.errors import (
     UnsupportedMediaType,
 )
 from gateway.limits.keys import KeyRing
-from gateway.pipeline.cors import Headers, Origins
+from gateway.pipeline.cors import Origins
 from gateway.pipeline.dialects import OPENAI, Dialect
-from gateway.pipeline.exchange import Head
+from gateway.pipeline.exchange import Head, Headers
 from gateway.pipeline.form import boundary_of
 from gateway.pipeline.intake import check_json
 from gateway.pipeline.operations import JSON, MODELS, Body, Operation, dialect_at, find

@@ -28,7 +28,7 @@ from gateway.core.errors import (
     UpstreamTtftTimeout,
 )
 from gateway.core.fleet import Deadlines
-from gateway.pipeline.exchange import Exchange
+from gateway.pipeline.exchange import Exchange, Headers
 from gateway.upstream.connection import AnswerHead, Loss, PodConnection
 from gateway.upstream.failure import Failure
 from gateway.upstream.refusal import first_event_error, refusal
@@ -89,7 +89,6 @@ class Ended(NamedTuple):
     """The pod's own error event was relayed: ours is not added."""
 
 
-Headers = tuple[tuple[bytes, bytes], ...]
 First = Failed | Whole | Large | Content
 
 _FAILURES = {Loss.STALE: Failure.STALE, Loss.CUT: Failure.RESET, Loss.RESET: Failure.RESET}

@@ -27,8 +27,7 @@ from gateway.limits.admission import Admission, Ask
 from gateway.pipeline import catalogue
 from gateway.pipeline.aside import OFF_LOOP_BYTES, Aside
 from gateway.pipeline.caps import THE_USUAL_CAPS, Caps
-from gateway.pipeline.cors import Headers
-from gateway.pipeline.exchange import Exchange
+from gateway.pipeline.exchange import Exchange, Headers
 from gateway.pipeline.form import read_form
 from gateway.pipeline.forward import Forwarder, Request, begin, debug_headers, draining
 from gateway.pipeline.intake import FORM_FIELDS, call_of, call_of_form, check_media, look

@@ -35,7 +35,8 @@ class Recent:
         """Keep a request that has ended."""
         if trail.tenant is None:
             return
-        smooth = trail.attempts == 1 and trail.outcome is Outcome.COMPLETED and not trail.queue_seconds
+        # No attempt at all: a list of models, which many ask for all day.
+        smooth = trail.attempts < 2 and trail.outcome is Outcome.COMPLETED and not trail.queue_seconds
         if smooth:
             if int(trail.ended_at) != self._second:
                 self._second, self._left = int(trail.ended_at), self._smooth_a_second

@@ -13,10 +13,10 @@ from gateway.core.caller import Tenant
 from gateway.core.errors import InvalidRequest, PoolgateError, UnsupportedMediaType
 from gateway.pipeline.body import MAX_NESTING
 from gateway.pipeline.caps import THE_USUAL_CAPS
+from gateway.pipeline.checks import GUARDED_FIELDS
 from gateway.pipeline.form import boundary_of, read_form
 from gateway.pipeline.intake import (
     FORM_FIELDS,
-    GUARDED_FIELDS,
     call_of,
     call_of_form,
     check_json,
@@ -185,7 +185,7 @@ CHAT_BODY = b'{"model":"m","messages":[{"role":"user","content":"Hello"}]'
 TARGETS = {
     "json_body": Target(
         json_body,
-        ("gateway.pipeline.intake", "gateway.pipeline.body", "gateway.pipeline.media"),
+        ("gateway.pipeline.intake", "gateway.pipeline.checks", "gateway.pipeline.body", "gateway.pipeline.media"),
         (
             b'\x40{"model":"m","messages":[{"role":"user","content":"~"}],"stream":true,"x":"~"}',
             b'\x41{"prompt":"~","model":"m","mod\\u0065l":"n","prompt":"b"}',

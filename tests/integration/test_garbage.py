@@ -80,7 +80,7 @@ async def test_a_handshake_that_comes_to_nothing_leaves_nothing_to_the_collector
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.transport.abort()
 
-    async with running([], server={"tls": pair.settings}) as gateway:
+    async with ScriptedPod() as pod, running([pod], server={"tls": pair.settings}) as gateway:
         assert await left_to_the_collector(ClientConnection, lambda: comes_and_goes(gateway.port)) == []
 
 

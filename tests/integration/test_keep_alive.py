@@ -126,9 +126,10 @@ async def test_a_silent_stream_gets_comments_before_its_first_event_and_between_
         assert line["ttft_ms"] >= 2 * SECONDS * 1000
 
 
-async def test_a_stream_that_speaks_gets_none_and_one_that_is_silent_none_too_early(side: Side) -> None:
+@pytest.mark.parametrize(("said", "heard"), [(TOKEN, TOKEN), (b": ping\n\n", COMMENT)], ids=["tokens", "comments"])
+async def test_a_pod_that_says_something_is_not_spoken_for(side: Side, said: bytes, heard: bytes) -> None:
     more = [asyncio.Event() for _ in range(3)]
-    steps = [step for event in more for step in (event, chunk(TOKEN))]
+    steps = [step for event in more for step in (event, chunk(said))]
     pod = script(STREAM_HEAD, chunk(ROLE), *steps, chunk(FINAL), chunk(DONE), LAST)
     async with before(pod, side=side) as found:
         client = await asks(found)
@@ -136,22 +137,8 @@ async def test_a_stream_that_speaks_gets_none_and_one_that_is_silent_none_too_ea
         for times, event in enumerate(more, start=1):
             assert await client.quiet(SECONDS - 1) == b""
             event.set()
-            await client.hears(TOKEN, times)
-        assert (await client.end()).body == ROLE + TOKEN * 3 + FINAL + DONE
-
-
-async def test_a_pod_s_own_comments_count_as_said(side: Side) -> None:
-    more = [asyncio.Event() for _ in range(3)]
-    steps = [step for event in more for step in (event, chunk(b": ping\n\n"))]
-    pod = script(STREAM_HEAD, chunk(ROLE), *steps, chunk(FINAL), chunk(DONE), LAST)
-    async with before(pod, side=side) as found:
-        client = await asks(found)
-        await client.hears(ROLE)
-        for times, event in enumerate(more, start=1):
-            assert await client.quiet(SECONDS - 1) == b""
-            event.set()
-            await client.hears(COMMENT, times)
-        assert (await client.end()).body == ROLE + COMMENT * 3 + FINAL + DONE
+            await client.hears(heard, times)
+        assert (await client.end()).body == ROLE + heard * 3 + FINAL + DONE
 
 
 async def test_no_comment_stands_inside_an_event(side: Side) -> None:

@@ -364,16 +364,21 @@ async def unheard(
             await process.wait()
 
 
+async def is_ready(port: int) -> None:
+    """Wait until the gateway with this ops port is."""
+    async with asyncio.timeout(SECONDS):
+        while True:
+            try:
+                if (await fetch(port, "/readyz")).status == 200:
+                    return
+            except OSError:
+                await asyncio.sleep(0.02)
+
+
 async def test_a_gateway_that_nobody_hears_serves_and_ends_all_the_same(tmp_path: Path) -> None:
     ports = free_ports()
     async with ScriptedPod(scripts=[[GOOD]]) as pod, unheard(tmp_path, pod, ports) as (process, out, err):
-        async with asyncio.timeout(SECONDS):
-            while True:
-                try:
-                    if (await fetch(ports[1], "/readyz")).status == 200:
-                        break
-                except OSError:
-                    await asyncio.sleep(0.02)
+        await is_ready(ports[1])
         # Something to say: a configuration that cannot be used.
         file = tmp_path / "poolgate.yaml"
         file.write_text(file.read_text() + "nonsense: true\n")
@@ -402,13 +407,7 @@ async def test_a_gateway_that_nobody_hears_serves_and_ends_all_the_same(tmp_path
 async def test_what_was_said_while_nobody_listened_is_read_later_and_what_was_lost_is_counted(tmp_path: Path) -> None:
     ports = free_ports()
     async with ScriptedPod(scripts=[[GOOD]]) as pod, unheard(tmp_path, pod, ports) as (process, out, err):
-        async with asyncio.timeout(SECONDS):
-            while True:
-                try:
-                    if (await fetch(ports[1], "/readyz")).status == 200:
-                        break
-                except OSError:
-                    await asyncio.sleep(0.02)
+        await is_ready(ports[1])
         said, told = asyncio.create_task(err.lines()), asyncio.create_task(out.lines())
         client = await RawClient.connect(ports[0])
         client.send(request(chat()))

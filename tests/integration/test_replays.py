@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gateway.pipeline.intake import GUARDED_FIELDS
+from gateway.pipeline.checks import GUARDED_FIELDS
 from loadtest.simulator import PodSettings, SimulatedPod
 from loadtest.simulator.settings import Task
 from tests.raw import ask, request

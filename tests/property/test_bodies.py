@@ -18,11 +18,13 @@ from gateway.pipeline.body import (
     asking_for_usage,
     first_repeated,
     hollow,
+    may_nest_deeply,
     members,
     members_of,
     nesting,
 )
-from gateway.pipeline.intake import GUARDED_FIELDS, call_of, look, renamed
+from gateway.pipeline.checks import GUARDED_FIELDS
+from gateway.pipeline.intake import call_of, look, renamed
 from gateway.pipeline.operations import CHAT
 
 keys = st.one_of(
@@ -146,6 +148,19 @@ def test_nesting_is_exact_up_to_its_bound(value: Any) -> None:
         return 0
 
     assert nesting(json.dumps(value).encode("utf-8", "surrogatepass")) == min(depth(value), MAX_NESTING + 1)
+
+
+@given(
+    brackets=st.lists(st.sampled_from("{["), min_size=MAX_NESTING - 3, max_size=MAX_NESTING + 3),
+    long=st.booleans(),
+    together=st.booleans(),
+)
+def test_what_may_nest_deeply_has_more_brackets_than_it_may_have_levels(
+    brackets: list[str], long: bool, together: bool
+) -> None:
+    between = "x" * (1000 if long else 1)
+    text = ("".join(brackets) + between * len(brackets) if together else between.join(brackets)).encode()
+    assert may_nest_deeply(text) == (len(brackets) > MAX_NESTING)
 
 
 def test_nesting_is_not_fooled_by_brackets_in_strings() -> None:

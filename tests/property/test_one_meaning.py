@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from gateway.core.call import Call
 from gateway.core.caller import Tenant
 from gateway.core.errors import PoolgateError
-from gateway.pipeline.intake import GUARDED_FIELDS, call_of, look, renamed
+from gateway.pipeline.checks import GUARDED_FIELDS
+from gateway.pipeline.intake import call_of, look, renamed
 from gateway.pipeline.operations import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES_API, Operation
 
 TRUSTED = Tenant("key", "team", allow_fields=frozenset(GUARDED_FIELDS))

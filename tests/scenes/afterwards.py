@@ -12,12 +12,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import httpx2
 
-from tests.running import Running
+from tests.running import Running, in_flight
 from tests.scenes.canaries import LOOPBACK, PROMPT
 from tests.scenes.scene import SceneFailed, expect
 from tests.scenes.stage import Stage
@@ -36,32 +37,28 @@ MOST_GROWN_BYTES = 5 << 20
 SPARE_DESCRIPTORS = 2
 
 
-async def at_rest(stage: Stage) -> None:
-    """Raises `SceneFailed` unless the gateways are as if nothing had happened."""
+async def at_rest(stage: Stage, seconds: float = AT_REST_SECONDS) -> None:
+    """Raises `SceneFailed` unless the gateways are, so many seconds later at the most, as if nothing had happened."""
     for client in stage.clients:
         client.leave()
     for each in stage.gateways:
-        await _at_rest(each)
+        await _nothing_is_left(partial(_left, each), seconds)
         _ended_once(each, stage)
         _counted_once(each)
         await _kept_secret(each, stage)
-    await _pods_are_left(stage)
+    await _pods_are_left(stage, seconds)
     broken = stage.watch.broken({f"gateway {place}": each.lines() for place, each in enumerate(stage.gateways)})
     expect(not broken, f"afterwards: invariants are broken: {broken[:5]}")
 
 
-async def _at_rest(running: Running) -> None:
-    await _nothing_is_left(lambda: _left(running))
-
-
-async def _pods_are_left(stage: Stage) -> None:
+async def _pods_are_left(stage: Stage, seconds: float) -> None:
     """What has ended for a gateway has ended at the pod as well: it works on until its connection closes (I5)."""
-    await _nothing_is_left(lambda: {f"at {pod.name}": pod.works for pod in stage.pods if pod.works})
+    await _nothing_is_left(lambda: {f"at {pod.name}": pod.works for pod in stage.pods if pod.works}, seconds)
 
 
-async def _nothing_is_left(left: Callable[[], Mapping[str, object]]) -> None:
+async def _nothing_is_left(left: Callable[[], Mapping[str, object]], seconds: float) -> None:
     loop = asyncio.get_running_loop()
-    ends_at = loop.time() + AT_REST_SECONDS
+    ends_at = loop.time() + seconds
     while found := left():
         if loop.time() >= ends_at:
             raise SceneFailed(f"afterwards there is left: {found}")
@@ -71,18 +68,7 @@ async def _nothing_is_left(left: Callable[[], Mapping[str, object]]) -> None:
 def _left(running: Running) -> dict[str, object]:
     """What is not as it was before the first request."""
     gateway = running.gateway
-    gateway.pools.close()
-    left: dict[str, object] = {
-        f"{sample.name}{sample.labels}": sample.value
-        for family in gateway.metrics.registry.collect()
-        if family.name in GAUGES
-        for sample in family.samples
-        if sample.value
-    }
-    for pod in gateway.fleet.value.pods:
-        seat = gateway.balancer.seat_of(pod.uid)
-        if seat is not None and (seat.in_flight or seat.pending_tokens):
-            left[f"seat of {pod.name}"] = (seat.in_flight, seat.pending_tokens)
+    left = in_flight(gateway, GAUGES)
     standings = gateway.admission.standings(gateway.clock.monotonic())
     counts = {
         "leases": sum(each.used for each in standings if each.limit == "concurrent requests"),
@@ -171,10 +157,10 @@ class Footprint:
         _give_back()
         return cls.now()
 
-    async def left(self, scene: str) -> None:
+    async def left(self, scene: str, seconds: float = AT_REST_SECONDS) -> None:
         """Raises `SceneFailed` unless what it held is all that is held now, but for memory."""
         loop = asyncio.get_running_loop()
-        ends_at = loop.time() + AT_REST_SECONDS
+        ends_at = loop.time() + seconds
         while (now := Footprint.now()) and (
             now.descriptors > self.descriptors + SPARE_DESCRIPTORS or now.tasks - self.tasks
         ):

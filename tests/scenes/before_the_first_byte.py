@@ -245,7 +245,7 @@ async def a_fresh_connection_closes_without_a_byte(stage: Stage) -> None:
 
 @scene(
     "F5",
-    "A connection that a pod closes while it is idle never shows: the request goes out again",
+    "A pod that closes an idle connection as a request leaves is asked again, on a fresh one, and no caller sees it",
     promise=Promise.PODS,
     without=(Without(STALE_RETRY, red="expected 200, 502 upstream_disconnected came"),),
 )
@@ -492,7 +492,7 @@ BUSY = answer(b"{}", b"503 Service Unavailable", more=b"retry-after: 7\r\n")
 
 @scene(
     "F16",
-    "A busy pod rests, and a free one answers",
+    "A pod that says it is busy rests for as long as it says, five seconds at most, and a free one answers",
     promise=Promise.PODS,
     without=(
         Without(SECOND_TRY, red="expected 200, 503 overloaded came"),

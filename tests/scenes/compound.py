@@ -187,7 +187,7 @@ async def pods_of_either_family(stage: Stage) -> None:
 
 @scene(
     "F115",
-    "When a key is exchanged its streams go on to their ends, it opens nothing more, and the new one opens before",
+    "When a key is exchanged its streams go on to their ends, it opens nothing more, and the new one opens at once",
     promise=Promise.TRUTH,
     without=(Without(KEYS_AT_THE_DOOR, red="a stream ended with its key"),),
 )
@@ -316,7 +316,7 @@ REPLICAS = 2
 
 @scene(
     "F107",
-    "Redis that is lost in a roll-out under twice the load costs no answer that pods could give, and leaves no trace",
+    "When Redis is lost in a roll-out under twice the load, pods answer 80 % of what they can, and all is well later",
     promise=Promise.COST,
     without=(
         Without(SHORT_LINE, red="it is over, and still there are|of what they can"),
@@ -376,7 +376,7 @@ def _attempts(stage: Stage) -> int:
 
 @scene(
     "F108",
-    "While all pods are busy, and every caller tries again as SDKs do, pods get few requests more than were let in",
+    "While all pods are busy, and every caller tries again as SDKs do, pods get a tenth more than was let in, at most",
     promise=Promise.COST,
     without=(Without(REST, red="for 1?.. that were let in"),),
 )

@@ -464,7 +464,7 @@ async def all_gateways_restart_one_after_another(stage: Stage) -> None:
 
 @scene(
     "F49b",
-    "A stream that outlives the drain's limit ends with the truth, and the replica with it",
+    "A stream that outlives the drain's limit ends with an error event that says so, and the replica with it",
     promise=Promise.TRUTH,
     without=(Without(LAST_WORDS, red="a stream outlives the drain"),),
 )

@@ -322,7 +322,7 @@ async def a_gateway_is_killed(stage: Stage) -> None:
 
 @scene(
     "F67c",
-    "A stream of any length keeps its place",
+    "A stream keeps its place among those that run at once for as long as it runs: Redis is told of it again",
     promise=Promise.LIMITS,
     without=(Without(HEARTBEAT, red="the place was not told again"),),
 )

@@ -8,13 +8,11 @@ from asyncio.subprocess import PIPE
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 from gateway.parts import THE_USUAL
 from gateway.pipeline.forward import Forwarder
 from gateway.pipeline.relay import StreamRelay
-from gateway.upstream.connection import PodConnection
 from tests.fakes import STREAM_HEAD, Close, Hang, Reset, Step, chunk
 from tests.raw import Answer
 from tests.running import NO_LIMITS, Running
@@ -163,7 +161,7 @@ async def _expect_logged(stage: Stage, gateway: Running, outcome: str, code: str
 
 @scene(
     "F22",
-    "A stream that ends cleanly and is not whole ends with the truth",
+    "A stream that ends cleanly, but without a finish reason, ends with an error event, not as if it were whole",
     promise=Promise.TRUTH,
     without=(Without(STREAM_JUDGEMENT, red="ends with upstream_truncated, its error events are \\[\\]"),),
 )
@@ -308,7 +306,7 @@ async def _victim() -> AsyncIterator[Victim]:
 
 @scene(
     "F26",
-    "A pod that is killed with 200 streams ends those with the truth, at once; those of the others do not feel it",
+    "A pod that is killed with 200 streams: each of them is told of it, at once; those of other pods do not feel it",
     promise=Promise.TRUTH,
     without=(Without(CUTS_ARE_TOLD, red="200 streams were not told of their pod's end"),),
 )
@@ -483,16 +481,13 @@ async def what_stops_being_http_is_told(stage: Stage) -> None:
             assert connection is not None
             await _expect_told(client, spoken, "upstream_failed")
             await _expect_logged(stage, gateway, "upstream_failed", "upstream_failed")
-            await stage.until(partial(_is_closed, connection), f"{name}: the connection is kept")
-
-
-def _is_closed(connection: PodConnection) -> bool:
-    return connection._transport is None
+            await stage.turns()
+            expect(connection._transport is None, f"{name}: the connection is kept")
 
 
 @scene(
     "F30b",
-    "A chunk that is shorter than its size says is a cut",
+    "A chunk that is shorter than its size says is told as a cut",
     promise=Promise.TRUTH,
     without=(Without(CUTS_ARE_TOLD, red="expected one error event behind what the pod said, there is b''"),),
 )
@@ -511,7 +506,7 @@ MOST_HELD = (1 << 20) + (256 << 10)
 
 @scene(
     "F31",
-    "An event of 1 MB passes as it is; one of 3 MB ends its stream with the truth, and no more than 1 MiB of it waits",
+    "An event of 1 MB passes as it is; one of 3 MB ends its stream with an error, once 1 MiB of it waits",
     promise=Promise.COST,
     without=(Without(EVENT_BOUND, red="bytes of one event are held"),),
 )
@@ -610,7 +605,7 @@ def _apart(data: bytes) -> list[Step]:
 
 @scene(
     "F32b",
-    "The same holds where events bear names, byte for byte and with any line ends",
+    "A stream whose events bear names is byte for byte the pod's too, with any line ends",
     promise=Promise.TRUTH,
     without=(Without(BYTES_UNCHANGED, red="the stream is not the pod's"),),
 )

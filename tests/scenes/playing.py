@@ -2,18 +2,18 @@
 
 import traceback
 
-from tests.scenes.afterwards import MOST_GROWN_BYTES, Footprint, at_rest
+from tests.scenes.afterwards import AT_REST_SECONDS, MOST_GROWN_BYTES, Footprint, at_rest
 from tests.scenes.scene import Defence, Scene, SceneFailed
 from tests.scenes.stage import Stage
 
 
-async def play(scene: Scene) -> None:
+async def play(scene: Scene, rest_seconds: float = AT_REST_SECONDS) -> None:
     """Once, and once more if memory has grown: the first time loads modules and fills pools that stay.
 
     Raises `SceneFailed`, with what was said on both sides.
     """
-    if await _played(scene) >= MOST_GROWN_BYTES:
-        grown = await _played(scene)
+    if await _played(scene, rest_seconds) >= MOST_GROWN_BYTES:
+        grown = await _played(scene, rest_seconds)
         if grown >= MOST_GROWN_BYTES:
             raise SceneFailed(f"{scene.id}: afterwards: {grown >> 20} MiB of memory more, the second time too")
 
@@ -34,20 +34,20 @@ async def fails_without(scene: Scene, defence: Defence) -> str:
     raise SceneFailed(f"{scene.id} holds without {defence.name} as well: it does not prove that defence")
 
 
-async def _played(scene: Scene) -> int:
+async def _played(scene: Scene, rest_seconds: float) -> int:
     """How much memory it left behind."""
     before = Footprint.least()
     stage = Stage()
     try:
         await scene.play(stage)
-        await at_rest(stage)
+        await at_rest(stage, rest_seconds)
     except AssertionError as failed:
         raise SceneFailed(_report(scene, stage, failed)) from failed
     finally:
         await stage.close()
     # What its pods say and its clients have heard is its own.
     del stage
-    await before.left(scene.id)
+    await before.left(scene.id, rest_seconds)
     return before.grown_bytes()
 
 

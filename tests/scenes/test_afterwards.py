@@ -194,7 +194,7 @@ async def says_what_no_pod_has_said(stage: Stage) -> None:
 def test_what_is_wrong_afterwards_is_told(body: Callable[[Stage], Awaitable[None]], told: str) -> None:
     try:
         with pytest.raises(SceneFailed, match=re.escape(told)):
-            uvloop.run(play(made(body)))
+            uvloop.run(play(made(body), rest_seconds=0.5))
     finally:
         for each in LEFT:
             if isinstance(each, int):

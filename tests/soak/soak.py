@@ -65,7 +65,13 @@ class Plan:
     """Without faults, at the end: pods are warm again, and their shares can be judged."""
     faults: Sequence[str] = tuple(FAULTS)
     lag_seconds: float = 0.05
-    most_kib_per_minute: float = 128.0
+    most_bytes_per_request: float = 64.0
+    """By which memory may grow. The least that can be kept of a request is an entry in a dict, of about a hundred."""
+
+    @property
+    def most_kib_per_minute(self) -> float:
+        """The same, of one gateway."""
+        return self.most_bytes_per_request * self.rps * 60 / self.replicas / 1024
 
 
 @dataclass
@@ -108,7 +114,7 @@ class Report:
                     "name": rest.gateway,
                     "rss_kib": rest.rss_kib,
                     "kib_per_minute": rest.slope.per_minute,
-                    "standard_error": rest.slope.error if rest.slope.windows > 2 else None,
+                    "at_least_kib_per_minute": rest.slope.lowest if rest.slope.windows > 2 else None,
                     "windows": rest.slope.windows,
                     "descriptors": rest.descriptors,
                     "lag_p99_ms": rest.lag_p99_seconds * 1e3,

@@ -22,7 +22,7 @@ from gateway.pipeline.overload import Overload
 from tests.discovering import eventually
 from tests.fakes import STREAM_HEAD, Die, Leaps, ScriptedPod, Step, answer, chunk
 from tests.raw import Answer, RawClient, chat, request
-from tests.running import Running, Side, running
+from tests.running import Running, Side, in_flight, running
 
 GOOD = answer(b'{"choices":[{"index":0,"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}')
 TOKEN = chunk(b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n')
@@ -219,18 +219,7 @@ async def _quiet(given: Sequence[ScriptedPod]) -> None:
 def _left(found: Scene, given: Sequence[ScriptedPod], files: int, tasks: Counter[str]) -> dict[str, object]:
     """What is not as it was before the scene."""
     gateway = found.gateway
-    gateway.pools.close()
-    left: dict[str, object] = {
-        f"{sample.name}{sample.labels}": sample.value
-        for family in gateway.metrics.registry.collect()
-        if family.name in GAUGES
-        for sample in family.samples
-        if sample.value
-    }
-    for pod in gateway.fleet.value.pods:
-        seat = gateway.balancer.seat_of(pod.uid)
-        if seat is not None and (seat.in_flight or seat.pending_tokens):
-            left[f"seat of {pod.name}"] = (seat.in_flight, seat.pending_tokens)
+    left = in_flight(gateway, GAUGES)
     if gateway.balancer.active:
         left["active"] = gateway.balancer.active
     if gateway.pipeline.active:

@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 from urllib.parse import urlsplit
 
-from gateway.balancing.balancer import Blame, Lease
+from gateway.balancing.balancer import Blame
 from gateway.core.errors import (
     PodRefusal,
     UpstreamFailed,
@@ -21,7 +21,7 @@ from gateway.pipeline.relay import Failed, First, Relay, StreamRelay, Whole
 from gateway.pipeline.retries import BLAME, Again, Retries
 from gateway.upstream.connection import AnswerHead, Loss, PodConnection, Receiver
 from gateway.upstream.failure import Failure
-from gateway.upstream.pool import PodPool, Pools
+from gateway.upstream.pool import Pools
 from tests.scenes.defences.replacing import but, having
 from tests.scenes.scene import Defence
 
@@ -127,17 +127,11 @@ REST = Defence(
 
 
 class _TakesStaleForJunk(Forwarder):
-    async def _attempt(
-        self,
-        lease: Lease,
-        pool: PodPool,
-        connection: PodConnection | None,
-        request: Request,
-        deadlines: Deadlines,
-    ) -> Failed | None:
-        failed = await super()._attempt(lease, pool, connection, request, deadlines)
-        stale = failed is not None and failed.failure is Failure.STALE
-        return failed._replace(failure=Failure.JUNK) if failed is not None and stale else failed
+    async def _attempt(self, *given: Any) -> Failed | None:
+        failed = await super()._attempt(*given)
+        if failed is not None and failed.failure is Failure.STALE:
+            return failed._replace(failure=Failure.JUNK)
+        return failed
 
 
 STALE_RETRY = Defence(

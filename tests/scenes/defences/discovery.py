@@ -231,7 +231,7 @@ class _GoesSilently(Forwarder):
 
 LAST_WORDS = Defence(
     "last_words",
-    "A stream that outlives the drain's limit is ended with the truth.",
+    "A stream that outlives the drain's limit is ended with an error event that says so.",
     having(forwarder=_GoesSilently),
 )
 

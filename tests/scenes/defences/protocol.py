@@ -26,10 +26,11 @@ from gateway.edge.protocol import ClientConnection
 from gateway.limits.keys import KeyRing
 from gateway.parts import Parts
 from gateway.pipeline.body import members
+from gateway.pipeline.checks import GUARDED_FIELDS
 from gateway.pipeline.cors import Origins
 from gateway.pipeline.exchange import Head
 from gateway.pipeline.forward import Forwarder
-from gateway.pipeline.intake import GUARDED_FIELDS, Look, look
+from gateway.pipeline.intake import Look, look
 from gateway.pipeline.operations import CHAT, Operation
 from gateway.pipeline.reception import Reception, Visit
 from gateway.pipeline.relay import First, Relay, Whole

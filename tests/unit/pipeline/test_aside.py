@@ -36,7 +36,7 @@ async def test_one_is_worked_on_at_a_time_and_none_that_has_been_given_up() -> N
 
 async def test_a_small_body_is_worked_on_at_once_while_a_large_one_of_another_gateway_holds_its_thread() -> None:
     here, there, may_end = Aside(), Aside(), threading.Event()
-    held = asyncio.create_task(there.run(OFF_LOOP_BYTES + 1, partial(may_end.wait, 5)))
+    held = asyncio.create_task(there.run(OFF_LOOP_BYTES + 1, partial(may_end.wait, 10)))
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
         assert await here.run(OFF_LOOP_BYTES, threading.get_ident) == threading.get_ident()

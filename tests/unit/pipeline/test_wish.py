@@ -10,8 +10,9 @@ from gateway.balancing.policy import Wish
 from gateway.core.call import Call, Trail
 from gateway.core.caller import Tenant
 from gateway.core.fleet import Pod, PodState, Policy, Pool, Route
+from gateway.pipeline.checks import GUARDED_FIELDS
 from gateway.pipeline.exchange import Head
-from gateway.pipeline.intake import GUARDED_FIELDS, call_of, look
+from gateway.pipeline.intake import call_of, look
 from gateway.pipeline.operations import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES_API, Operation
 from gateway.pipeline.reception import Visit
 from gateway.pipeline.wish import wish_of

@@ -70,6 +70,8 @@ def test_requests_that_went_smoothly_do_not_push_out_the_others(rough: dict[str,
     recent.add(named("rough", **rough))
     for number in range(10):
         recent.add(named(f"smooth-{number}"))
+        recent.add(named(f"list-{number}", attempts=0))
+    recent.add(named("smooth-9"))
     assert known(recent, "rough", "smooth-0", "smooth-9") == ["rough", "smooth-9"]
     recent.add(named("rough-1", **rough))
     recent.add(named("rough-2", **rough))
