@@ -47,7 +47,7 @@ def check_fields(told: Mapping[str, bytes], caps: Caps, tenant: Tenant) -> None:
     Raises `InvalidRequest`, `InvalidJson` and `Forbidden`.
     """
     for name, raw in told.items():
-        if (check := _CHECKS.get(name)) is not None:
+        if (check := CHECKS.get(name)) is not None:
             check(name, raw, caps, tenant)
 
 
@@ -156,7 +156,7 @@ def _check_finite(name: str, raw: bytes, _: Caps, __: Tenant) -> None:
         raise InvalidJson(f"the field {name!r} is out of range", param=name)
 
 
-_CHECKS: Mapping[str, Callable[[str, bytes, Caps, Tenant], None]] = MappingProxyType(
+CHECKS: Mapping[str, Callable[[str, bytes, Caps, Tenant], None]] = MappingProxyType(
     dict.fromkeys(ENTRIES, _check_list)
     | dict.fromkeys(LENGTHS, _check_length)
     | dict.fromkeys(GUARDED_FIELDS, _check_guarded)

@@ -23,7 +23,7 @@ from gateway.pipeline.body import (
     members_of,
     nesting,
 )
-from gateway.pipeline.checks import GUARDED_FIELDS
+from gateway.pipeline.checks import CHECKS
 from gateway.pipeline.intake import call_of, look, renamed
 from gateway.pipeline.operations import CHAT
 
@@ -207,7 +207,7 @@ def test_the_one_edit_asks_for_usage_and_changes_nothing_else(
     assert sent == json.loads(json.dumps(body))
 
 
-READ = frozenset(("model", "stream", "stream_options", "n", *GUARDED_FIELDS))
+READ = frozenset(("model", "stream", "stream_options", *CHECKS))
 named = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=12)
 
 
