@@ -171,10 +171,13 @@ class Balancer:
             if state.health.state(seat.uid) is State.EJECTED
         ]
 
-    def may_serve(self, pod: Pod) -> bool:
-        """Whether a ready pod gets requests at all, when it has room: it is not ejected, or too few others are left."""
+    def may_serve(self, pod: Pod, within_seconds: float = 0.0) -> bool:
+        """Whether a ready pod gets requests at all, when it has room: it is not ejected, or not for longer than this,
+        or too few others are left."""
         state = self._pools.get(pod.pool)
-        return state is None or state.health.usable(pod.uid)
+        if state is None or state.health.usable(pod.uid):
+            return True
+        return state.health.seconds_left(pod.uid, self._clock()) < within_seconds
 
     def health_of(self, uid: str) -> PodHealth:
         """How requests fare at a pod."""

@@ -225,15 +225,18 @@ class Forwarder:
         visit = request.visit
         trail = visit.trail
         pool = route.pool
-        others = [pod for pod in route.pods if pod.uid not in excluded and self._balancer.may_serve(pod)]
-        if failed is not None and (not others or failed.failure is Failure.BUSY):
+        others = [pod for pod in route.pods if pod.uid not in excluded]
+        may_serve = self._balancer.may_serve
+        if failed is not None and (failed.failure is Failure.BUSY or not any(map(may_serve, others))):
             raise failed.error
-        patience = pool.queue_wait_seconds if others else pool.hold_empty_seconds
+        # An ejected pod is waited for as any other, if it comes back in time.
+        in_time = any(may_serve(pod, pool.queue_wait_seconds) for pod in others)
+        patience = pool.queue_wait_seconds if in_time else pool.hold_empty_seconds
         since = self._clock()
         deadlines = pool.deadlines
         limit = deadlines.ttft_seconds if request.call.stream else deadlines.response_seconds
         deadline = min(since + patience - trail.queue_seconds, trail.received_at + limit)
-        if not others and deadline <= since:
+        if not in_time and deadline <= since:
             raise self._no_ready_pod(request)
         try:
             return await self._balancer.wait_for_room(

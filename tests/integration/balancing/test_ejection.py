@@ -10,7 +10,7 @@ import pytest
 from gateway.balancing.balancer import FAILED_SECONDS
 from gateway.balancing.health import CLEAN_SECONDS, EJECTION_SECONDS, EVIDENCE_SECONDS, JITTER_SECONDS, RAMP_SECONDS
 from gateway.core.fleet import PodState
-from tests.fakes import STREAM_HEAD, Close, Hang, Reset, ScriptedPod, Step, answer, chunk
+from tests.fakes import MODELS, STREAM_HEAD, Close, Hang, Reset, ScriptedPod, Step, answer, chunk
 from tests.integration.balancing.scenes import FAILED, GOOD, SIDECAR, STREAM, TOKEN, Scene, pods, scene
 from tests.running import Side
 
@@ -426,3 +426,23 @@ async def test_nobody_waits_for_a_pod_that_is_ejected_when_all_others_refuse(sid
             line = await found.running.last_line()
             assert (line["attempts"], line["queue_ms"]) == (2, 0.0)
             assert found.health(1).state == "ejected"
+
+
+async def test_a_model_whose_only_pod_is_ejected_waits_for_it_if_it_comes_back_in_time(side: Side) -> None:
+    """The others of its pool, which have other models, keep that from being panic."""
+    given = pods(3)
+    given[1].models = MODELS.replace(b'"m"', b'"solo"')
+    async with given[0], given[1], given[2], scene(given, side=side) as found:
+        given[1].scripts = [[SIDECAR]]
+        while found.health(1).state != "ejected":
+            assert (await found.ask(model="solo")).status == 502
+        given[1].scripts = [[GOOD]]
+        came = await found.ask(model="solo")
+        assert (came.status, came.error["code"]) == (503, "no_ready_pod")
+        assert (await found.running.last_line())["queue_ms"] == 0.0
+        found.leap(EJECTED - 5)
+        asking = found.asking(model="solo")
+        await found.until(lambda: found.waiting == 1)
+        assert await found.ask_briefly(asking) is None
+        found.leap(5)
+        assert (await asking).status == 200

@@ -53,7 +53,10 @@ async def _serve(side: Side, up: Future[Up]) -> None:
     over = asyncio.Event()
     async with AsyncExitStack() as stack:
         chat, embed, score, speech = [await stack.enter_async_context(SimulatedPod(settings)) for settings in PODS]
-        gateway = await stack.enter_async_context(running([chat, embed, score, speech], side=side))
+        # Each in a pool of its own, as models are: a pool of one pod is never ejected, however it is made to fail.
+        pods = {"chat": chat, "embed": embed, "score": score, "speech": speech}
+        found = {"pods": [{"url": pod.url, "pool": pool} for pool, pod in pods.items()]}
+        gateway = await stack.enter_async_context(running([], side=side, discovery=found))
         front = Front(
             url=f"http://127.0.0.1:{gateway.port}",
             key=gateway.key,
