@@ -1,4 +1,4 @@
-"""What hostile clients cost everybody else: `python -m loadtest.bench.hostile`; the table is in docs/front-door.md.
+"""What hostile clients cost everybody else: `python -m loadtest.bench.hostile`; the table is in docs/performance.md.
 
 One gateway, as an operator starts it, on a core of its own. Meanwhile 100 healthy requests a second pass over
 connections that stay open, and one attack after the other is made. Told of each: what a healthy request takes before
