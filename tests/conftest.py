@@ -41,8 +41,10 @@ MENDS = {
     "fuzzers": "tests with other programs' parsers, and of the API's document, whose packages are not installed; see "
     "why: make .fuzzers/.installed, then: make test",
     "git": "tests that use git; install it (apt-get install git), then: make test",
+    "glibc": "tests of what glibc gives back of memory; run make test on a Linux with it",
     "helm": "tests of the Helm chart; npm brings Helm for Linux on x86-64 only: run make test on one",
     "ldd": "tests of the image, which is made of a Linux with glibc; run make test on one",
+    "linux": "tests of limits that only Linux sets to another process; run make test on one",
     "namespaces": "tests of what runs on a pod's read-only root, for which this kernel lets nobody but root make "
     "namespaces; run make test-vllm and make test-webui as root, or let it: sysctl kernel.unprivileged_userns_clone=1 "
     "(Debian), kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu)",
@@ -74,6 +76,10 @@ def missing(program: str) -> str | None:
         return None if (VALIDATORS / ".installed").exists() else "validators"
     if program == "fuzzers":
         return None if (FUZZERS / ".installed").exists() else program
+    if program == "linux":
+        return None if sys.platform == "linux" else program
+    if program == "glibc":
+        return None if platform.libc_ver()[0] == "glibc" else program
     if program == "own kubectl":
         return None if shutil.which("kubectl") else program
     if program == "namespaces":

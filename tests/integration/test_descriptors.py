@@ -3,7 +3,6 @@
 import asyncio
 import os
 import resource
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from tests.raw import RawClient, ask, chat, request
 
 __all__ = ["keys"]  # a fixture
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="another process's limits are looked at by prlimit")
+pytestmark = pytest.mark.program("linux")
 
 
 @contextmanager

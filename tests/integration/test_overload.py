@@ -221,7 +221,7 @@ async def limited_to(address_bytes: int, directory: Path, pod: ScriptedPod) -> A
         await gateway.ended()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v")
+@pytest.mark.program("linux")
 async def test_bodies_beyond_the_memory_are_refused_and_the_gateway_lives_and_takes_more(tmp_path: Path) -> None:
     body = json.dumps(chat(max_tokens=1, messages=[{"role": "user", "content": "x" * (8 * MIB - 1000)}])).encode()
     async with ScriptedPod(scripts=[[GOOD]]) as pod, limited_to(256 * MIB, tmp_path, pod) as gateway:

@@ -147,7 +147,7 @@ class Ring:
         self.held = bytearray(MIB)
 
 
-@pytest.mark.skipif(memory._trim() is None, reason="another C library gives back by itself, or never")
+@pytest.mark.program("glibc")
 def test_what_a_burst_leaves_behind_is_given_back() -> None:
     found = Memory(time.monotonic)
     before = found.share()
