@@ -392,3 +392,15 @@ class Certificate:
         command += ["-addext", "keyUsage=critical,digitalSignature,keyCertSign"]
         subprocess.run([*command, "-keyout", str(made.key), "-out", str(made.file)], check=True, capture_output=True)
         return made
+
+
+async def answering_as_redis(came: list[bytes]) -> asyncio.Server:
+    """What listens on a free port and is no vLLM; the lines that it is sent are added to `came`."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            came.append(line)
+            writer.write(b"-ERR unknown command\r\n")
+        writer.close()
+
+    return await asyncio.start_server(answer, "127.0.0.1", 0)

@@ -19,7 +19,7 @@ from gateway.discovery.source import Given
 from gateway.parts import THE_USUAL
 from tests.apiserver import statuses
 from tests.apiserver.watching import bookmark
-from tests.discovering import OddPod, appear, asked, fleet_sees
+from tests.discovering import OddPod, answering_as_redis, appear, asked, fleet_sees
 from tests.fakes import MODELS, STREAM_HEAD, Hang, Step, chunk
 from tests.integration.balancing.scenes import FAILED, SIDECAR
 from tests.running import Running
@@ -797,13 +797,7 @@ async def a_port_must_tell_its_models_first(stage: Stage) -> None:
     server = await stage.api_server()
     came: list[bytes] = []
 
-    async def answer_as_redis(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await reader.readline():
-            came.append(line)
-            writer.write(b"-ERR unknown command\r\n")
-        writer.close()
-
-    redis = await stage.enter(await asyncio.start_server(answer_as_redis, "127.0.0.1", 0))
+    redis = await stage.enter(await answering_as_redis(came))
     annotations = {PORT_ANNOTATION: str(redis.sockets[0].getsockname()[1]), MODELS_ANNOTATION: "m"}
     appear(server, "redis", ip="127.0.0.1", annotations=annotations)
     gateway = await stage.gateway_in(server, parts=QUICK, wait=False)

@@ -21,6 +21,7 @@ from tests.discovering import (
     NAMESPACE,
     SOON,
     OddPod,
+    answering_as_redis,
     appear,
     ask_model,
     asked,
@@ -451,13 +452,7 @@ async def test_a_refused_pod_is_told_of_once_and_never_asked(caplog: pytest.LogC
 async def test_a_port_behind_which_no_vllm_listens_never_gets_a_request() -> None:
     came: list[bytes] = []
 
-    async def answer_as_redis(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await reader.readline():
-            came.append(line)
-            writer.write(b"-ERR unknown command\r\n")
-        writer.close()
-
-    async with ApiServer() as server, await asyncio.start_server(answer_as_redis, "127.0.0.1", 0) as redis:
+    async with ApiServer() as server, await answering_as_redis(came) as redis:
         port = str(redis.sockets[0].getsockname()[1])
         appear(server, "redis", ip="127.0.0.1", annotations={PORT_ANNOTATION: port, MODELS_ANNOTATION: "m"})
         async with gateway(server, wait=False) as running:
