@@ -39,6 +39,8 @@ ABORT_SECONDS = 1.0
 """I10 says 0.25 s; the machine is shared with everything else that runs here."""
 RECOVERY_SECONDS = 10.0
 LATE_SHARE = 0.5
+FAULT_TRIES = 3
+"""A fault may meet a pod that has nothing to do at that moment: then it is made once more, at whichever pod it is."""
 QUIET_SECONDS = 20.0
 """Within so long all is at rest when nobody asks any more."""
 POOL = {
@@ -177,10 +179,12 @@ async def _suffer(
         name = names.pop()
         due = clock() + plan.every_seconds
         hear(FaultBegan(clock(), name))
+        had_effect = False
         try:
-            had_effect = await FAULTS[name].run(stage)
+            for _ in range(FAULT_TRIES):
+                if had_effect := await FAULTS[name].run(stage):
+                    break
         except TimeoutError:
-            had_effect = False
             report.wrong.append(f"{name}: what was to come of it did not come in time")
         cold = COLD_SECONDS if FAULTS[name].cold else RECOVERY_SECONDS
         even_from = max(even_from, clock() + cold)

@@ -125,6 +125,8 @@ class Load:
     heard: list[Heard] = field(default_factory=list)
     over: bool = False
     """No caller begins another request."""
+    asked_since: dict[int, float] = field(default_factory=dict)
+    """When each caller has begun the request at hand, or the one before."""
 
     @property
     def counts(self) -> Counter[str]:
@@ -133,6 +135,13 @@ class Load:
 
     def ended(self, *hows: How) -> list[Heard]:
         return [heard for heard in self.heard if heard.how in hows]
+
+    async def all_ask_anew(self, within_seconds: float) -> None:
+        """Wait until what was asked before this call has ended, and every caller asks something new."""
+        now = asyncio.get_running_loop().time()
+        async with asyncio.timeout(within_seconds):
+            while min(self.asked_since.values()) <= now:
+                await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
@@ -146,7 +155,7 @@ async def calling(
     """One caller for each list of chats, all through the block; at its end every one finishes the request at hand."""
     load = Load()
     tasks = [
-        asyncio.create_task(_call(load, connect, key, each, Random(number), pause_seconds))
+        asyncio.create_task(_call(load, number, connect, key, each, Random(number), pause_seconds))
         for number, each in enumerate(chats)
     ]
     try:
@@ -161,6 +170,7 @@ async def calling(
 
 async def _call(
     load: Load,
+    number: int,
     connect: Callable[[], Awaitable[Line]],
     key: str,
     chats: Sequence[Wanted],
@@ -175,6 +185,7 @@ async def _call(
                 line.leave()
                 line = None
             wanted = chance.choice(chats)
+            load.asked_since[number] = asyncio.get_running_loop().time()
             line, heard = await ask(line, connect, key, wanted)
             load.heard.append(heard)
             await asyncio.sleep(pause_seconds(chance))

@@ -82,7 +82,8 @@ class Manner:
     pre_stop_seconds: float
     grace_seconds: float
     one_at_a_time: bool
-    """The next is told to go when the last one is gone, not when its successor is ready."""
+    """The next is told to go when the last one is gone and nobody waits any more who waited there, not when its
+    successor is ready."""
 
 
 FINISHING = Manner(
@@ -110,6 +111,7 @@ async def restarted(folder: Path, chats: list[list[Wanted]], manner: Manner) -> 
                 await fleet.replace(member)
                 if manner.one_at_a_time:
                     await fleet.settled()
+                    await load.all_ask_anew(SECONDS)
         await fleet.settled()
         assert len(fleet.gone) == PODS * ROUNDS
     return load, fleet.gone
