@@ -18,9 +18,9 @@ from loadtest.invariants.events import MachineLag
 from loadtest.invariants.hearing import Hear
 from tests.soak.replicas import Replica
 
-WARM_UP_SECONDS = 360.0
+WARM_UP_SECONDS = 660.0
 """Until all that a gateway keeps a bounded number of is full: of the last requests that did not go smoothly, 1,024,
-which takes five minutes at the soak's pace."""
+which takes ten minutes at the soak's pace."""
 WINDOW_SECONDS = 30.0
 FEWEST_WINDOWS = 8
 """Fewer say nothing about a slope."""
