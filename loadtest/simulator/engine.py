@@ -126,6 +126,7 @@ class Engine:
         self.pool = BlockPool(settings.kv_blocks)
         self.dead = False
         self.paused = False
+        self.slowness = 1.0  # a step takes so many times what the time model says
         self.serves_adapters = bool(settings.lora_adapters) or settings.runtime_lora_updating
         self._settings = settings
         self._timers = timers
@@ -247,7 +248,8 @@ class Engine:
             decoding=decoding,
             max_batched_tokens=self._settings.max_num_batched_tokens,
         )
-        self._step_seconds = self._settings.time.step(decoding=decoding, prefill_tokens=sum(self._shares))
+        usual = self._settings.time.step(decoding=decoding, prefill_tokens=sum(self._shares))
+        self._step_seconds = usual * self.slowness
         now = self._timers.time()
         self._planned_end = max(self._planned_end, now - LARGEST_LAG_SECONDS) + self._step_seconds
         if self._planned_end - now < TIMER_RESOLUTION_SECONDS:

@@ -265,6 +265,13 @@ class SimulatedPod:
         """None: awake."""
         return self._sleep_level if self._asleep_parts else None
 
+    def set_slowness(self, factor: float) -> None:
+        """From the next step on a step takes so many times what the time model says: a throttled accelerator, a noisy
+        neighbour. A start forgets it. Raises ValueError."""
+        if not 0 < factor <= 1000:
+            raise ValueError(f"a factor is above 0 and at most 1000, got {factor}")
+        self.engine.slowness = factor
+
     def load_adapter(self, name: str, path: str | None = None) -> None:
         """As `POST /v1/load_lora_adapter`, with or without the route."""
         names = dict.fromkeys((*self.settings.lora_adapters, name))

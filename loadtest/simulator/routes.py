@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import msgspec
 import orjson
 
 from loadtest.simulator import bodies, gauges, messages, refusals, upkeep
@@ -43,6 +44,12 @@ METRICS_TYPE = b"text/plain; version=1.0.0; charset=utf-8"
 GUARDED = ("/v1", "/v2", "/inference", "/cohere")
 
 Page = Callable[["SimulatedPod"], Reply]
+
+
+class _Slowness(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /sim/slowness`."""
+
+    factor: float
 
 
 def serve(exchange: Exchange, pod: SimulatedPod) -> None:
@@ -278,7 +285,7 @@ def _pool(exchange: Exchange, pod: SimulatedPod, route: Pools, fault: Fault | No
 
 
 def _control(exchange: Exchange, pod: SimulatedPod, path: str) -> Reply:
-    """/sim/state, /sim/fault, /sim/pods, and /sim/pods/NAME/state|fault for a neighbour in the same process."""
+    """/sim/state, /sim/fault, /sim/slowness, /sim/pods, and /sim/pods/NAME/... for a neighbour in the same process."""
     method = exchange.request.method
     if path == "/sim/pods" and method == "GET":
         return Reply(200, orjson.dumps([each.state() for each in pod.neighbours.values()]))
@@ -299,6 +306,14 @@ def _control(exchange: Exchange, pod: SimulatedPod, path: str) -> Reply:
     if path == "/sim/fault" and method == "DELETE":
         pod.clear_fault()
         return Reply(200, orjson.dumps(pod.state()))
+    if path == "/sim/slowness" and method == "POST":
+        try:
+            pod.set_slowness(msgspec.json.decode(exchange.request.body, type=_Slowness).factor)
+        except (msgspec.MsgspecError, ValueError) as error:
+            return refusals.sim_error(f'expected {{"factor": 4}}: {error}')
+        return Reply(200, orjson.dumps(pod.state()))
     if path == "/sim/state":
         return refusals.method_not_allowed("GET")
+    if path == "/sim/slowness":
+        return refusals.method_not_allowed("POST")
     return refusals.method_not_allowed("POST, DELETE") if path == "/sim/fault" else refusals.not_found()

@@ -481,6 +481,25 @@ async def test_state_and_faults_can_be_reached_over_http() -> None:
         assert [request.path for request in pod.requests] == ["/v1/chat/completions"] * 3
 
 
+async def test_a_running_pod_can_be_made_slower_and_fast_again() -> None:
+    async def seconds(pod: SimulatedPod) -> float:
+        began = asyncio.get_running_loop().time()
+        assert (await ask(pod, post(chat(max_tokens=5)))).status == 200
+        return asyncio.get_running_loop().time() - began
+
+    time_of_steps = TimeModel(step_seconds=0.01, step_seconds_per_sequence=0, prefill_seconds_per_token=0)
+    async with SimulatedPod(PodSettings(model="m", time=time_of_steps)) as pod:
+        assert (await ask(pod, post({"factor": 10}, "/sim/slowness"))).status == 200
+        assert await seconds(pod) >= 0.5
+        assert (await ask(pod, post({"factor": 1}, "/sim/slowness"))).status == 200
+        assert await seconds(pod) < 0.5
+
+        wrongs: tuple[dict[str, object], ...] = ({"factor": 0}, {"factor": "4"}, {})
+        for wrong in wrongs:
+            assert (await ask(pod, post(wrong, "/sim/slowness"))).status == 400
+        assert (await ask(pod, get("/sim/slowness"))).status == 405
+
+
 async def test_an_unknown_fault_is_refused_with_the_known_ones() -> None:
     async with SimulatedPod(M) as pod:
         by_route = await ask(pod, post({"kind": "explode"}, "/sim/fault"))
