@@ -10,7 +10,7 @@ import pytest
 import uvloop
 
 # The command line runs on uvloop, tests elsewhere on asyncio's own loop: what touches sockets is tried on both.
-ON_BOTH_LOOPS = {"test_connection.py", "test_pod.py", "test_sabotage.py"}
+ON_BOTH_LOOPS = {"test_client.py", "test_connection.py", "test_player.py", "test_pod.py", "test_sabotage.py"}
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -1,0 +1,144 @@
+"""What a stand is made of: configurations that the gateway takes, cores, ports, and what is read of others."""
+
+import asyncio
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gateway.config.keys import load_keys
+from gateway.config.reading import ConfigFile
+from loadtest.bench.processes import BenchError
+from loadtest.bench.targets import new_key
+from loadtest.load.plan import FAULTS, Fault, StandPlan
+from loadtest.load.reading import load, names
+from loadtest.stand.cluster import cluster_of
+from loadtest.stand.cores import Cores
+from loadtest.stand.faults import MAKERS, befall
+from loadtest.stand.looking import asked, series_in, total
+from loadtest.stand.pods import Load, Pod
+from loadtest.stand.ports import lasting_port
+from loadtest.stand.redis import RedisProcess
+from loadtest.stand.stand import SimulatedStand, laid_over, pod_flags, write_config
+from loadtest.stand.watching import Watched
+from tests.fakes import answer
+
+CORE = frozenset({0})
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_gateway_takes_each_scenarios_configuration_and_keys(name: str, tmp_path: Path) -> None:
+    plan = load(name).stand
+    keys = {caller: new_key() for caller in plan.keys}
+    pods = [
+        Pod(pod, each.pool, pod_flags(each.model, each.task, each.flags), CORE, tmp_path)
+        for each in plan.pods
+        for pod in each.names
+    ]
+    redis = RedisProcess(CORE, tmp_path) if plan.redis else None
+    file = write_config(plan, keys, pods, redis, tmp_path, replaced=True)
+    config = ConfigFile(file, {}).load()
+    assert config.auth.keys_file is not None
+    entries = load_keys(Path(config.auth.keys_file))
+    assert {entry.tenant.team for entry in entries} == set(plan.keys)
+    assert all(entry.tenant.debug for entry in entries)
+
+
+def test_every_fault_that_a_scenario_may_name_can_be_made() -> None:
+    assert set(MAKERS) == set(FAULTS)
+
+
+async def test_a_fault_that_cannot_be_made_ends_the_run() -> None:
+    stand = SimulatedStand(StandPlan(pods=()), {}, [], [], None, None, lambda: pytest.fail("none is wanted"), [])
+    fault = Fault(at=0.0, what="stop_redis", seconds=1.0)
+    with pytest.raises(BenchError, match="redis: true"):
+        await befall(stand, [fault, replace(fault, at=1000.0)], Watched(), time.monotonic())
+
+
+def test_settings_are_laid_over_key_by_key_and_lists_are_replaced() -> None:
+    settings = {"a": {"b": 1, "c": {"d": 2}}, "e": [1, 2]}
+    assert laid_over(settings, {"a": {"c": {"f": 3}}, "e": [3]}) == {"a": {"b": 1, "c": {"d": 2, "f": 3}}, "e": [3]}
+    assert settings == {"a": {"b": 1, "c": {"d": 2}}, "e": [1, 2]}
+
+
+def test_gateways_and_generator_are_apart_where_there_are_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 1, 2})
+    pinned, free = Cores.of_this_host(), Cores.of_this_host(pinned=False)
+    assert (set(pinned.gateways), set(pinned.apparatus), pinned.apart) == ({1}, {2, 3}, True)
+    assert (set(free.gateways), set(free.apparatus), free.apart) == ({1, 2, 3}, {1, 2, 3}, False)
+    assert "No process was pinned" in free.words
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})
+    assert not Cores.of_this_host().apart
+
+
+def test_a_lasting_port_is_none_that_the_kernel_gives_to_outgoing_connections() -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert all(1024 < lasting_port() < max(lowest, 19_000) for _ in range(20))
+
+
+def test_series_are_read_with_their_labels_and_summed_by_some() -> None:
+    series = series_in('# HELP x\nx{a="1",b="2"} 3\nx{a="1",b="3"} 4.5\nxy 1\n')
+    assert total(series, "x") == 7.5
+    assert total(series, "x", 'a="1"', 'b="3"') == 4.5
+    assert total(series, "y") == 0
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        answer(b"hello"),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\nhello",
+    ],
+)
+async def test_what_is_asked_is_read_whole_however_it_is_framed(told: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(told)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert await asked(port, "/") == (200, b"hello")
+    with pytest.raises(OSError, match=r"."):
+        await asked(port, "/")
+
+
+async def test_outside_a_checkout_a_cluster_says_where_it_is_to_be_had(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "tests.apiserver.server", None)
+    with pytest.raises(BenchError, match="checkout"):
+        async with cluster_of([], 1, tmp_path):
+            pass
+
+
+async def test_a_pod_that_does_not_start_says_why(tmp_path: Path) -> None:
+    pod = Pod("chat-0", "chat", ("--no-such-flag",), frozenset(os.sched_getaffinity(0)), tmp_path)
+    try:
+        with pytest.raises(BenchError, match="no-such-flag"):
+            await pod.start()
+    finally:
+        pod.close()
+
+
+async def test_a_pod_comes_back_where_it_was_and_can_be_slowed(tmp_path: Path) -> None:
+    flags = pod_flags("m", "generate", ("--step-ms=1",))
+    pod = Pod("chat-0", "chat", flags, frozenset(os.sched_getaffinity(0)), tmp_path)
+    try:
+        await pod.start()
+        port = pod.port
+        assert await pod.load() == Load(in_flight=0, aborts=0)
+        await pod.set_slowness(4)
+        with pytest.raises(BenchError, match="factor"):
+            await pod.set_slowness(-1)
+        await pod.kill()
+        assert await pod.load() is None
+        await pod.start()
+        assert (pod.port, await pod.load() is not None) == (port, True)
+        assert await pod.end(10)
+    finally:
+        pod.close()
