@@ -14,7 +14,7 @@ HELM_PACKAGES := $(HELM)/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test test-vllm test-webui screenshots rollout soak bench bench-choice bench-discovery bench-hostile scenes fuzz lint format lock clean
+.PHONY: help demo demo-check test test-vllm test-webui screenshots rollout soak bench peers bench-choice bench-discovery bench-hostile loadtest referees scenes fuzz lint format lock clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 17
@@ -54,8 +54,11 @@ fuzz: $(VENV)/.dev $(FUZZERS)/.installed ## Fuzz every parser we own (MINUTES=1 
 	@$(BIN)/python -m tests.fuzz $(TARGETS) --minutes $(MINUTES) $(ARGS)
 	@OPENAPI_EXAMPLES=200 $(BIN)/python -m pytest tests/integration/test_openapi.py
 
-bench: $(VENV)/.dev ## CPU time and memory, side by side with nginx, in one run
+bench: $(VENV)/.dev ## CPU time and memory, side by side with nginx and what other peers are here, in one run
 	@$(BIN)/python -m loadtest.bench $(ARGS)
+
+peers: $(VENV)/.dev ## Install what the bench compares with into .peers (1.2 GB)
+	@$(BIN)/python -m loadtest.bench.install $(ARGS)
 
 bench-choice: $(VENV)/.dev ## What choosing a pod costs, over 8, 64 and 512
 	@$(BIN)/python -m loadtest.bench.choice $(ARGS)
@@ -65,6 +68,13 @@ bench-hostile: $(VENV)/.dev ## What hostile clients cost everybody else
 
 bench-discovery: $(VENV)/.dev ## What watching and asking 1,000 pods costs
 	@$(BIN)/python -m loadtest.bench.discovery $(ARGS)
+
+SCENARIO ?= smoke
+loadtest: $(VENV)/.dev ## Play load scenarios (SCENARIO="burst fairness", or all; ARGS="--out docs/load-reports")
+	@$(BIN)/python -m loadtest run $(SCENARIO) $(ARGS)
+
+referees: $(VENV)/.dev ## Do AIPerf and GuideLLM find what our generator finds? (2 GB; ARGS="--out docs/load-reports")
+	@$(BIN)/python -m loadtest.referees $(ARGS)
 
 scenes: $(VENV)/.dev ## The fault scenes, each with and without its defences; writes docs/faults.md
 	@$(BIN)/python -m scripts.write_faults_docs
@@ -83,7 +93,7 @@ lock: $(VENV)/.dev ## Write the lock files anew from pyproject.toml (wants uv: p
 	@scripts/lock
 
 clean: ## Forget everything that was made
-	rm -rf $(VENV) $(VALIDATORS) $(FUZZERS) .fuzz $(NODE)/node_modules $(BROWSER)/node_modules $(HELM)/node_modules .vllm .webui .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) $(VALIDATORS) $(FUZZERS) .peers .referees .fuzz $(NODE)/node_modules $(BROWSER)/node_modules $(HELM)/node_modules .vllm .webui .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
 
 # pip checks every file against the lock's hashes; the project itself is then linked in without any download. Not
 # compiling what is installed saves two seconds before the demo's first token: Python compiles what it imports.

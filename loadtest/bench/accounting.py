@@ -5,11 +5,14 @@ queue, in nanoseconds; it needs no sampling and costs the process nothing. A thr
 readings takes its count with it: then `/proc/PID/stat`, which keeps the time of ended threads but counts
 in ticks of 10 ms, is taken instead, and the difference says so. Time in the run queue is the time a
 process was ready and another had its core: where it is large, the machine was busy with something else and
-wall-clock figures mean little.
+wall-clock figures mean little. But threads of one process that share a core wait for each other too (a runtime's
+collector beside its loop), and that is its own affair; `/proc/stat` tells how long the core worked at all, in
+ticks, and more than what it did for others nobody can have waited for others.
 """
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -74,6 +77,32 @@ def difference(before: Cpu, after: Cpu) -> Spent:
         return Spent(cpu_ns=ran, waited_ns=waited, exact=True)
     ticks = sum(count - before.ticks.get(pid, 0) for pid, count in after.ticks.items())
     return Spent(cpu_ns=ticks * _TICK_NS, waited_ns=waited, exact=False)
+
+
+def affinity_of(pids: Iterable[int]) -> frozenset[int]:
+    """The cores that the processes may have."""
+    cores: set[int] = set()
+    for pid in pids:
+        with suppress(ProcessLookupError):  # it has just ended
+            cores |= os.sched_getaffinity(pid)
+    return frozenset(cores)
+
+
+def parse_cores(text: str) -> dict[int, int]:
+    """Ns that each core has worked, for whomever (time that the host took is among it), from /proc/stat."""
+    busy = {}
+    for line in text.splitlines():
+        name, *fields = line.split()
+        if name.startswith("cpu") and name != "cpu":
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+            busy[int(name.removeprefix("cpu"))] = (user + nice + system + irq + softirq + steal) * _TICK_NS
+    return busy
+
+
+def busy_ns(cores: Iterable[int]) -> int:
+    """How long these have worked."""
+    each = parse_cores((_PROC / "stat").read_text())
+    return sum(each[core] for core in cores)
 
 
 def process_tree(root: int) -> tuple[int, ...]:

@@ -41,6 +41,8 @@ from loadtest.bench.wire import (
 from loadtest.simulator.gauges import EngineStats, exposition
 
 GRID_US: Final = 1000
+BURST: Final = 32
+"""Tokens that go out in one write where a stream is not paced: as a pod's do that was not asked to read for a while."""
 FINISH_PATH: Final = b"/bench/finish"
 LOAD_PATH: Final = b"/load"
 METRICS_BYTES: Final = 52_000
@@ -93,6 +95,8 @@ class Stream:
         self._period_ns = wish.period_us * 1000
         self._with_usage = with_usage
         self.over = False
+        self.held_up = False
+        """The transport has enough to send: an unpaced stream waits."""
         transport.write(STREAM_HEAD)
         transport.write(self._bytes.role())
 
@@ -106,6 +110,20 @@ class Stream:
         self._sent += 1
         self._transport.write(self._bytes.token(time.monotonic_ns() // 1000))
         return self._period_ns
+
+    def pour(self) -> None:
+        """Unpaced: as many tokens as the transport takes, a burst in each turn of the loop."""
+        if self.over or self.held_up:
+            return
+        burst = min(BURST, self._left - 1)
+        now_us = time.monotonic_ns() // 1000
+        self._transport.write(self._bytes.token(now_us) * burst)
+        self._sent += burst
+        self._left -= burst
+        if self._left == 1:
+            self.finish()
+        elif not self.held_up:
+            asyncio.get_running_loop().call_soon(self.pour)
 
     def finish(self) -> None:
         if self.over:
@@ -135,6 +153,9 @@ class Pods:
         with_usage = bool((chat.get("stream_options") or {}).get("include_usage"))
         stream = Stream(transport, next(self._numbers), wish, with_usage)
         self._open[pod].add(stream)
+        if not wish.period_us:
+            asyncio.get_running_loop().call_soon(stream.pour)
+            return stream
         period_ns = wish.period_us * 1000
         next_beat = (time.monotonic_ns() // period_ns + 1) * period_ns
         self._pacer.add(next_beat + wish.phase_us * 1000, stream.token)
@@ -180,6 +201,15 @@ class PodConnection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._transport.abort()
 
+    def pause_writing(self) -> None:
+        if self._stream is not None:
+            self._stream.held_up = True
+
+    def resume_writing(self) -> None:
+        if self._stream is not None and self._stream.held_up:
+            self._stream.held_up = False
+            self._stream.pour()
+
     def on_url(self, url: bytes) -> None:
         self._path = url
 
@@ -194,7 +224,7 @@ class PodConnection(asyncio.Protocol):
             self._pods.finish_all()
             self._transport.write(json_answer(b"{}"))
             return
-        if b'"stream":' in body:
+        if b'"stream":true' in body or b'"stream": true' in body:  # some proxies write a `false` where none was
             self._stream = self._pods.open_stream(self._pod, self._transport, body)
             return
         if self._path == LOAD_PATH:

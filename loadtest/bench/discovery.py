@@ -19,12 +19,12 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import uvloop
 import yaml
@@ -386,7 +386,7 @@ def requests(started: Started, lab: Lab, idle_ms: float) -> Figures:
     return dataclasses.replace(found, values={**found.values, "alone_us": alone_us})
 
 
-def _run(measuring: Any) -> Figures:
+def _run(measuring: Coroutine[None, None, Figures]) -> Figures:
     try:
         return uvloop.run(until_signalled(measuring))
     except asyncio.CancelledError:

@@ -15,13 +15,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 _STOP_SECONDS: Final = 8
 _TAIL_LINES: Final = 15
+_FILES: Final = 65_536
 
 
 class BenchError(Exception):
@@ -30,15 +32,22 @@ class BenchError(Exception):
 
 @contextmanager
 def child(
-    command: Sequence[str], *, core: int, log: Path, cwd: Path | None = None, pipe: bool = False
+    command: Sequence[str],
+    *,
+    core: int,
+    log: Path,
+    cwd: Path | None = None,
+    pipe: bool = False,
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs `command` on `core`, its output going to `log`; with `pipe` its stdout is the caller's."""
+    """Runs `command` on `core`, its output going to `log`; with `pipe` its stdout is the caller's; `more` is put into
+    its environment."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("POOLGATE_")}
     with log.open("ab") as sink:
         process = subprocess.Popen(
             command,
             cwd=cwd,
-            env=environment,
+            env={**environment, **more},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if pipe else sink,
             stderr=sink,
@@ -113,6 +122,14 @@ def alone(lock: Path) -> Iterator[None]:
 
 
 def allow_many_files() -> None:
-    """As many open files as the host lets us have: 1,000 streams are 2,000 sockets in the target."""
+    """As many open files as the host lets us have: 10,000 streams are 20,000 sockets in the target."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, PermissionError):  # only root may have more than it was given
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard, _FILES),) * 2)
+        return
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def files_allowed() -> int:
+    """How many files a process may have open; its children have the same bound."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -1,9 +1,9 @@
-"""Rounds → medians, ratios against nginx, bars met or missed, one Markdown table.
+"""Rounds → medians, and differences and ratios between targets.
 
 A round counts if it can be trusted: the target hardly waited for a core, the client got about one chunk
 per read (a starved proxy finds several chunks at once and looks cheaper), the pods kept their pace, and
 limits were counted where they should be. If a target has no such round in a scenario its figures are shown
-all the same, marked, and no bar is judged by them. A ratio is the median of the ratios of rounds that ran
+all the same, marked, and nothing is judged by them. A ratio is the median of the ratios of rounds that ran
 side by side, so that a slow minute of the host weighs on both.
 """
 
@@ -18,6 +18,8 @@ from typing import Final, Literal
 MAX_WAITED: Final = 0.08
 MAX_CHUNKS_PER_READ: Final = 1.1
 MIN_ON_PACE: Final = 0.97
+CORE_FULL: Final = 0.95
+"""Share of its core from which on a target, and not the client or the pods, is what sets the rate."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Round:
             return f"waited {self.waited:.0%} for a core"
         return None
 
+    def fell_behind(self) -> bool:
+        """Whether it did not keep the pods' pace with a whole core, and that one full: then it cannot."""
+        behind, full = self.values.get("on_pace", 1.0) < MIN_ON_PACE, self.values.get("busy", 0.0) >= CORE_FULL
+        return behind and full and self.waited <= MAX_WAITED
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -56,36 +63,6 @@ class Cell:
     high: float
     rounds: int
     trusted: bool = True
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: the figure `key` of a scenario, and how it is written."""
-
-    scenario: str
-    title: str
-    key: str
-    form: str
-    ratio: bool = False
-    max_ratio: float | None = None
-    max_gateway: float | None = None
-
-
-ROWS: Final = (
-    Row("requests", "CPU µs per request", "cpu_us", ".1f", ratio=True, max_ratio=2.5),
-    Row("requests", "requests/s (32 connections)", "per_second", ",.0f", ratio=True),
-    Row("requests", "share of its core in use", "busy", ".0%"),
-    Row("chunks", "CPU µs per chunk (5,000/s)", "cpu_us", ".1f", ratio=True, max_ratio=1.3),
-    Row("chunks", "chunks per read", "chunks_per_read", ".2f"),
-    Row("chunks", "chunks/s delivered", "per_second", ",.0f"),
-    Row("chunks", "transit p50, µs", "transit_p50_us", ",.0f", ratio=True),
-    Row("chunks", "transit p99, µs", "transit_p99_us", ",.0f", ratio=True),
-    Row("memory", "KiB per open stream (RSS, 1,000 open)", "kib_per_stream", ".1f", ratio=True, max_gateway=12),
-    Row("memory", "MiB idle (RSS)", "idle_mib", ".1f"),
-    Row("memory", "MiB with all open (RSS)", "open_mib", ".1f"),
-    Row("large 32 KB", "CPU µs per request", "cpu_us", ".1f", ratio=True),
-    Row("large 1 MB", "CPU µs per request", "cpu_us", ",.0f", ratio=True),
-)
 
 
 Edges = Callable[[Sequence[float]], tuple[float, float]]
@@ -137,63 +114,6 @@ def side_by_side(
     if not values:
         return None
     return Cell(statistics.median(values), *edges(values), len(values), trusted=bool(trusted))
-
-
-def ratios(rounds: Sequence[Round], scenario: str, key: str) -> Cell | None:
-    """gateway ÷ nginx."""
-    return side_by_side(rounds, scenario, key, ours="gateway", theirs="nginx", sign="/")
-
-
-def verdict(row: Row, ratio: Cell | None, gateway: Cell | None) -> str:
-    """Met or missed, and by which bar; not judged where no quiet round stands behind the figure."""
-    if row.max_ratio is not None:
-        bar, limit, measured = f"≤ {row.max_ratio:g} × nginx", row.max_ratio, ratio
-    elif row.max_gateway is not None:
-        bar, limit, measured = f"≤ {row.max_gateway:g}", row.max_gateway, gateway
-    else:
-        return ""
-    if measured is None:
-        return f"{bar}: not measured"
-    if not measured.trusted:
-        return f"{bar}: not judged (no quiet round)"
-    return f"{bar}: {'met' if measured.median <= limit else '**missed**'}"
-
-
-def table(rounds: Sequence[Round], targets: Sequence[str]) -> str:
-    """One Markdown table: a line per figure, a column per target."""
-    lines = [
-        "| scenario | figure | " + " | ".join(targets) + " | gateway ÷ nginx | bar |",
-        "|" + "---|" * (len(targets) + 4),
-    ]
-    for scenario in dict.fromkeys(row.scenario for row in ROWS):
-        of_scenario = [round_ for round_ in rounds if round_.scenario == scenario]
-        if not of_scenario:
-            continue
-        lines += [_line(row, of_scenario, targets) for row in ROWS if row.scenario == scenario]
-        if scenario != "memory":
-            lines.append(_waiting_line(scenario, of_scenario, targets))
-    return "\n".join(lines)
-
-
-def _line(row: Row, rounds: Sequence[Round], targets: Sequence[str]) -> str:
-    def over(target: str) -> Cell | None:
-        return cell((r for r in rounds if r.target == target), lambda r: r.values[row.key])
-
-    ratio = ratios(rounds, row.scenario, row.key) if row.ratio else None
-    cells = [written(over(target), row.form) for target in targets]
-    tail = [written(ratio, ".2f") if row.ratio else "", verdict(row, ratio, over("gateway"))]
-    return "| " + " | ".join([row.scenario, row.title, *cells, *tail]) + " |"
-
-
-def _waiting_line(scenario: str, rounds: Sequence[Round], targets: Sequence[str]) -> str:
-    def most(target: str) -> str:
-        whole = [r for r in rounds if r.target == target and r.failed is None]
-        if target == "direct" or not whole:
-            return "–"
-        waits = [r.waited for r in whole]
-        return written(Cell(statistics.median(waits), min(waits), max(waits), len(waits)), ".1%")
-
-    return f"| {scenario} | waited for a core (all rounds) | " + " | ".join(map(most, targets)) + " | | |"
 
 
 def written(value: Cell | None, form: str) -> str:

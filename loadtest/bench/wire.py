@@ -34,7 +34,8 @@ STREAM_HEAD: Final = (
 
 @dataclass(frozen=True)
 class Wish:
-    """How a stream is to be paced: `tokens`, one each `period_us`, `phase_us` after the common beat."""
+    """How a stream is to be paced: `tokens`, one each `period_us`, `phase_us` after the common beat; a period of 0: as
+    fast as they are taken."""
 
     tokens: int
     period_us: int
@@ -85,14 +86,14 @@ def _chat_body(content: str, **fields: object) -> bytes:
     return json.dumps(chat | fields, separators=(",", ":")).encode()
 
 
-def chat_request(host: str, port: int, key: str, body: bytes) -> bytes:
-    """The whole request, with the headers any OpenAI client sends."""
+def chat_request(host: str, port: int, key: str, body: bytes, more: bytes = b"") -> bytes:
+    """The whole request, with the headers any OpenAI client sends, and `more` lines of them."""
     head = (
         f"POST {CHAT_PATH} HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {key}\r\n"
         "Accept: application/json\r\nContent-Type: application/json\r\nUser-Agent: poolgate-bench\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"Content-Length: {len(body)}\r\n"
     )
-    return head.encode() + body
+    return head.encode() + more + b"\r\n" + body
 
 
 # --- answers ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MENDS, NODE_PACKAGES, VALIDATING
+from tests.conftest import MENDS, NODE_PACKAGES, PEERS, VALIDATING
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,8 +53,8 @@ def test_whoever_asks_a_judge_of_manifests_says_so() -> None:
 def test_each_program_that_a_test_wants_has_a_mend() -> None:
     texts = [file.read_text("utf-8") for file in (ROOT / "tests").rglob("*.py")]
     wanted = {name for text in texts for name in MARKS.findall(text)}
-    assert wanted - VALIDATING - NODE_PACKAGES.keys() <= MENDS.keys()
-    assert {"validators", "node", "npm"} <= MENDS.keys()  # what those others come by
+    assert wanted - VALIDATING - PEERS - NODE_PACKAGES.keys() <= MENDS.keys()
+    assert {"validators", "peers", "node", "npm"} <= MENDS.keys()  # what those others come by
 
 
 def test_nothing_is_skipped_in_silence() -> None:
