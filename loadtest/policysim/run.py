@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from gateway.balancing.policy import Policy
+from gateway.discovery.rounds import Pace
 from loadtest.policysim.cells import SLOWNESS, Cell, Condition
 from loadtest.policysim.engine import Engine, Job
 from loadtest.policysim.replica import Replica, Sent
 from loadtest.policysim.workloads import WORKLOADS, Asked, drawn
 
-READ_SECONDS = 0.4
 READ_JITTER = 0.2
-"""A replica reads a pod's `/load` so often, give or take this part of it."""
+"""A replica reads a pod's `/load` as often as the gateway does (`Pace`), give or take this part of it."""
 JOINS_AT = 0.4
 """When a cold pod joins, as a part of the time in which requests come."""
 PAUSE_SECONDS = 0.5
@@ -82,6 +82,7 @@ class _World:
         clients = random.Random(f"clients/{seed}")
         self._replica_of = [clients.randrange(cell.replicas) for _ in requests]
         self._jitter = random.Random(f"readings/{seed}")
+        self._read_seconds = Pace().count_seconds(cell.pods, cell.replicas)
         self._engines: list[Engine] = []
         self._pod_of: dict[str, int] = {}
         self._sent: list[Sent | None] = [None] * len(requests)
@@ -140,7 +141,7 @@ class _World:
         self._pod_of[uid] = pod
         for number, replica in enumerate(self._replicas):
             replica.join(uid, cell.profile.kv_tokens, now, new=new)
-            self._push(now + self._jitter.random() * READ_SECONDS, _Kind.READING, number, pod)
+            self._push(now + self._jitter.random() * self._read_seconds, _Kind.READING, number, pod)
 
     def _arrive(self, number: int, now: float) -> None:
         self._arrived[number] = now
@@ -194,7 +195,7 @@ class _World:
         count = 0 if self._cell.condition is Condition.UNREAD else self._engines[pod].count
         self._replicas[replica].read(f"pod-{pod}", count, now)
         self._hand_out(self._replicas[replica], now)
-        wait = READ_SECONDS * (1 + READ_JITTER * (2 * self._jitter.random() - 1))
+        wait = self._read_seconds * (1 + READ_JITTER * (2 * self._jitter.random() - 1))
         self._push(now + wait, _Kind.READING, replica, pod)
 
     def _sent_of(self, job: Job) -> Sent:

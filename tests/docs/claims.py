@@ -31,6 +31,7 @@ KEYS = "tests/unit/cli/test_keys_command.py::test_the_commands_of_the_page_do_wh
 USAGE = "tests/integration/test_usage.py::test_an_example_of_the_page_prints_what_stands_there"
 LOCKED = "tests/unit/test_repository.py::test_every_locked_dependency_is_pinned_and_hashed"
 SIMULATED = "tests/unit/loadtest/test_policysim.py::test_the_command_writes_what_it_is_asked_for"
+COUNTED = "tests/unit/loadtest/scale/test_counting.py::test_it_measures_all_that_the_figures_have_of_redis"
 ALERTS = "tests/manifests/test_alerts.py::test_the_alerts_fire_when_they_should_and_only_then"
 CHART = "tests/manifests/test_helm.py::test_the_templates_are_what_the_manifests_say"
 
@@ -61,6 +62,7 @@ SPANS = (
         "loadtest.policysim",
         "it takes minutes",
     ),
+    Claim("docs/scale.md", "python -m loadtest.scale.counting", COUNTED, "loadtest.scale.counting", "it takes a while"),
     Claim(
         "docs/decisions/0004-lock-files.md",
         "pip install --require-hashes -r requirements/runtime.lock",

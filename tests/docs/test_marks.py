@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import PurePath
 
 import pytest
@@ -63,8 +63,10 @@ def test_what_is_marked_names_files_and_options_that_exist(block: Block) -> None
     for flag, value in pairwise(part for word in words for part in word.split("=", 1)):
         if flag in ("-k", "-f", "--filename", "--from-file") and not value.startswith(("-", "http")):
             assert (ROOT / value).exists() or _is_made(block, value), f"{block.name}: {value}"
-    for module, options in re.findall(r"python -m ([\w.]+)(.*)", block.script):
-        asked = [sys.executable, "-m", module, "--help"]
+    for module, options in re.findall(r"python -m ([\w.]+)([^#\n]*)", block.script):
+        # Its command, if it has several: what stands before the first option.
+        before = takewhile(lambda word: not word.startswith("-"), options.split())
+        asked = [sys.executable, "-m", module, *before, "--help"]
         told = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert set(re.findall(r"--[\w-]+", options)) <= set(re.findall(r"--[\w-]+", told)), module
 

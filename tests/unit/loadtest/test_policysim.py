@@ -191,12 +191,12 @@ def test_the_least_loaded_by_stale_counts_draws_a_herd_and_is_worse_than_chance(
 
 
 def test_replicas_that_know_of_each_other_by_readings_spread_what_comes_to_each() -> None:
-    """Each replica alone sees a quarter of what a pod has."""
+    """Each replica alone sees an eighth of what a pod has."""
 
     def by_all(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
         return Choice(min(pods, key=lambda pod: (pod.in_flight + pod.others, view.chance())), "all")
 
-    cell, drawn = replace(SMALL, replicas=16), asked("chats", count=1500)
+    cell, drawn = replace(SMALL, replicas=8), asked(count=1500)
     read = figures_of(run.run(cell, by_all, drawn, 1))
     unread = figures_of(run.run(replace(cell, condition=Condition.UNREAD), by_all, drawn, 1))
     assert read.imbalance < unread.imbalance
