@@ -224,6 +224,7 @@ class FakeExchange:
         self.finished = False
         self.aborted = False
         self.client_gone = False
+        self.write_chunk: Callable[[bytes], None] | None = None
         self.paused = False
         self.source: Source | None = None
 
@@ -235,6 +236,10 @@ class FakeExchange:
         self, status: int, content_type: bytes, length: int | None, headers: tuple[tuple[bytes, bytes], ...] = ()
     ) -> None:
         self.status, self.content_type, self.length, self.headers = status, content_type, length, headers
+
+    def whole(self, content_type: bytes, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        self.start(200, content_type, len(body), headers)
+        self.finish(body)
 
     def write(self, data: bytes) -> None:
         assert not self.finished

@@ -134,6 +134,7 @@ class AsgiExchange:
         self._over = False
         self._aborted = False
         self.client_gone = False
+        self.write_chunk: Callable[[bytes], None] | None = None
         self.source: Source | None = None
 
     @property
@@ -156,6 +157,10 @@ class AsgiExchange:
         elif length is not None:
             lines.append((b"content-length", b"%d" % length))
         self._put({"type": "http.response.start", "status": status, "headers": lines})
+
+    def whole(self, content_type: bytes, body: bytes, headers: Headers = ()) -> None:
+        self.start(200, content_type, len(body), headers)
+        self.finish(body)
 
     def write(self, data: bytes) -> None:
         if self._over or not data:

@@ -31,13 +31,16 @@ Seed = tuple[str | bytes, ...]
 """What keeps prompts apart that read alike but share no cache: the model, the adapter, the tools, a tenant's salt."""
 
 
-def blocks_of(prompt: bytes, seed: Seed) -> tuple[int, ...]:
-    """Chained hashes of the prompt's whole blocks, at most `MAX_BLOCKS`. They mean nothing outside this process."""
+def blocks_of(text: bytes, seed: Seed, start: int = 0, end: int | None = None) -> tuple[int, ...]:
+    """Chained hashes of a prompt's whole blocks, at most `MAX_BLOCKS`. They mean nothing outside this process.
+
+    The prompt is what stands in the text from `start` to `end`: a large one is copied nowhere.
+    """
     previous = hash(seed)
     blocks = []
-    end = min(len(prompt), MAX_BLOCKS * BLOCK_BYTES) - BLOCK_BYTES + 1
-    for start in range(0, end, BLOCK_BYTES):
-        previous = hash((previous, prompt[start : start + BLOCK_BYTES]))
+    end = min(len(text) if end is None else end, start + MAX_BLOCKS * BLOCK_BYTES) - BLOCK_BYTES + 1
+    for at in range(start, end, BLOCK_BYTES):
+        previous = hash((previous, text[at : at + BLOCK_BYTES]))
         blocks.append(previous)
     return tuple(blocks)
 
@@ -58,12 +61,12 @@ def uid_key(uid: str) -> int:
 
 
 def _key(purpose: bytes, *parts: str | bytes) -> int:
-    digest = blake2b(digest_size=8, person=purpose)
+    said = []
     for part in parts:
         # A name out of JSON may hold half of a surrogate pair.
         raw = part[:KEY_BYTES].encode("utf-8", "surrogatepass") if isinstance(part, str) else part[:KEY_BYTES]
-        digest.update(b"%d:" % len(raw))
-        digest.update(raw)
+        said.append(b"%d:%b" % (len(raw), raw))
+    digest = blake2b(b"".join(said), digest_size=8, person=purpose)
     # Odd, and so never 0, and the product of two keys (see `policy.session`) loses no bit of either.
     return int.from_bytes(digest.digest(), "big") | 1
 

@@ -393,7 +393,9 @@ class Balancer:
         self._by_model[model] = self._by_model.get(model, 0) + 1
         self._active += 1
         self._retrying += retry
-        tokens = max(0, wish.tokens - choice.cached_tokens)
+        tokens = wish.tokens - choice.cached_tokens
+        if tokens < 0:
+            tokens = 0
         seat.pending_tokens += tokens
         if wish.blocks:
             self._cache.sent(seat.uid, wish.blocks)
@@ -414,8 +416,9 @@ class Balancer:
         if len(room) == 1:
             choice = Choice(room[0], "only")
         else:
-            choice = POLICIES[state.pool.policy](room, wish, state.view)
-            learn(state.view, wish, choice)
+            view = state.view
+            choice = POLICIES[state.pool.policy](room, wish, view)
+            learn(view, wish, choice)
         if state.health.panic and state.health.state(choice.standing.uid) in (State.EJECTED, State.PROBING):
             return choice._replace(reason="panic")
         return choice
@@ -535,7 +538,7 @@ class Balancer:
             return
         if was_probe:
             self._settle(state, self._clock())
-        elif len(state.line):
+        elif state.line.count:
             self._hand_out(state, self._clock(), 1)
 
     def _forgive(self, now: float) -> None:
@@ -592,13 +595,29 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if self._open:
+            self._open = False
+            self._balancer._ended(self)
 
     def close(self) -> None:
         """Give back what was counted; once, however often it is called."""
         if self._open:
             self._open = False
             self._balancer._ended(self)
+
+    def came_whole(self, caller: Hashable, now: float) -> None:
+        """`began` and `answered` at once."""
+        seat, balancer = self.seat, self._balancer
+        seat.heard_at = now
+        seat.pending_tokens -= self.tokens
+        self.tokens = 0
+        if self.retry or seat.probing:
+            balancer._began(self)
+        state = balancer._pools.get(seat.pod.pool)
+        if state is not None:
+            state.health.answered(seat.uid, caller, now)
+            if seat.probing:
+                balancer._settle(state, now)
 
     def began(self, now: float) -> None:
         """The answer is whole, or its first token is here."""

@@ -139,7 +139,10 @@ class PoolHealth:
         record = self._ready.get(uid)
         if record is None:
             return
-        self._speaks(record, caller, now)
+        if record.state is State.HEALTHY and caller in record.answered_to:
+            record.answered_to[caller] = now
+        else:
+            self._speaks(record, caller, now)
         record.in_a_row = 0
         if now >= record.slot_ends:
             record.turn(now)

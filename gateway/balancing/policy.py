@@ -9,6 +9,7 @@ from math import inf, sqrt
 from typing import NamedTuple, Protocol
 
 from gateway.balancing.affinity import TOKENS_PER_BLOCK
+from gateway.core.made import maker
 
 
 class Standing:
@@ -70,6 +71,9 @@ class Choice(NamedTuple):
     """The pods that were weighed against each other, for who asks why; empty where nothing was."""
     costs: Sequence[float] = ()
     """What each of them would have cost, in their order."""
+
+
+_choice = maker(Choice)
 
 
 class Cached(Protocol):
@@ -142,6 +146,10 @@ def auto(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
     home = _first(pods, wish.key) if wish.key and view.familiar else None
     if len(pods) > MOST_WEIGHED:
         pods = _some(pods, wish, view, home)
+    if not (wish.blocks or wish.key):
+        choice = _least_work(pods, tokens, view)
+        if choice is not None:
+            return choice
     own = pending = failed = others = 0
     for pod in pods:
         own += pod.in_flight
@@ -150,8 +158,6 @@ def auto(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
         others += pod.others
     each = pending / own if own else 0.0
     bound = SHARE_FACTOR * (own + failed + others) / len(pods) + SHARE_SLACK
-    if not (wish.blocks or wish.key or others):
-        return _least_work(pods, wish, view, bound)
     usual = others / len(pods)
     usual += CHANCE_DEVIATIONS * sqrt(usual)
     blocks, cached_at = wish.blocks, view.cache.cached
@@ -189,24 +195,32 @@ def auto(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
     return Choice(best, "home" if best is home else "cheapest", 0, most, pods, costs)
 
 
-def _least_work(pods: Sequence[Standing], wish: Wish, view: View, bound: float) -> Choice:
-    """What `auto` comes to for a prompt that shares nothing, at pods with no requests but ours, in less time: most
-    requests are short."""
-    work = WORK_FACTOR * wish.tokens
-    costs = [
-        inf
-        if (running := pod.in_flight + pod.failed) > bound * pod.weight
-        else pod.pending_tokens + work + BUSY_TOKENS * (running + 1) / pod.weight
-        for pod in pods
-    ]
+def _least_work(pods: Sequence[Standing], tokens: int, view: View) -> Choice | None:
+    """What `auto` comes to for a prompt that shares nothing, at pods with no requests but ours, in one pass: most
+    requests are short. None: it takes a second look."""
+    work = WORK_FACTOR * tokens
+    total = most = 0
+    lightest = 1.0
+    costs = []
+    for pod in pods:
+        running, weight = pod.in_flight + pod.failed, pod.weight
+        if pod.others:
+            return None
+        total += running
+        if running > most:
+            most = running
+        if weight < lightest:
+            lightest = weight
+        costs.append(pod.pending_tokens + work + BUSY_TOKENS * (running + 1) / weight)
+    if most > (SHARE_FACTOR * total / len(pods) + SHARE_SLACK) * lightest:
+        # One may have more than its share.
+        return None
     lowest = min(costs)
-    if lowest == inf:
-        return least(pods, wish, view)
-    equals = costs.count(lowest)
-    place = costs.index(lowest)
-    for _ in range(int(view.chance() * equals) if equals > 1 else 0):
-        place = costs.index(lowest, place + 1)
-    return Choice(pods[place], "cheapest", 0, 0, pods, costs)
+    place, equals = costs.index(lowest), costs.count(lowest)
+    if equals > 1:
+        for _ in range(int(view.chance() * equals)):
+            place = costs.index(lowest, place + 1)
+    return _choice((pods[place], "cheapest", 0, 0, pods, costs))
 
 
 def _some(pods: Sequence[Standing], wish: Wish, view: View, home: Standing | None) -> Sequence[Standing]:

@@ -83,7 +83,7 @@ class Attempt(NamedTuple):
 
 
 class Trail:
-    """What happened to one request, written as it happens by its one task, and observed once at its end.
+    """What happened to one request, written as it happens by its one coroutine, and observed once at its end.
 
     Times are monotonic seconds; None where the moment never came. What is not written is the class's own value, which
     costs nothing: most requests have one attempt, no retry and no code.

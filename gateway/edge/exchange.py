@@ -73,6 +73,7 @@ class EdgeExchange:
         "_write",
         "client_gone",
         "source",
+        "write_chunk",
     )
 
     def __init__(self, connection: Line, write: Callable[[bytes], None] | None, visit: Visit) -> None:
@@ -87,6 +88,7 @@ class EdgeExchange:
         self._over = False
         self.client_gone = False
         self.source: Source | None = None
+        self.write_chunk: Callable[[bytes], None] | None = None
 
     @property
     def paused(self) -> bool:
@@ -121,6 +123,28 @@ class EdgeExchange:
             # No content has neither type nor length (RFC 9110, section 8.6).
             self._head = self._head.replace(b"content-type: \r\ncontent-length: 0\r\n", b"", 1)
 
+    def whole(self, content_type: bytes, body: bytes, headers: Headers = ()) -> None:
+        connection, visit = self._connection, self._visit
+        date_line, closes, _ = connection.answering()
+        self._over = True
+        self.write_chunk = _to_nobody
+        self._write(
+            b"HTTP/1.1 200 OK\r\n%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
+            b"x-content-type-options: nosniff\r\n%b%b%b%b\r\n%b"
+            % (
+                date_line,
+                content_type,
+                len(body),
+                visit.trail.request_id.encode("ascii"),
+                visit.limit_lines,
+                visit.origin_lines,
+                b"".join([b"%b: %b\r\n" % header for header in headers]) if headers else b"",
+                b"connection: close\r\n" if closes else b"",
+                body,
+            )
+        )
+        connection.answered()
+
     def write(self, data: bytes) -> None:
         if self._flowing and data:
             self._write(b"%x\r\n%b\r\n" % (len(data), data))
@@ -129,13 +153,16 @@ class EdgeExchange:
                 data = b"%x\r\n%b\r\n" % (len(data), data)
             self._write(self._head + data)
             self._head = b""
-            self._flowing = self._chunked
+            if self._chunked:
+                self._flowing = True
+                self.write_chunk = self._write
 
     def finish(self, data: bytes = b"") -> None:
         if self._over:
             return
         self._over = True
         self._flowing = False
+        self.write_chunk = _to_nobody
         if self._head_only:
             data = b""
         elif self._chunked:
@@ -149,14 +176,15 @@ class EdgeExchange:
         if not self._over:
             self._over = True
             self._flowing = False
+            self.write_chunk = _to_nobody
             self._connection.abort()
 
     def lost(self) -> None:
         """The client has gone. What a pod says until the request's task hears of it is for nobody: uvloop raises at a
         write to a connection that is over, through the pod's connection, as if that had failed."""
         self.client_gone = True
-        self._write = _to_nobody
+        self._write = self.write_chunk = _to_nobody
 
 
 def _to_nobody(data: bytes) -> None:
-    """The client had gone before its answer began."""
+    """The client has gone, or its answer is over."""

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from gateway.core.clock import Clock, http_date
 from gateway.edge.bounds import Bounds
+from gateway.edge.exchange import Framing
+from gateway.edge.known import KnownHead
 from gateway.edge.protocol import ClientConnection
 from gateway.edge.room import Room
 from gateway.edge.tls import Tls
@@ -20,6 +22,7 @@ LATE_SECONDS = 0.5
 _CATCH_UP_TURNS = 32
 """Turns of the loop, each of which reads 256 KiB of a connection: as much as waits in a socket."""
 _MOST_HOSTS = 1024
+_MOST_KNOWN = 1024
 
 
 class Edge:
@@ -50,11 +53,14 @@ class Edge:
         self.connections = self.room.connections
         self.hosts: set[bytes | None] = set()
         """Hosts that were seen and are proper."""
+        self.known: dict[tuple[bytes, ...], KnownHead] = {}
+        """Heads that came before."""
         self.tls: Tls | None = None
         """Stands before each connection, if set."""
         self.now = clock.monotonic()
         """The time of the last sweep: precise enough for deadlines."""
-        self.date_line = b""
+        self.framing = Framing(b"", closes=False, chunks=True)
+        """How most answers are framed that begin now."""
         self.closing = False
         """Every answer that begins from now on says that it closes its connection."""
         self.short_of_memory = False
@@ -91,6 +97,12 @@ class Edge:
         if host is not None and len(self.hosts) < _MOST_HOSTS:
             self.hosts.add(host)
 
+    def remember_head(self, known: KnownHead) -> KnownHead:
+        """One of those that are alike, for all connections on which it comes."""
+        if len(self.known) >= _MOST_KNOWN:
+            self.known.clear()
+        return self.known.setdefault(known[:3], known)
+
     # Time.
 
     def sweep(self, now: float) -> None:
@@ -103,7 +115,7 @@ class Edge:
         wall = self._wall()
         if int(wall) != self._date_of:
             self._date_of = int(wall)
-            self.date_line = b"date: " + http_date(wall) + b"\r\n"
+            self.framing = Framing(b"date: " + http_date(wall) + b"\r\n", closes=False, chunks=True)
         if late:
             # Nobody is judged for what has come and only waits for us to read it.
             self._judge_after(_CATCH_UP_TURNS)

@@ -3,7 +3,8 @@
 uvicorn keeps the sockets; from the first byte on a connection is ours, and nothing is handed over, so none ever leaves
 these bounds. Bounds and deadlines hold before a request exists: on how many connections there are, on the head's size,
 count and time, on the URL, on the body's size, time and rate, and on all bodies together. llhttp runs strict, which
-refuses most of what smuggling is made of; what it lets through is refused by `heads`.
+refuses most of what smuggling is made of; what it lets through is refused by `heads`. A head with the bytes of one that
+passed all this before is not parsed again (see `known`), and its body is measured by its length alone.
 
 Pipelining: the first request is answered, then the connection closes (RFC 9112 section 9.3.2 allows it). What comes
 behind it is thrown away, up to a bound; from there on the socket is not read until the answer has ended, which costs
@@ -36,6 +37,8 @@ from gateway.edge.heads import (
     repeated_names,
     too_much,
 )
+from gateway.edge.known import KnownHead, known_head, said_again
+from gateway.pipeline.errand import Errand
 from gateway.pipeline.exchange import Head
 from gateway.pipeline.forward import draining
 from gateway.pipeline.proxies import peer_of
@@ -45,8 +48,12 @@ if TYPE_CHECKING:
     # It makes these, and each knows it.
     from gateway.edge.port import Edge
 
+_MANY_PIECES = 64
 _LEFT = (7, 8)
 """TCP_CLOSE and TCP_CLOSE_WAIT in Linux's tcp_states.h: reset, and ended by the peer."""
+
+_MOST_UNLIKE = 4
+"""A client that says something new so often in a row has none of its heads kept any more."""
 
 log = logging.getLogger("poolgate.edge")
 
@@ -57,26 +64,31 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_behind_bytes",
         "_body",
+        "_body_left",
         "_body_since",
         "_caller",
         "_chunked",
         "_deadline",
         "_edge",
+        "_errand",
         "_exchange",
         "_head_bytes",
         "_headers",
         "_held_bytes",
         "_in_head",
         "_keep_alive",
+        "_known",
         "_lingering",
         "_loop",
         "_old_http",
         "_parser",
+        "_pieces",
         "_raw_bytes",
+        "_read",
         "_refusal",
         "_stalled_since",
-        "_task",
         "_transport",
+        "_unlike",
         "_url",
         "_visit",
         "due",
@@ -90,7 +102,7 @@ class ClientConnection(asyncio.Protocol):
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._exchange: EdgeExchange | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._errand: Errand | None = None
         self._lingering = False
         self._stalled_since: float | None = None
         self._deadline = edge.now + edge.bounds.head_seconds
@@ -105,12 +117,23 @@ class ClientConnection(asyncio.Protocol):
         self._behind_bytes = 0
         """Bytes behind the message, read while it was served."""
         self._headers: list[tuple[bytes, bytes]] = []
+        self._known: KnownHead | None = None
+        """The head that came last, if it may come again."""
+        self._unlike = 0
+        """How many came in a row that were not alike."""
+        self._read = b""
+        """What was read last, if a head begins there."""
         self._visit: Visit | None = None
         self._refusal: PoolgateError | None = None
         self._keep_alive = False
         self._old_http = False
         self._chunked = False
-        self._body = bytearray()
+        self._pieces: list[bytes] = []
+        """Of the body, as they came; joined when it is whole."""
+        self._body: bytearray | None = None
+        """What came before them, of one that comes in very many."""
+        self._body_left = 0
+        """What is still to come of the body behind a head that was known."""
         self._body_since = 0.0
         self._held_bytes = 0
         """What its body has of the budget, from its first byte until the answer begins."""
@@ -118,7 +141,7 @@ class ClientConnection(asyncio.Protocol):
         """Whose it is; empty without authentication, where all are one."""
         self._url: list[bytes] = []
         # llhttp calls these for each piece; a method of the container's own costs no Python frame.
-        self.on_body = self._body.extend
+        self.on_body = self._pieces.append
         self.on_url = self._url.append
 
     # asyncio's callbacks.
@@ -138,12 +161,21 @@ class ClientConnection(asyncio.Protocol):
             return
         edge = self._edge
         if self._in_head:
-            if not self._head_bytes and self._keep_alive:
-                # A later request's time begins with its first byte; a connection's first has run since the beginning.
-                self.due = self._deadline = edge.now + edge.bounds.head_seconds
+            if not self._head_bytes:
+                if self._known is not None and self._come_again(self._known, data):
+                    return
+                if self._keep_alive:
+                    # A later request's time begins with its first byte; a connection's first has run since it is there.
+                    self.due = self._deadline = edge.now + edge.bounds.head_seconds
+                self._read = data
+            else:
+                self._read = b""
             self._head_bytes += len(data)
         else:
             self._raw_bytes += len(data)
+            if self._body_left:
+                self._take_body(data)
+                return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as failed:
@@ -156,6 +188,9 @@ class ClientConnection(asyncio.Protocol):
             if self._refusal is not None or self._url:
                 # What came behind the request is the beginning of another one, or of nothing good.
                 self._came_behind(1)
+            if self._errand is not None:
+                # Not in llhttp's callback: it may be answered at once.
+                self._errand.go_on()
             return
         if self._refusal is None:
             if not self._in_head:
@@ -166,6 +201,58 @@ class ClientConnection(asyncio.Protocol):
                 self._refusal = URL_TOO_LONG
         if self._refusal is not None:
             self.refuse(self._refusal)
+
+    def _come_again(self, known: KnownHead, data: bytes) -> bool:
+        """Take a request whose head is known, with no more behind the head than its body. llhttp does not see it."""
+        said = said_again(known, data)
+        if said is None:
+            self._unlike += 1
+            if self._unlike >= _MOST_UNLIKE:
+                self._known = None
+            return False
+        self._unlike = 0
+        key, length, body_at = said
+        edge = self._edge
+        left = length - (len(data) - body_at)
+        if left < 0 or length > edge.bodies.left:
+            return False
+        visit = edge.reception.receive_again(known.head, known.operation, key, edge.monotonic())
+        if visit is None or length > visit.max_body_bytes:
+            return False
+        self._in_head = False
+        self._head_bytes = len(data)
+        caller = self._caller = visit.tenant.key_id
+        body = data[body_at:]
+        if left or not edge.bodies.take(length, caller):
+            self._visit = visit
+            self._body_left = length
+            self.due = self._body_since = edge.now
+            self._deadline = edge.now + edge.bounds.body_seconds
+            self._take_body(body)
+            return True
+        self._held_bytes = length
+        transport = self._transport
+        exchange = self._exchange = EdgeExchange(self, None if transport is None else transport.write, visit)
+        errand = self._errand = Errand(edge.pipeline.serve(visit, body, exchange), self._loop)
+        errand.go_on()
+        return True
+
+    def _take_body(self, data: bytes) -> None:
+        """A piece of the body behind a head that was known."""
+        behind = len(data) - self._body_left
+        if data:
+            self._pieces.append(data if behind <= 0 else data[:-behind])
+        self._body_left = max(0, -behind)
+        self._refusal = self.improper_body(self._visit)
+        if self._refusal is None and not self._body_left:
+            self.on_message_complete()
+        if self._refusal is not None:
+            self._body_left = 0
+            self.refuse(self._refusal)
+        elif self._errand is not None:
+            if behind > 0:
+                self._came_behind(behind)
+            self._errand.go_on()
 
     def _our_own(self, failed: BaseException | None) -> PoolgateError:
         """What is said when reading a request failed through no fault of its own."""
@@ -194,13 +281,12 @@ class ClientConnection(asyncio.Protocol):
         self._let_go_of_body()
         if self._visit is not None:
             self._edge.pipeline.left(self._visit)
-        exchange, task = self._exchange, self._task
-        self._exchange = self._task = None
+        exchange, errand = self._exchange, self._errand
+        self._exchange = self._errand = None
         if exchange is not None:
             exchange.lost()
-        if task is not None:
-            # Not at once: a task that is cancelled before its first step would never run, and its trail be lost.
-            self._loop.call_soon(task.cancel)
+        if errand is not None:
+            errand.cancel()
 
     def pause_writing(self) -> None:
         self._stalled_since = self._edge.now
@@ -260,6 +346,12 @@ class ClientConnection(asyncio.Protocol):
         self._deadline = edge.now + edge.bounds.body_seconds
         if edge.bodies.left < visit.max_body_bytes and self._refusal is None:
             self._refusal = self.no_room_for(int(fields.get(b"content-length", 0)))
+        if self._read and self._keep_alive and self._unlike < _MOST_UNLIKE:
+            key = edge.reception.key_of(visit)
+            known = None if key is None else known_head(self._read, key, head, visit.operation)
+            if known is not None:
+                self._known = edge.remember_head(known)
+        self._read = b""
         if b"expect" in fields and self._refusal is None and not self._old_http and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -268,12 +360,12 @@ class ClientConnection(asyncio.Protocol):
         if self._refusal is not None or self._exchange is not None or visit is None:
             return
         edge = self._edge
-        if len(self._body) > visit.max_body_bytes or self._chunked:
+        size = self._body_bytes()
+        if size > visit.max_body_bytes or self._chunked:
             self._refusal = self.improper_body(visit)
             if self._refusal is not None:
                 return
-        body = bytes(self._body)
-        self._body.clear()
+        body = self._taken_body()
         if not edge.bodies.take(len(body) - self._held_bytes, self._caller, self._held_bytes):
             self._refusal = edge.bodies.refusal()
             return
@@ -282,9 +374,31 @@ class ClientConnection(asyncio.Protocol):
             # The body came later than the head: the clock starts when the request is whole.
             visit.trail.received_at = edge.monotonic()
         exchange = self._answer(visit)
-        self._task = self._loop.create_task(edge.pipeline.serve(visit, body, exchange))
+        self._errand = Errand(edge.pipeline.serve(visit, body, exchange), self._loop)
         # Last: what fails before this is answered as what came in part.
         self._exchange, self._visit = exchange, None
+
+    def _body_bytes(self) -> int:
+        """How much of the body there is."""
+        pieces = self._pieces
+        if len(pieces) == 1 and self._body is None:
+            return len(pieces[0])
+        if len(pieces) > _MANY_PIECES:
+            # A body in pieces of a byte each would else take many times its size.
+            self._body = bytearray() if self._body is None else self._body
+            self._body += b"".join(pieces)
+            pieces.clear()
+        return sum(map(len, pieces)) + (0 if self._body is None else len(self._body))
+
+    def _taken_body(self) -> bytes:
+        """The body, taken from here. Nearly every one came in one piece, which is not copied."""
+        pieces = self._pieces
+        if self._body is not None:
+            pieces.insert(0, bytes(self._body))
+            self._body = None
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        return body
 
     # What is wrong with what came; each may be asked for more than once.
 
@@ -314,7 +428,7 @@ class ClientConnection(asyncio.Protocol):
         """What is wrong with a body, of which there is this much so far."""
         if visit is None:
             return None
-        size, bounds = len(self._body), self._edge.bounds
+        size, bounds = self._body_bytes(), self._edge.bounds
         # Chunk extensions and trailers are no body, and llhttp sets them no bound.
         if size > visit.max_body_bytes or self._raw_bytes > visit.max_body_bytes * 9 // 8 + bounds.max_head_bytes:
             return too_large(visit)
@@ -335,7 +449,7 @@ class ClientConnection(asyncio.Protocol):
         bounds = self._edge.bounds
         self.due = self._deadline
         if not self._in_head and bounds.min_body_rate:
-            paid_for = bounds.body_grace_seconds + len(self._body) / bounds.min_body_rate
+            paid_for = bounds.body_grace_seconds + self._body_bytes() / bounds.min_body_rate
             self.due = min(self.due, self._body_since + paid_for)
         return RequestTimeout("the request did not arrive in time") if now >= self.due else None
 
@@ -350,7 +464,7 @@ class ClientConnection(asyncio.Protocol):
             visit = self._edge.reception.stranger(self._edge.monotonic(), error)
         exchange = self._exchange = self._answer(visit)
         self._lingering = True
-        self._body.clear()
+        self._taken_body()
         self._edge.pipeline.refuse(visit, exchange, error)
 
     def _answer(self, visit: Visit) -> EdgeExchange:
@@ -358,12 +472,15 @@ class ClientConnection(asyncio.Protocol):
 
     def answering(self) -> Framing:
         """An answer begins: the body is let go of, since no other pod will be asked. Says how to frame the answer."""
-        if self._held_bytes:
-            self._let_go_of_body()
         edge = self._edge
+        if self._held_bytes:
+            edge.bodies.give_back(self._held_bytes, self._caller)
+            self._held_bytes = 0
         if edge.closing or edge.short_of_memory:
             self._keep_alive = False
-        return Framing(edge.date_line, not self._keep_alive, not self._old_http)
+        if self._keep_alive and not self._old_http:
+            return edge.framing
+        return Framing(edge.framing.date_line, not self._keep_alive, not self._old_http)
 
     def _let_go_of_body(self) -> None:
         self._edge.bodies.give_back(self._held_bytes, self._caller)
@@ -371,7 +488,7 @@ class ClientConnection(asyncio.Protocol):
 
     def answered(self) -> None:
         """The answer's last byte is handed over."""
-        self._exchange = self._task = None
+        self._exchange = self._errand = None
         transport, edge = self._transport, self._edge
         if transport is None or transport.is_closing():
             return

@@ -74,31 +74,27 @@ class _Plan:
         "admitted",
         "asked_at",
         "buckets",
+        "counts_tokens",
         "levels",
+        "lines",
         "most_of_answer",
         "most_of_both",
         "most_of_prompt",
-        "requests",
-        "tokens",
     )
 
     def __init__(self, buckets: tuple[Bucket, ...], decisions: dict[tuple[str, str], Count]) -> None:
         self.buckets = buckets
         self.admitted = [decisions[bucket.name, "admitted"] for bucket in buckets]
-        rates = [(at, bucket) for at, bucket in enumerate(buckets) if bucket.period]
-        self.requests = _Shown("requests", [each for each in rates if each[1].counts is Counts.REQUESTS])
-        self.tokens = _Shown("tokens", [each for each in rates if each[1].counts is not Counts.REQUESTS])
+        self.lines = _Shown(buckets).lines
+        """Header lines that tell where its limits stand, of these levels."""
         self.most_of_prompt = _smallest(buckets, Counts.PROMPT)
         """What the limits allow at once, here and below."""
         self.most_of_answer = _smallest(buckets, Counts.COMPLETION)
         self.most_of_both = _smallest(buckets, Counts.BOTH)
+        self.counts_tokens = any(bucket.counts is not Counts.REQUESTS for bucket in buckets)
         self.levels: Sequence[float] = ()
         """Where its limits stood after the last request, and when that came (monotonic seconds)."""
         self.asked_at = -inf
-
-    def lines(self, levels: Sequence[float]) -> bytes:
-        """Header lines that tell where its limits stand."""
-        return self.requests.lines(levels) + self.tokens.lines(levels)
 
 
 class Admission:
@@ -110,6 +106,8 @@ class Admission:
         self._decisions = {(limit, decision): decisions(limit, decision) for limit in LIMITS for decision in DECISIONS}
         self._plans: dict[tuple[Tenant, str, str], _Plan] = {}
         self._answers: dict[str, float] = {}
+        self._learns = False
+        """Somebody has a limit of tokens: how long a model's answers are is learned from everybody's."""
 
     def use(self, rules: Rules) -> None:
         """Other limits are in force for what comes from now on."""
@@ -119,6 +117,14 @@ class Admission:
     def forget_callers(self) -> None:
         """The keys have changed: what is kept for those that were is let go."""
         self._plans.clear()
+
+    def is_free(self, tenant: Tenant, user: str, model: str) -> bool:
+        """Whether nothing limits this caller with this model, and nothing is to be learned from its answers: then there
+        is nothing to reserve."""
+        if self._learns:
+            return False
+        plan = self._plans.get((tenant, user, model))
+        return plan is not None and not plan.buckets
 
     def reserve_nowait(self, ask: Ask, trail: Trail) -> "Reservation | None":
         """Let a request in, if that can be said at once; None: it has to be asked for, by `reserve`.
@@ -177,6 +183,7 @@ class Admission:
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
             plan = self._plans[key] = _Plan(self._rules.buckets(*key), self._decisions)
+            self._learns = self._learns or plan.counts_tokens
         return plan
 
     def _costs(self, plan: _Plan, ask: Ask) -> Costs:
@@ -238,33 +245,40 @@ class Reservation:
 
 
 class _Shown:
-    """The headers of one kind: those of the limit that has the least left."""
+    """The headers of the limits: of each kind those of the one that has the least left."""
 
-    __slots__ = ("_rates",)
+    __slots__ = ("_kinds",)
 
-    def __init__(self, kind: str, rates: list[tuple[int, Bucket]]) -> None:
-        said = (
-            f"x-ratelimit-limit-{kind}: %d\r\nx-ratelimit-remaining-{kind}: %%d\r\nx-ratelimit-reset-{kind}: %%b\r\n"
-        ).encode()
-        self._rates = [(at, bucket.period, bucket.interval, said % bucket.amount) for at, bucket in rates]
+    def __init__(self, buckets: tuple[Bucket, ...]) -> None:
+        kinds: dict[str, list[tuple[int, float, float, bytes]]] = {"requests": [], "tokens": []}
+        for at, bucket in enumerate(buckets):
+            if bucket.period:
+                kind = "requests" if bucket.counts is Counts.REQUESTS else "tokens"
+                said = (
+                    f"x-ratelimit-limit-{kind}: {bucket.amount}\r\n"
+                    f"x-ratelimit-remaining-{kind}: %d\r\nx-ratelimit-reset-{kind}: %b\r\n"
+                )
+                kinds[kind].append((at, bucket.period, bucket.interval, said.encode()))
+        self._kinds = [rates for rates in kinds.values() if rates]
 
     def lines(self, levels: Sequence[float]) -> bytes:
-        """The lines of the head, made in one piece: for six headers that is a third of the price."""
-        least, shown = inf, None
-        for rate in self._rates:
-            at, period, interval, _ = rate
-            # A thousandth more: what is whole may come out as a little less.
-            left = (period - levels[at]) / interval + 0.001
-            if left < least:
-                least, shown = left, rate
-        if shown is None:
-            return b""
-        return shown[3] % (max(0, int(least)), duration(levels[shown[0]]))
+        """The lines of the head, those of a kind made in one piece: for three headers that is a third of the price."""
+        told = b""
+        for rates in self._kinds:
+            least, reset, said = inf, 0.0, b""
+            for at, period, interval, text in rates:
+                level = levels[at]
+                # A thousandth more: what is whole may come out as a little less.
+                left = (period - level) / interval + 0.001
+                if left < least:
+                    least, reset, said = left, level, text
+            told += said % (int(least) if least > 0 else 0, duration(reset))
+        return told
 
 
 def duration(microseconds: float) -> bytes:
     """A duration as Go writes it, and OpenAI with it: `0s`, `12ms`, `1.25s`, `6m0s`; rounded up to milliseconds."""
-    milliseconds = _milliseconds(microseconds)
+    milliseconds = ceil((microseconds - SLACK / 2) / 1000)
     if milliseconds < 1000:
         return b"%dms" % milliseconds if milliseconds else b"0s"
     minutes, rest = divmod(milliseconds, 60_000)

@@ -18,6 +18,8 @@ from enum import IntEnum
 from math import floor, inf
 from typing import Literal, NamedTuple
 
+from gateway.core.made import maker
+
 MINUTE = 60e6
 DAY = 86_400e6
 SLACK = 1.0
@@ -78,6 +80,9 @@ class Taken(NamedTuple):
     """It was refused because the limit could not be looked at."""
     source: object = None
     """Where it was taken, and is settled: a store's own affair."""
+
+
+_taken = maker(Taken)
 
 
 def interval_of(bucket: Bucket, share: float) -> float:
@@ -141,7 +146,7 @@ class Book:
                 tats[bucket.key] = now + levels[at]
         if len(tats) >= self._sweep_at:
             self._sweep(now)
-        return Taken(levels, source=self)
+        return _taken((levels, None, 0.0, False, self))
 
     def level(self, bucket: Bucket, now: float) -> float:
         """Until it is full again, or how many run; nothing is taken."""
@@ -159,7 +164,10 @@ class Book:
 
     def correct(self, bucket: Bucket, more: int, now: float, share: float = 1.0) -> None:
         """Spend so much more from a rate, or less; nothing makes a bucket more than full."""
-        level = max(0.0, self.tats.get(bucket.key, 0.0) - now) + more * interval_of(bucket, share)
+        tat = self.tats.get(bucket.key, 0.0)
+        level = (tat - now if tat > now else 0.0) + more * (
+            bucket.interval if share == 1.0 else interval_of(bucket, share)
+        )
         if level > 0.0:
             self.tats[bucket.key] = now + level
         else:

@@ -4,13 +4,17 @@ We forward what the client sent, so what we read must be what vLLM will read. A 
 and a decoder does not tell of it: it takes the last one. But what it read accounts for every byte of a text that has
 each key once, which `first_repeated` checks without a second look at the values. No function here recurses.
 
+Most of a large body is a few long strings, which say nothing of its structure. So it is looked at without them: a
+`Hollow` text.
+
 The edits give the body in parts: what stays is looked at through a memoryview and copied nowhere.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from bisect import bisect_left
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 MAX_NESTING = 64
 MAX_CONTAINERS = 131_072
@@ -18,6 +22,8 @@ MAX_CONTAINERS = 131_072
 
 _LONG = 4096
 _SHORT = 16_384
+_MISSES = 64
+_LAYERS = 8
 _SPACED = {
     key: b', "%b": ' % key.encode()
     for key in (
@@ -29,13 +35,29 @@ _SPACED = {
 """What begins a member, for those that most bodies have."""
 _HEAD = re.compile(rb'[ \t\r\n]*+("(?:[^"\\]++|\\.)*+")[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
 _AFTER = re.compile(rb"[ \t\r\n]*+[,}]")
+_TO_STRING = re.compile(rb'[ \t\r\n]*+:[ \t\r\n]*+"')
 _COLON = re.compile(rb"[ \t\r\n:]*+")
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\],:]', re.DOTALL)
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"{}[]'))
 _ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
 _STRING = re.compile(rb'"[^"]*"')
+_DIGITS = re.compile(rb"[0-9]{2}")
 
 Parts = list[bytes | memoryview]
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+"""Work that others may have a turn within, wherever it yields."""
+
+
+def at_once(steps: Steps[T]) -> T:
+    """What comes of all steps."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as last:
+        done: T = last.value
+        return done
 
 
 class Member(NamedTuple):
@@ -81,14 +103,19 @@ def first_repeated(text: bytes, values: Mapping[str, bytes]) -> str | None:
     value that it has. Is nothing else in the text, no key is there twice. Most texts are written in one of two ways,
     and of those without any space the length says it all: a further member, or an escape in a key, would take more.
     """
-    bare = sum(map(len, values)) + sum(map(len, values.values())) + 4 * len(values) + 1
-    if len(text) == bare or (len(text) == bare + 2 * len(values) - 1 and _is_spaced(text, values)):
+    spaces = len(text) - _bare_length(values)
+    if not spaces or (spaces == 2 * len(values) - 1 and _is_spaced(text, values)):
         return None
     try:
         members_of(text, values)
     except Twice as twice:
         return twice.key
     return None
+
+
+def _bare_length(values: Mapping[str, bytes]) -> int:
+    """Of an object of these members without a space between them."""
+    return sum(map(len, values)) + sum(map(len, values.values())) + 4 * len(values) + 1
 
 
 def _is_spaced(text: bytes, values: Mapping[str, bytes]) -> bool:
@@ -143,12 +170,144 @@ def members_of(text: bytes, values: Mapping[str, bytes]) -> list[Member]:
     return found
 
 
+def places_of(text: bytes, values: Mapping[str, bytes]) -> dict[str, tuple[int, int]]:
+    """Where each member's value begins and ends, in a text for which `first_repeated` said None."""
+    spaces = len(text) - _bare_length(values)
+    if spaces and not (spaces == 2 * len(values) - 1 and _is_spaced(text, values)):
+        return {member.key: (member.value_start, member.value_end) for member in members_of(text, values)}
+    places = {}
+    space = 1 if spaces else 0
+    at = 1
+    for key, value in values.items():
+        start = at + len(key) + 3 + space
+        at = start + len(value)
+        places[key] = start, at
+        at += 1 + space
+    return places
+
+
 def _key(raw: bytes) -> str:
     """What a key says, with its quotes."""
     if b"\\" not in raw:
         return raw[1:-1].decode("utf-8")
     told: str = json.loads(raw)
     return told
+
+
+class Hollow(NamedTuple):
+    """A JSON text without what some of its strings say: of these the quotes are left. All else is there, so it has the
+    same structure and the same keys."""
+
+    text: bytes
+    gaps: Sequence[tuple[int, int]] = ()
+    """(where in the whole text something is left out, how many bytes), in order."""
+
+    def without(self, strings: Iterable[tuple[bytes, bytes]], misses: int = _MISSES) -> "Hollow":
+        """The same without these too: (a member's key, the string it has), both with their quotes, in their order.
+
+        What is found is the value of such a member somewhere in the text; `only_in` tells whether it is where it should
+        be. After so many other members with the keys looked for, the search is given up.
+        """
+        text, gaps = self
+        found: list[tuple[int, int]] = []
+        kept: list[bytes] = []
+        begins: dict[bytes, bytes] = {}
+        at = since = 0
+        for key, value in strings:
+            begin = begins.get(key) or begins.setdefault(key, _beginning_of(text, key, at))
+            at = text.find(begin, at) if begin else -1
+            while at >= 0 and not text.startswith(value, at + len(begin) - 1):
+                misses -= 1
+                at = text.find(begin, at + 1) if misses else -1
+            if at < 0:
+                break
+            at += len(begin)
+            kept.append(text[since:at])
+            found.append((self.in_whole(at) if gaps else at, len(value) - 2))
+            since = at = at + len(value) - 2
+        if not found:
+            return self
+        kept.append(text[since:])
+        return Hollow(b"".join(kept), sorted([*gaps, *found]) if gaps else found)
+
+    def only_in(self, places: Iterable[tuple[int, int]]) -> bool:
+        """Whether nothing is left out of anything but these places of `text`."""
+        left_out = 0
+        gaps = []
+        for start, count in self.gaps:
+            gaps.append(start - left_out)
+            left_out += count
+        return sum([bisect_left(gaps, end) - bisect_left(gaps, start) for start, end in places]) == len(gaps)
+
+    def in_whole(self, at: int) -> int:
+        """Where in the whole text that stands which stands here in `text`."""
+        for start, count in self.gaps:
+            if at < start:
+                break
+            at += count
+        return at
+
+
+def _beginning_of(text: bytes, key: bytes, at: int) -> bytes:
+    """All that stands before what a string says that is the value of this key, in quotes, in a text from there on;
+    empty if there is none near.
+
+    Between a string's quotes others are escaped. So what has quotes is a key, or else no colon follows.
+    """
+    for _ in range(_MISSES):
+        if (at := text.find(key, at)) < 0:
+            break
+        quote = _TO_STRING.match(text, at + len(key))
+        if quote is not None:
+            return text[at : quote.end()]
+        at += 1
+    return b""
+
+
+class Prompt(NamedTuple):
+    """A prompt's bytes: what stands in `text` from `start` to `end`."""
+
+    text: bytes
+    start: int
+    end: int
+    hollow: Hollow
+    """Where a mark is looked for: of what is left out nothing is one."""
+    places: Sequence[tuple[int, int, int]]
+    """Its parts in the hollow text: (beginning, end, how much further they stand in `text` than in the whole one)."""
+
+    @classmethod
+    def of(cls, parts: Sequence[bytes]) -> "Prompt":
+        """One of these parts."""
+        text = parts[0] if len(parts) == 1 else b"".join(parts)
+        return cls(text, 0, len(text), Hollow(text), ((0, len(text), 0),))
+
+    @classmethod
+    def within(cls, whole: bytes, hollow: Hollow, places: Sequence[tuple[int, int]]) -> "Prompt":
+        """One that stands at these places of a hollow text, as it is in the whole one."""
+        spans = [(hollow.in_whole(start), hollow.in_whole(end)) for start, end in places]
+        if len(places) == 1:
+            return cls(whole, *spans[0], hollow, ((*places[0], 0),))
+        view = memoryview(whole)
+        text = b"".join([view[start:end] for start, end in spans])
+        moved, at = [], 0
+        for (first, last), (start, end) in zip(places, spans, strict=True):
+            moved.append((first, last, at - start))
+            at += end - start
+        return cls(text, 0, at, hollow, moved)
+
+    def beginning(self, most: int) -> bytes:
+        """Its first bytes, so many at most."""
+        return self.text[self.start : min(self.end, self.start + most)]
+
+    def before(self, mark: bytes, most: int) -> bytes:
+        """The last bytes before the first such mark, so many at most; without one, its first bytes."""
+        text = self.hollow.text
+        for first, last, further in self.places:
+            # Most prompts have none, and `rfind` sees that in a fifth of the time.
+            if text.rfind(mark, first, last) >= 0:
+                at = self.hollow.in_whole(text.find(mark, first, last)) + further
+                return self.text[max(self.start, at - most) : at]
+        return self.beginning(most)
 
 
 def hollow(text: bytes, name: str, value: bytes) -> bytes:
@@ -176,7 +335,10 @@ def may_hold_long_number(text: bytes) -> bool:
     if len(text) < _LONG:
         return False
     half, quarter = _LONG // 2, _LONG // 4
-    return any(text[at - quarter : at + quarter].isdigit() for at in range(half, len(text), half))
+    # Two of these multiples even, and most texts have no two such places in a row with a digit.
+    return _DIGITS.search(text[half::half]) is not None and any(
+        text[at - quarter : at + quarter].isdigit() for at in range(half, len(text), half)
+    )
 
 
 def may_nest_deeply(text: bytes) -> bool:
@@ -203,17 +365,30 @@ def nesting(text: bytes) -> int:
     """How deep a valid JSON text nests; exact up to `MAX_NESTING`, one more than that beyond.
 
     Raises `TooManyContainers`: else a pass for each layer of 8 MiB of brackets would hold the loop for a second.
+    """
+    return at_once(nesting_in_steps(text))
+
+
+def nesting_in_steps(text: bytes) -> Steps[int]:
+    """`nesting`, a pass or a few at a time.
 
     All but the structure is dropped, and empty pairs are taken out layer by layer: every step is one pass in C. Few
     brackets cannot nest deeply, so ask only where it `may_nest_deeply`.
     """
-    structure = text.replace(b"\\\\", b"").replace(b'\\"', b"").translate(_ONE_BRACKET, _NOT_STRUCTURE)
+    structure = text.replace(b"\\\\", b"")
+    yield
+    structure = structure.replace(b'\\"', b"")
+    yield
+    structure = structure.translate(_ONE_BRACKET, _NOT_STRUCTURE)
+    yield
     structure = _STRING.sub(b"", structure.replace(b'""', b""))
     if len(structure) > 2 * MAX_CONTAINERS:
         raise TooManyContainers
     for depth in range(MAX_NESTING + 1):
         if not structure:
             return depth
+        if not depth % _LAYERS:
+            yield
         structure = structure.replace(b"[]", b"")
     return MAX_NESTING + 1
 
@@ -221,8 +396,7 @@ def nesting(text: bytes) -> int:
 def asking_for_model(text: bytes, values: Mapping[str, bytes], other: str) -> Parts:
     """The text, in parts, with another model's name as its member `model`. `values` are its members as a decoder read
     them, each key once."""
-    member = next(each for each in members_of(text, values) if each.key == "model")
-    return in_place(text, member.value_start, member.value_end, json.dumps(other).encode("ascii"))
+    return in_place(text, *places_of(text, values)["model"], json.dumps(other).encode("ascii"))
 
 
 def in_place(text: bytes, start: int, end: int, put: bytes) -> Parts:
@@ -231,15 +405,15 @@ def in_place(text: bytes, start: int, end: int, put: bytes) -> Parts:
     return [whole[:start], put, whole[end:]]
 
 
-def asking_for_usage(text: bytes, options: Member | None) -> Parts:
+def asking_for_usage(text: bytes, options: tuple[int, int] | None) -> Parts:
     """The text, in parts, with `stream_options.include_usage` true, and no usage on each chunk.
 
-    `options` is the member `stream_options` if the text has one. Its other members stay as they are.
+    `options`: where `stream_options` begins and ends, if the text has one. Its other members stay as they are.
     """
     if options is None:
         brace = len(text) - len(text.lstrip()) + 1
         return [text[:brace] + b'"stream_options":{"include_usage":true},', memoryview(text)[brace:]]
-    value = text[options.value_start : options.value_end]
+    value = text[slice(*options)]
     kept = [b'"include_usage":true']
     if value.startswith(b"{"):
         kept += [
@@ -247,7 +421,7 @@ def asking_for_usage(text: bytes, options: Member | None) -> Parts:
             for member in members(value)
             if member.key not in ("include_usage", "continuous_usage_stats")
         ]
-    return in_place(text, options.value_start, options.value_end, b"{" + b",".join(kept) + b"}")
+    return in_place(text, *options, b"{" + b",".join(kept) + b"}")
 
 
 def repeated(found: Iterable[Member], keys: frozenset[str]) -> str | None:

@@ -4,6 +4,7 @@ Two sides implement it, `edge.exchange` and `api.inference`. Nothing here waits:
 keeps a bounded buffer and pauses the `Source` of the bytes until it is empty again.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from gateway.pipeline.proxies import HasPeer
@@ -39,6 +40,8 @@ class Exchange(Protocol):
 
     source: Source | None
     """Paused while the client reads slower than bytes come."""
+    write_chunk: Callable[[bytes], None] | None
+    """Takes whole HTTP chunks, as they are to be sent. None while the body, or this side of it, is not framed so."""
 
     @property
     def paused(self) -> bool:
@@ -58,6 +61,10 @@ class Exchange(Protocol):
         headers: Headers = (),
     ) -> None:
         """The answer's head. `length` None: not known, the body is framed as it comes."""
+        ...
+
+    def whole(self, content_type: bytes, body: bytes, headers: Headers = ()) -> None:
+        """All of a 200 that was not begun: its head and its body."""
         ...
 
     def write(self, data: bytes) -> None:

@@ -1,14 +1,14 @@
 """A request's way to a pod and back: wait → lease → send → relay, and once more elsewhere where the table allows it.
 
-One task per request runs `forward`; it decides, and callbacks carry the bytes (see `relay`). A client that leaves
-cancels the task, wherever it waits: the `finally` below closes the pod's connection, which is how vLLM is told to
+One coroutine per request runs `forward`; it decides, and callbacks carry the bytes (see `relay`). A client that leaves
+cancels it, wherever it waits: the `finally` below closes the pod's connection, which is how vLLM is told to
 stop.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from gateway.balancing.balancer import Balancer, Blame, Lease, Seat
 from gateway.balancing.policy import Wish
@@ -30,13 +30,15 @@ from gateway.core.errors import (
     UpstreamTimeout,
 )
 from gateway.core.fleet import Deadlines, Fleet, Pod, Route
+from gateway.core.made import maker
 from gateway.pipeline.aside import Aside
+from gateway.pipeline.errand import in_a_task
 from gateway.pipeline.exchange import Exchange, Headers
 from gateway.pipeline.intake import renamed
 from gateway.pipeline.keep_alive import KeepAlive
 from gateway.pipeline.quarantine import Mark, Quarantine, mark_of
 from gateway.pipeline.reception import Visit
-from gateway.pipeline.relay import Content, Failed, Large, Relay, StreamRelay, TailBudget, Whole
+from gateway.pipeline.relay import Content, Failed, First, Large, Relay, StreamRelay, TailBudget, Whole
 from gateway.pipeline.retries import BLAME, Again, Retries
 from gateway.pipeline.silence import Running, Suspicion, suspicion
 from gateway.upstream.connection import PodConnection
@@ -68,6 +70,10 @@ class Request(NamedTuple):
     call: Call
     exchange: Exchange
     wish: Wish
+
+
+request_of = maker(Request)
+_attempt = maker(Attempt)
 
 
 class Forwarder:
@@ -114,12 +120,17 @@ class Forwarder:
         self.keep_alive_seconds: float | None = None
         """How long a stream may be silent, from its request on, before it gets a comment; None: for ever."""
 
-    async def forward(self, request: Request, models: tuple[str, ...]) -> None:
+    def forward(self, request: Request, models: tuple[str, ...]) -> Coroutine[Any, Any, None]:
         """Answer the client from one of the models, to be tried in this order: the one asked for, or what its alias
         leads to.
 
         Raises what the client is to be told, if nothing of an answer was sent yet.
         """
+        if len(models) == 1 and self.keep_alive_seconds is None and models[0] == request.call.model:
+            return self._to_model(request)
+        return self._to_models(request, models)
+
+    async def _to_models(self, request: Request, models: tuple[str, ...]) -> None:
         refused: PoolgateError | None = None
         keep_alive = None
         if self.keep_alive_seconds is not None and request.call.stream:
@@ -180,7 +191,7 @@ class Forwarder:
         if route is None:
             raise self._no_ready_pod(request)
         trail.pool = route.pool.name
-        if self._quarantine and self._quarantine.holds(_mark(request), self._clock()):
+        if self._quarantine.deaths and self._quarantine.holds(_mark(request), self._clock()):
             raise self._put_in_quarantine()
         retries: Retries | None = None
         failed: Failed | None = None
@@ -205,7 +216,7 @@ class Forwarder:
                     if failed is None:
                         return
                     again = retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry)
-            if self._quarantine and self._quarantine.holds(_mark(request), self._clock()):
+            if self._quarantine.deaths and self._quarantine.holds(_mark(request), self._clock()):
                 raise self._put_in_quarantine()
             if again is None:
                 raise failed.error
@@ -272,15 +283,16 @@ class Forwarder:
         deadlines: Deadlines,
     ) -> Failed | None:
         """One pod, on a connection that is open already or a fresh one. None when the client has its answer."""
-        visit, call = request.visit, request.call
-        trail = visit.trail
+        visit, call, _, _ = request
+        trail, choice = visit.trail, lease.choice
         trail.attempts += 1
-        trail.pod, trail.decision = pool.pod.name, lease.choice.reason
+        trail.pod, trail.decision = pool.pod.name, choice.reason
         trace = trail.trace
         started_at = 0.0 if trace is None else self._clock()
         outcome: str = Failure.ABANDONED
         try:
             if connection is None:
+                await in_a_task()
                 try:
                     connection = await pool.connect()
                 except ConnectFailed:
@@ -304,45 +316,51 @@ class Forwarder:
                 None if trace is None else trace.lines(trail.attempts),
             )
             self._running[relay] = lease
+            first: First | None = None
             try:
                 trail.sent_at = relay.sent_at = lease.sent_at = self._clock()
                 connection.send(head, call.body, relay)
+                del head
                 first = await relay.first
+                if isinstance(first, Whole):
+                    self._answer_whole(first, lease, request)
+                    outcome = trail.outcome
+                    return None
                 if not isinstance(first, Failed):
                     mark = self._begun(first, relay, lease, request)
-                    if isinstance(first, Whole):
-                        self._answer_whole(first, lease, request, mark)
-                    else:
-                        await self._relay_to_its_end(first, relay, lease, pool, request, mark)
+                    await self._relay_to_its_end(first, relay, lease, pool, request, mark)
                     outcome = trail.outcome
                     return None
             finally:
-                connection.drop(relay)
                 del self._running[relay]
-                relay.discard()
+                if not isinstance(first, Whole):
+                    # Of one that has brought a whole answer there is nothing to let go.
+                    connection.drop(relay)
+                    relay.discard()
                 self._note_usage(relay, request)
             failed = await self._diagnosed(first, lease, request)
             outcome = failed.failure
             return self._blamed(failed, lease, visit)
         finally:
             trail.attempt_outcomes += ((pool.pod.pool, outcome),)
-            choice = lease.choice
             trail.tried += (
-                Attempt(
-                    trail.pod,
-                    trail.decision,
-                    tuple([each.name for each in choice.weighed]),
-                    choice.costs,
-                    choice.cached_tokens,
-                    outcome,
-                    call.model,
-                    started_at,
-                    0.0 if trace is None else self._clock(),
+                _attempt(
+                    (
+                        trail.pod,
+                        trail.decision,
+                        tuple([each.name for each in choice.weighed]),
+                        choice.costs,
+                        choice.cached_tokens,
+                        outcome,
+                        call.model,
+                        started_at,
+                        0.0 if trace is None else self._clock(),
+                    )
                 ),
             )
 
     def _begun(self, first: Whole | Large | Content, relay: Relay, lease: Lease, request: Request) -> Mark:
-        """The answer has begun: note it, and let go of the body. What the request is known by, if that is needed."""
+        """The answer has begun: note it, let go of what was sent. What the request is known by, if that is needed."""
         visit, call = request.visit, request.call
         now = self._clock()
         visit.trail.first_content_at = relay.first_content_at or now
@@ -351,20 +369,30 @@ class Forwarder:
         if isinstance(first, Content):
             lease.streams(visit.tenant, now)
             mark = _mark(request)
-        elif self._quarantine:
+            # A kibibyte of each stream that is open.
+            visit.head.fields.clear()
+        elif self._quarantine.deaths:
             mark = _mark(request)
         call.body.clear()
         return mark
 
-    def _answer_whole(self, first: Whole, lease: Lease, request: Request, mark: Mark) -> None:
+    def _answer_whole(self, first: Whole, lease: Lease, request: Request) -> None:
         """Answer with a body that is complete."""
-        visit, exchange = request.visit, request.exchange
-        if mark:
-            self._quarantine.answered(mark)
-        begin(self._clock, visit, exchange, first.content_type, len(first.body), first.headers)
-        exchange.finish(first.body)
-        visit.trail.outcome = Outcome.COMPLETED
-        lease.answered(visit.tenant)
+        visit, call, exchange, _ = request
+        trail = visit.trail
+        now = trail.first_content_at = self._clock()
+        if self._quarantine.deaths:
+            self._quarantine.answered(_mark(request))
+        call.body.clear()
+        if trail.opened or visit.tenant.debug:
+            begin(self._clock, visit, exchange, first.content_type, len(first.body), first.headers)
+            exchange.finish(first.body)
+        else:
+            trail.status = 200
+            exchange.whole(first.content_type, first.body, first.headers)
+            trail.committed_at = self._clock()
+        trail.outcome = Outcome.COMPLETED
+        lease.came_whole(visit.tenant, now)
 
     def _relay(self, request: Request, deadlines: Deadlines) -> Relay:
         visit, call, _, _ = request
@@ -473,12 +501,12 @@ class Forwarder:
 
     def _note_usage(self, relay: Relay, request: Request) -> None:
         """What the last attempt that said anything spent: the pod's own count, or what was seen of it."""
-        visit, call, reader = request.visit, request.call, relay.reader
-        operation, trail = visit.operation, visit.trail
+        visit, call, exchange, _ = request
+        operation, trail, reader = visit.operation, visit.trail, relay.reader
         if reader.answered:
             trail.finish = reader.finish
             trail.content_events = reader.content_events
-        elif trail.committed_at is None and not request.exchange.client_gone:
+        elif trail.committed_at is None and not exchange.client_gone:
             return
         # A pod works on a prompt from the moment it has it: who leaves before the first token has spent that much.
         if operation.takes_tokens:

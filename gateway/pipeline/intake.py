@@ -4,32 +4,41 @@ The decoder gives the top level's members, each value as its bytes, validating a
 trailing bytes, broken escapes, half a surrogate pair are errors). What we read of them is a dict's look-up away; the
 rest is never looked at. The decoder does not check UTF-8 in what it skips: that is one more pass, at a hundredth of the
 price.
+
+A large body is one of long messages, nearly always. The decoder tells which, all else is looked at without what they
+say, and so costs what it does with a small one. A body of another kind is looked at whole.
 """
 
 import json
 from codecs import BOM_UTF8
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import msgspec
 
 from gateway.core.call import Call
 from gateway.core.caller import Tenant
-from gateway.core.errors import InvalidJson, InvalidRequest, UnsupportedMediaType
+from gateway.core.errors import InvalidJson, InvalidRequest, PoolgateError, UnsupportedMediaType
+from gateway.core.made import maker
 from gateway.pipeline.body import (
     MAX_CONTAINERS,
     MAX_NESTING,
+    Hollow,
     Parts,
+    Prompt,
+    Steps,
     TooManyContainers,
     asking_for_model,
     asking_for_usage,
+    at_once,
     first_repeated,
     hollow,
     may_hold_long_number,
     may_nest_deeply,
     members,
-    members_of,
-    nesting,
+    nesting_in_steps,
+    places_of,
     repeated,
 )
 from gateway.pipeline.caps import THE_USUAL_CAPS, Caps
@@ -73,6 +82,18 @@ _MEDIA: tuple[tuple[bytes, Callable[[int], int]], ...] = (
 _PROMPT = ("tools", "system", "instructions", "messages", "prompt", "input")
 """What a prompt is made of, in the order in which a chat template writes it."""
 
+LONG_STRING_BYTES = 1024
+"""What a string must have for its being left out to be worth its price; in a large body, a quarter of it."""
+_SPARE = 64
+_QUOTE = ord('"')
+_BRACKET = ord("[")
+_WORDS = ("system", "prompt", "input", "instructions")
+"""What may be a string, beside the messages."""
+_HOLLOW = ("messages", *_WORDS)
+_NO_PLACES: Mapping[str, tuple[int, int]] = MappingProxyType({})
+_CONTENT = b'"content"'
+_TEXT = b'"text"'
+
 _WITHOUT_MEDIA = frozenset(("tools", "functions", "tool_choice", "response_format", "structured_outputs", "metadata"))
 """Where no pod looks for media, but where a schema or a note may well look like some."""
 
@@ -80,6 +101,7 @@ _LARGE_BYTES = 65_536
 _MAX_QUOTES = 32_768
 
 _Optional = msgspec.Raw | msgspec.UnsetType
+_NOTHING = msgspec.Raw(b"")
 
 
 class _Large(msgspec.Struct, gc=False):
@@ -101,6 +123,31 @@ class _Large(msgspec.Struct, gc=False):
     tokens: _Optional = msgspec.UNSET
 
 
+class _Part(msgspec.Struct, gc=False):
+    """Of a message, or of a system prompt."""
+
+    text: msgspec.Raw = _NOTHING
+
+
+class _Message(msgspec.Struct, gc=False):
+    content: msgspec.Raw = _NOTHING
+
+
+def _at_most(most: int, kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """A list that the decoder gives up at the first entry too many: what it makes of one is bounded."""
+    entries = [(f"entry_{place}", kind | msgspec.UnsetType, msgspec.UNSET) for place in range(most)]
+    return msgspec.defstruct(
+        f"_{kind.__name__}s", entries, array_like=True, forbid_unknown_fields=True, gc=False, module=__name__
+    )
+
+
+def _worded(most_messages: int) -> "msgspec.json.Decoder[Any]":
+    """Where the words of a body are that has no more messages than this."""
+    fields: list[tuple[str, Any, Any]] = [(name, msgspec.Raw, _NOTHING) for name in _WORDS]
+    fields.append(("messages", _at_most(most_messages, _Message) | msgspec.UnsetType, msgspec.UNSET))
+    return msgspec.json.Decoder(msgspec.defstruct("_Worded", fields, gc=False))
+
+
 class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -110,6 +157,9 @@ _UNREAD = MAX_TOKENS + 1
 _MAX_DIGITS = len(str(MAX_TOKENS))
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _large = msgspec.json.Decoder(_Large)
+_worded_in_few, _worded_in_many = map(_worded, (16, 2048))
+"""Of so many messages at most. A body of more has short ones, where to leave one out costs more than to look at it."""
+_parts = msgspec.json.Decoder(_at_most(64, _Part))
 _text = msgspec.json.Decoder(str)
 _optional_truth = msgspec.json.Decoder(bool | None)
 _optional_number = msgspec.json.Decoder(int | None)
@@ -118,6 +168,8 @@ _prompts = msgspec.json.Decoder(list[msgspec.Raw])
 _anything = msgspec.json.Decoder(float_hook=float)
 
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_TOO_DEEP = f"the body nests deeper than {MAX_NESTING} levels"
 _NO_MODEL = "the field 'model' is missing: name one of /v1/models"
 _REASONS = (
     ("Input data was truncated", "it ends too early, or a text in it ends with half a surrogate pair"),
@@ -132,15 +184,22 @@ class Look(NamedTuple):
 
     body: bytes
     members: dict[str, msgspec.Raw]
+    """Of the hollow body, if it is: there is nothing in the words of a prompt then."""
     model: str
     stream: bool
     may_name_urls: bool
+    hollow: Hollow | None = None
+    """The body without what long messages say; None: it is looked at whole."""
+    places: Mapping[str, tuple[int, int]] = _NO_PLACES
+    """Where the members of a hollow body stand in it."""
 
     @property
-    def prompt_parts(self) -> list[bytes]:
-        """What the prompt is made of, raw, in the order in which a chat template writes it."""
+    def prompt(self) -> Prompt:
+        """What the prompt is made of, in the order in which a chat template writes it."""
         told = self.members
-        return [bytes(told[name]) for name in _PROMPT if name in told]
+        if self.hollow is None:
+            return Prompt.of([bytes(told[name]) for name in _PROMPT if name in told])
+        return Prompt.within(self.body, self.hollow, [self.places[name] for name in _PROMPT if name in self.places])
 
     @property
     def session(self) -> str:
@@ -152,6 +211,10 @@ class Look(NamedTuple):
     def cache_salt(self) -> bytes:
         """What keeps this prompt apart from others that read alike; empty without."""
         return bytes(self.members.get("cache_salt", b""))
+
+
+_look = maker(Look)
+_call = maker(Call)
 
 
 def check_json(content_type: bytes) -> None:
@@ -170,32 +233,141 @@ def look(body: bytes, operation: Operation) -> Look:
 
     Raises `InvalidJson` for what is not JSON that means one thing, `InvalidRequest` for fields of the wrong type.
     """
+    if len(body) > WORTH_CUTTING_BYTES:
+        return at_once(looking(body, operation))
     try:
         if not body.isascii():
             str(body, "utf-8")
-        found = _members.decode(body) if len(body) <= _LARGE_BYTES else _members_of_large(body)
-    except msgspec.ValidationError as error:
-        raise invalid_field(str(error)) from None
-    except msgspec.DecodeError as error:
-        raise InvalidJson(f"the body is not valid JSON: {_why_no_json(body, str(error))}") from None
-    except UnicodeDecodeError as error:
-        raise InvalidJson(f"the body is not valid UTF-8 (byte {error.start})") from None
-    except RecursionError:
-        raise InvalidJson(f"the body nests deeper than {MAX_NESTING} levels") from None
-    if len(body) <= _LARGE_BYTES:
-        _check_keys(body, found)
+        found = _members.decode(body)
+    except _UNREADABLE as error:
+        raise _unreadable(body, error) from None
+    _check_keys(body, found)
+    if may_nest_deeply(body):
+        at_once(_check_nesting(body))
+    model, stream = _routing(found, operation)
+    return _look((body, found, model, stream, may_name_urls(body), None, _NO_PLACES))
+
+
+def looking(body: bytes, operation: Operation) -> Steps[Look]:
+    """`look` at a large body. Where it yields others may have a turn: each step is a pass or two through the body,
+    which hold the loop's thread for some milliseconds where it has 8 MiB."""
+    places = _NO_PLACES
     try:
-        if may_nest_deeply(body) and nesting(body) > MAX_NESTING:
-            raise InvalidJson(f"the body nests deeper than {MAX_NESTING} levels")
-    except TooManyContainers:
-        raise InvalidJson(f"the body has more than {MAX_CONTAINERS} objects and lists") from None
-    if may_hold_long_number(body):
-        _check_numbers(body)
+        if not body.isascii():
+            str(body, "utf-8")
+        yield
+        hollow = yield from _hollowed(body)
+        found = yield from _members_in(body if hollow is None else hollow.text)
+        if hollow is not None:
+            places = places_of(hollow.text, found)
+            if not hollow.only_in([places[name] for name in _HOLLOW if name in places]):
+                hollow, found = None, (yield from _members_in(body))
+    except _UNREADABLE as error:
+        raise _unreadable(body, error) from None
+    text = body if hollow is None else hollow.text
+    yield
+    if may_nest_deeply(text):
+        yield from _check_nesting(text)
+    if may_hold_long_number(text):
+        _check_numbers(text)
+    model, stream = _routing(found, operation)
+    yield
+    return Look(body, found, model, stream, may_name_urls(text), hollow, places)
+
+
+def _unreadable(body: bytes, error: Exception) -> PoolgateError:
+    """What is said of a body that the decoder, or that of UTF-8, did not take."""
+    if isinstance(error, msgspec.ValidationError):
+        return invalid_field(str(error))
+    if isinstance(error, msgspec.DecodeError):
+        return InvalidJson(f"the body is not valid JSON: {_why_no_json(body, str(error))}")
+    if isinstance(error, UnicodeDecodeError):
+        return InvalidJson(f"the body is not valid UTF-8 (byte {error.start})")
+    return InvalidJson(_TOO_DEEP)
+
+
+def _routing(found: Mapping[str, bytes], operation: Operation) -> tuple[str, bool]:
+    """(the model, whether a stream is asked for).
+
+    Raises `InvalidRequest`.
+    """
     if "model" not in found:
         raise InvalidRequest(_NO_MODEL, param="model")
     model = typed(_text, "model", found["model"])
-    stream = "stream" in found and typed(_optional_truth, "stream", found["stream"]) is True and operation.streams
-    return Look(body, found, model, stream, may_name_urls(body))
+    return model, "stream" in found and typed(_optional_truth, "stream", found["stream"]) is True and operation.streams
+
+
+def _check_nesting(text: bytes) -> Steps[None]:
+    try:
+        depth = yield from nesting_in_steps(text)
+    except TooManyContainers:
+        raise InvalidJson(f"the body has more than {MAX_CONTAINERS} objects and lists") from None
+    if depth > MAX_NESTING:
+        raise InvalidJson(_TOO_DEEP)
+
+
+def _hollowed(body: bytes) -> Steps[Hollow | None]:
+    """A large body without its long messages; None if it has none, or not where they are looked for.
+
+    Raises `msgspec.DecodeError` if it is no JSON.
+    """
+    try:
+        worded = (_worded_in_few if len(body) <= _LARGE_BYTES else _worded_in_many).decode(body)
+    except msgspec.ValidationError:
+        # Of another kind, or of too many messages. Whether it is JSON at all was not seen.
+        yield
+        return None
+    yield
+    hollow = Hollow(body)
+    if worded.messages is not msgspec.UNSET:
+        messages = _entries(worded.messages)
+        long = LONG_STRING_BYTES if len(body) <= _LARGE_BYTES else LONG_STRING_BYTES // 4
+        hollow = hollow.without(_strings(messages, long), misses=2 * len(messages) + _SPARE)
+    for name in _WORDS:
+        if len(raw := getattr(worded, name)) > LONG_STRING_BYTES and _first(raw) == _QUOTE:
+            hollow = hollow.without(((b'"%b"' % name.encode(), raw),))
+    yield
+    return hollow if hollow.gaps else None
+
+
+def _strings(messages: Iterable[_Message], long: int) -> Iterator[tuple[bytes, bytes]]:
+    """What stands in long messages, with its key: of a content in parts, what each part says."""
+    for message in messages:
+        content = message.content
+        if len(content) <= long:
+            continue
+        if (first := _first(content)) == _QUOTE:
+            yield _CONTENT, content
+        elif first == _BRACKET:
+            try:
+                parts = _parts.decode(content)
+            except msgspec.ValidationError:
+                continue
+            for part in _entries(parts):
+                if len(part.text) > long:
+                    yield _TEXT, part.text
+
+
+def _first(raw: msgspec.Raw) -> int:
+    return memoryview(raw)[0]
+
+
+def _entries(listed: msgspec.Struct) -> tuple[Any, ...]:
+    """Those that a list `_at_most` so long has."""
+    entries = msgspec.structs.astuple(listed)
+    return entries[: entries.index(msgspec.UNSET)] if entries[-1] is msgspec.UNSET else entries
+
+
+def _members_in(text: bytes) -> Steps[dict[str, msgspec.Raw]]:
+    """The members of a JSON text, each of them there once.
+
+    Raises what the decoder does, `InvalidJson` and `InvalidRequest`.
+    """
+    if len(text) > _LARGE_BYTES:
+        return (yield from _members_of_large(text))
+    found = _members.decode(text)
+    _check_keys(text, found)
+    return found
 
 
 def _why_no_json(body: bytes, told: str) -> str:
@@ -210,17 +382,20 @@ def _why_no_json(body: bytes, told: str) -> str:
     return reason
 
 
-def _members_of_large(body: bytes) -> dict[str, msgspec.Raw]:
-    """As of any other body, but what it may make us keep is bounded: the large values are set aside first."""
-    large = _large.decode(body)
+def _members_of_large(whole: bytes) -> Steps[dict[str, msgspec.Raw]]:
+    """As of any other text, but what it may make us keep is bounded: the large values are set aside first."""
+    large = _large.decode(whole)
+    yield
     values = {name: raw for name in large.__struct_fields__ if isinstance(raw := getattr(large, name), msgspec.Raw)}
-    text = body
+    text = whole
     for name, raw in values.items():
         if len(raw) > WORTH_CUTTING_BYTES:
             text = hollow(text, name, bytes(raw))
+            yield
     if len(text) > _LARGE_BYTES and text.count(b'"') > _MAX_QUOTES:
         raise InvalidRequest("the body has too much beside its messages, prompt or input")
     found = _members.decode(text)
+    yield
     _check_keys(text, found)
     found.update(values)
     return found
@@ -282,24 +457,23 @@ def call_of(seen: Look, operation: Operation, tenant: Tenant, caps: Caps = THE_U
     parts: Parts = [body]
     length = len(body)
     if stream and operation.asks_usage:
-        options = None
-        if "stream_options" in told:
-            options = next(each for each in members_of(body, told) if each.key == "stream_options")
-            wants_usage = _wants_usage(bytes(told["stream_options"]))
+        wants_usage = "stream_options" in told and _wants_usage(bytes(told["stream_options"]))
         if not wants_usage:
-            parts = asking_for_usage(body, options)
+            parts = asking_for_usage(body, _place_of(seen, "stream_options"))
             length = sum(map(len, parts))
-    return Call(
-        model=seen.model,
-        stream=stream,
-        wants_usage=wants_usage,
-        choices=_choices(n, told, caps) if operation is COMPLETIONS else n if operation is CHAT else 1,
-        body=parts,
-        body_length=length,
-        content_type=JSON,
-        prompt_tokens_estimate=_prompt_tokens(body),
-        max_tokens=_max_tokens(told, operation),
-        says_priority="priority" in told,
+    return _call(
+        (
+            seen.model,
+            stream,
+            wants_usage,
+            _choices(n, told, caps) if operation is COMPLETIONS else n if operation is CHAT else 1,
+            parts,
+            length,
+            JSON,
+            _prompt_tokens(len(body), body if seen.hollow is None else seen.hollow.text),
+            _max_tokens(told, operation),
+            "priority" in told,
+        )
     )
 
 
@@ -366,13 +540,25 @@ def _wants_usage(options: bytes) -> bool:
     return bool(told.include_usage)
 
 
-def _prompt_tokens(body: bytes) -> int:
-    """About how many tokens a prompt has. Images and sound stand in it as base64, which is no text."""
+def _place_of(seen: Look, name: str) -> tuple[int, int] | None:
+    """Where in its body a member's value begins and ends; None without one. What it says is not left out."""
+    if name not in seen.members:
+        return None
+    if seen.hollow is None:
+        return places_of(seen.body, seen.members)[name]
+    start, end = seen.places[name]
+    return seen.hollow.in_whole(start), seen.hollow.in_whole(end)
+
+
+def _prompt_tokens(length: int, body: bytes) -> int:
+    """About how many tokens a prompt has, in a body of this length. Images and sound stand in it as base64, which is no
+    text, but of what is left out."""
     if len(body) <= WORTH_CUTTING_BYTES:
-        return len(body) // BYTES_PER_TOKEN
-    text, tokens = len(body), 0
+        return length // BYTES_PER_TOKEN
+    text, tokens = length, 0
     for mark, of_media in _MEDIA:
-        end = 0
+        # Most have none, and `rfind` sees that in half the time.
+        end = 0 if body.rfind(mark) >= 0 else len(body)
         for _ in range(MAX_ESTIMATED_MEDIA):
             if (start := body.find(mark, end)) < 0:
                 break

@@ -39,33 +39,33 @@ class Quarantine:
     max_kept: ClassVar[int] = MAX_KEPT
 
     def __init__(self) -> None:
-        self._deaths: dict[Mark, _Known] = {}
-        """In the order of the last death of each."""
+        self.deaths: dict[Mark, _Known] = {}
+        """In the order of the last death of each; empty while it knows of none."""
 
     def __bool__(self) -> bool:
-        return bool(self._deaths)
+        return bool(self.deaths)
 
     def died(self, mark: Mark, uid: str, now: float) -> None:
         """A pod died with this request in hand."""
-        held = self._deaths.get(mark)
+        held = self.deaths.get(mark)
         if held is not None and held.uid == uid and now - held.at < ONE_DEATH_SECONDS:
             return
         before = held.deaths if held is not None and now - held.at < KEPT_SECONDS else 0
-        self._deaths.pop(mark, None)
-        self._deaths[mark] = _Known(before + 1, now, uid)
-        if len(self._deaths) > self.max_kept:
-            del self._deaths[next(iter(self._deaths))]
+        self.deaths.pop(mark, None)
+        self.deaths[mark] = _Known(before + 1, now, uid)
+        if len(self.deaths) > self.max_kept:
+            del self.deaths[next(iter(self.deaths))]
 
     def holds(self, mark: Mark, now: float) -> bool:
         """Whether the request may not be sent any more."""
-        while self._deaths:
-            oldest = next(iter(self._deaths))
-            if now - self._deaths[oldest].at < KEPT_SECONDS:
+        while self.deaths:
+            oldest = next(iter(self.deaths))
+            if now - self.deaths[oldest].at < KEPT_SECONDS:
                 break
-            del self._deaths[oldest]
-        held = self._deaths.get(mark)
+            del self.deaths[oldest]
+        held = self.deaths.get(mark)
         return held is not None and held.deaths >= self.max_deaths
 
     def answered(self, mark: Mark) -> None:
         """A pod has answered it, to the end."""
-        self._deaths.pop(mark, None)
+        self.deaths.pop(mark, None)

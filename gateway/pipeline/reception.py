@@ -152,6 +152,9 @@ class Reception:
         self._overload = overload
         self._ids = RequestIds()
 
+    _NEVER_ALIKE = frozenset((b"x-request-id", b"expect", b"origin", _USER, _SIGNED_USER))
+    """With these, heads of the same bytes may still mean different things."""
+
     def receive(self, head: Head) -> Visit:
         """Look at a head. Never raises: a visit that is refused bears its error."""
         fields = head.fields
@@ -195,6 +198,43 @@ class Reception:
             else:
                 visit.error = error
                 visit.refused_in = dialect_at(head.target)
+        return visit
+
+    def key_of(self, visit: Visit) -> bytes | None:
+        """The key by which alone was decided who calls, if what else was decided will be decided alike for each head
+        like this one; None: it will not, or cannot be known to."""
+        fields, tenant = visit.head.fields, visit.tenant
+        if (
+            self.keys is None
+            or visit.error is not None
+            or visit.operation.body is not Body.JSON
+            or self._sampler is not None
+            or not self._NEVER_ALIKE.isdisjoint(fields)
+        ):
+            return None
+        key = fields[b"authorization"][7:].strip() if b"authorization" in fields else fields.get(b"x-api-key", b"")
+        return key if self.keys.tenant_of(key) is tenant else None
+
+    def receive_again(self, head: Head, operation: Operation, key: bytes, received_at: float) -> Visit | None:
+        """As `receive`, of a head like one whose `key_of` there was, but for its key and its length. None: it has to be
+        looked at as any other."""
+        tenant = None if self.keys is None else self.keys.tenant_of(key)
+        if (
+            tenant is None
+            or tenant.forwards_user
+            or self.origins is not None
+            or (self._overload is not None and self._overload.level)
+        ):
+            return None
+        trail = Trail(self._ids.next(), received_at)
+        trail.pod_request_id = trail.request_id
+        trail.operation = operation.label
+        trail.tenant = tenant
+        visit = Visit(head, trail, self.max_body_bytes)
+        visit.operation = operation
+        visit.tenant = tenant
+        if tenant.priority or _TASK in head.fields:
+            visit.priority = _priority(tenant, head.fields)
         return visit
 
     def address_of(self, head: Head) -> str:

@@ -1,4 +1,4 @@
-"""Carries one answer from a pod to a client, without a task waking for its chunks.
+"""Carries one answer from a pod to a client, without anything waking for its chunks.
 
 A relay is the receiver of one attempt. The coroutine in `serve` awaits two moments: `first`, which is the first
 content event, a whole answer or a failure (so that the 200 is committed, or the attempt repeated, by plain code),
@@ -28,13 +28,18 @@ from gateway.core.errors import (
     UpstreamTtftTimeout,
 )
 from gateway.core.fleet import Deadlines
+from gateway.core.made import maker
+from gateway.pipeline.errand import Moment
 from gateway.pipeline.exchange import Exchange, Headers
 from gateway.upstream.connection import AnswerHead, Loss, PodConnection
 from gateway.upstream.failure import Failure
+from gateway.upstream.passage import Passage
 from gateway.upstream.refusal import first_event_error, refusal
-from gateway.upstream.sse import EventFramer, payload
+from gateway.upstream.sse import EventFramer, cut_run, payload
 from gateway.upstream.usage import AnswerReader, EventKind, EventReader
 
+CLOSING_EVENTS = 3
+"""The last token, the usage and the end mark: they may come with the tokens before them."""
 KEEP_ALIVE = b": keep-alive\n"
 """A comment in the form every SDK survives: one line end, not two."""
 
@@ -61,6 +66,9 @@ class Whole(NamedTuple):
     body: bytes
     content_type: bytes
     headers: "Headers"
+
+
+_whole = maker(Whole)
 
 
 class Large(NamedTuple):
@@ -146,8 +154,8 @@ class Relay:
         self.sent_at = 0.0
         """When the request left for the pod."""
         self.first_content_at: float | None = None
-        self.first: asyncio.Future[First] = loop.create_future()
-        self.ended: asyncio.Future[Ended] = loop.create_future()
+        self.first: Moment[First] = Moment(loop)
+        self.ended: Moment[Ended] = Moment(loop)
 
     def commit(self, exchange: Exchange) -> None:
         """The answer's head is on its way: send what is held, and from now on what comes."""
@@ -236,10 +244,10 @@ class Relay:
     def answer_ended(self, by_close: bool) -> None:
         if not self.first.done():
             first = self._judge(b"".join(self._held))
-            if isinstance(first, Failed):
-                self.fail(*first)
-            else:
-                self.first.set_result(first)
+            if not isinstance(first, Failed):
+                self.first.bring(first)
+                return
+            self.fail(*first)
         elif not by_close and self._head is not None:
             described = self._head.fields.get(_DESCRIPTION) if self._head.content_type != _JSON else None
             # It may end in the very read that made it too large to be held, or behind a client that is leaving.
@@ -272,7 +280,7 @@ class Relay:
             return Whole(body, head.content_type, self._kept(head))
         if not self.reader.read_whole(body):
             return Failed(Failure.JUNK, UpstreamBadResponse("the pod's answer is not valid JSON"))
-        return Whole(body, _JSON, ())
+        return _whole((body, _JSON, ()))
 
     def _accepts(self, head: AnswerHead) -> bool:
         """Whether the head of a 200 promises what was asked for."""
@@ -303,8 +311,6 @@ class StreamRelay(Relay):
         "_events",
         "_framer",
         "_idle_seconds",
-        "_is_plain",
-        "_plainly",
         "_pod_error",
         "_quiet_since",
         "_streaming",
@@ -330,13 +336,11 @@ class StreamRelay(Relay):
     ) -> None:
         super().__init__(reader, received_at + deadlines.ttft_seconds, clock, loop, _EVENTS)
         self._end_mark = end_mark
-        self._is_plain = reader.plain.fullmatch
         self._total_deadline = received_at + deadlines.stream_seconds
         self._idle_seconds = deadlines.idle_seconds
         self._wants_usage = wants_usage
         self._budget = budget
         self._framer = self.framer()
-        self._plainly = False
         self._streaming = False
         self._tail = 0
         self._events = 0
@@ -362,11 +366,12 @@ class StreamRelay(Relay):
                 self.fail(Failure.TIMEOUT, UpstreamTtftTimeout("no token came in time"))
         elif now >= self._total_deadline:
             self.end(Ended(b"", UpstreamTimeout("the stream lasted longer than it may")))
-        elif self._paused or self.events != self._swept_events:
-            heard = self.events != self._swept_events
-            self._swept_events = self.events
+        elif (events := self.events) != self._swept_events:
+            self._swept_events = events
             self._quiet_since = now
-            return heard
+            return True
+        elif self._paused:
+            self._quiet_since = now
         elif now - self._quiet_since >= self._idle_seconds:
             self.end(Ended(b"", StreamStalled(f"the pod sent nothing for {self._idle_seconds:g} s")))
         return False
@@ -374,27 +379,44 @@ class StreamRelay(Relay):
     def head_received(self, head: AnswerHead) -> None:
         super().head_received(head)
         self._streaming = head.status == 200
+        if self._streaming:
+            # All has been asked of it. Of ten thousand streams each keeps for long what it keeps now.
+            self._head = None
+            if self.connection is not None:
+                self.connection.acknowledge_seldom()
+
+    def commit(self, exchange: Exchange) -> None:
+        super().commit(exchange)
+        self._ending = b""
 
     def body_received(self, data: bytes) -> None:
         if not self._streaming:
             super().body_received(data)
             return
-        if self._plainly and self._is_plain(data) is not None:
-            # One more token, as nearly every read brings.
-            self.reader.content_events += 1
-            self._exchange.write(data)  # type: ignore[union-attr]  # nothing is plain before the commit
-            return
         if self.ended.done():
             self._overrun()
             return
-        events = self._framer.feed(data)
-        tail = len(self._framer.tail)
+        exchange, reader = self._exchange, self.reader
+        # Inside an event nothing is plain, whatever it looks like.
+        if exchange is not None and not self._tail and reader.may_skip:
+            found = reader.plain.fullmatch(data)
+            if found is not None:
+                # One more token, as nearly every read brings; the next one need not come by here.
+                reader.content_events += 1
+                exchange.write(data)
+                if exchange.write_chunk is not None and self.connection is not None:
+                    self.connection.offer_passage(self, Passage(found[1], reader, exchange))
+                return
+        framer = self._framer
+        run = framer.feed_run(data)
+        events = framer.feed(data) if run is None else []
+        tail = len(framer.tail)
         if tail != self._tail:
             self._hold_tail(tail)
-        if events:
+        if run:
+            self._take_run(run)
+        elif events:
             self._take(events)
-        # Inside an event nothing is plain, whatever it looks like.
-        self._plainly = not tail and self._exchange is not None and self.reader.may_skip and not self.ended.done()
 
     def _overrun(self) -> None:
         """Bytes behind the stream's end: they are nobody's, and who knows what follows them."""
@@ -413,6 +435,22 @@ class StreamRelay(Relay):
             self._cut(self._pod_error)
         else:
             super().answer_lost(loss)
+
+    def _take_run(self, run: bytes) -> None:
+        """Pass on these events, unread if they are plain; all but those that close a stream, if it ends here."""
+        exchange, reader = self._exchange, self.reader
+        if exchange is not None and reader.may_skip and not self.ended.done():
+            plain, rest = run, b""
+            count = reader.plain.count(plain)
+            if not count and len(parts := run.rsplit(b"\n\n", CLOSING_EVENTS + 1)) == CLOSING_EVENTS + 2:
+                plain = parts[0] + b"\n\n"
+                rest = run[len(plain) :]
+                count = reader.plain.count(plain)
+            if count:
+                reader.content_events += count
+                exchange.write(plain)
+                run = rest
+        self._take(cut_run(run))
 
     def _take(self, events: list[bytes]) -> None:
         """Pass on what these events are for the client, in one write."""

@@ -1,7 +1,7 @@
 """The pipeline: identify → read → name → admit → forward → settle.
 
-One task per request runs `serve`; `forward` does the longest part. A client that leaves cancels the task, wherever it
-waits.
+One coroutine per request runs `serve`, as an `Errand`; `forward` does the longest part. A client that leaves cancels
+it, wherever it waits.
 """
 
 import asyncio
@@ -22,20 +22,23 @@ from gateway.core.errors import (
     StreamDraining,
 )
 from gateway.core.fleet import Fleet
+from gateway.core.made import maker
 from gateway.core.naming import Aliases, targets
 from gateway.limits.admission import Admission, Ask
 from gateway.pipeline import catalogue
 from gateway.pipeline.aside import OFF_LOOP_BYTES, Aside
 from gateway.pipeline.caps import THE_USUAL_CAPS, Caps
+from gateway.pipeline.errand import in_a_task
 from gateway.pipeline.exchange import Exchange, Headers
 from gateway.pipeline.form import read_form
-from gateway.pipeline.forward import Forwarder, Request, begin, debug_headers, draining
-from gateway.pipeline.intake import FORM_FIELDS, call_of, call_of_form, check_media, look
-from gateway.pipeline.operations import Body
+from gateway.pipeline.forward import Forwarder, begin, debug_headers, draining, request_of
+from gateway.pipeline.intake import FORM_FIELDS, Look, call_of, call_of_form, check_media, look, looking
+from gateway.pipeline.operations import Body, Operation
 from gateway.pipeline.reception import Visit
 from gateway.pipeline.wish import wish_of
 
 _JSON = b"application/json"
+_ask_of = maker(Ask)
 
 log = logging.getLogger("poolgate")
 
@@ -44,6 +47,7 @@ class Pipeline:
     """Serves requests. `settle` takes each request's trail once, at its end; `caps` may be replaced at any time."""
 
     look = staticmethod(look)
+    looking = staticmethod(looking)
 
     def __init__(
         self,
@@ -108,20 +112,21 @@ class Pipeline:
                     call = await self._read_form(visit, body)
                 else:
                     if len(body) > OFF_LOOP_BYTES:
-                        await self._turn()
-                    seen = self.look(body, visit.operation)
+                        seen = await self._look_in_turns(body, visit.operation)
+                    else:
+                        seen = self.look(body, visit.operation)
                     if seen.may_name_urls:
                         await self._aside.run(len(body), partial(check_media, seen, self.caps))
                     call = call_of(seen, visit.operation, visit.tenant, self.caps)
                 models = self._models(call, visit)
-                ask = _ask(visit, call)
-                reservation = self._admission.reserve_nowait(ask, trail) or await self._admission.reserve(ask, trail)
-                with reservation:
-                    visit.limit_lines = reservation.lines
+                if self._admission.is_free(visit.tenant, visit.user, call.model):
                     wish = wish_of(self._fleet.value.routes.get(models[0]), call, seen, visit)
-                    # From here on the body lives in the call alone.
-                    del body, seen
-                    await self._forwarder.forward(Request(visit, call, exchange, wish), models)
+                    way = self._forwarder.forward(request_of((visit, call, exchange, wish)), models)
+                else:
+                    way = self._admitted(visit, call, seen, exchange, models)
+                # From here on the body lives in the call alone.
+                del body, seen
+                await way
         except RateLimited as error:
             visit.limit_lines = error.shown
             self._answer_error(visit, exchange, error)
@@ -136,7 +141,26 @@ class Pipeline:
             self._answer_error(visit, exchange, InternalError("the gateway failed; the request may be sent again"))
         finally:
             self.active -= 1
-            self._settle(trail)
+            trail.ended_at = self._monotonic()
+            self._settled(trail)
+
+    async def _admitted(
+        self, visit: Visit, call: Call, seen: Look | None, exchange: Exchange, models: tuple[str, ...]
+    ) -> None:
+        """Forward a request whose caller has limits, if they let it in.
+
+        Raises `RateLimited`, `QuotaExceeded` and `Busy`, and what forwarding raises.
+        """
+        ask = _ask(visit, call)
+        reservation = self._admission.reserve_nowait(ask, visit.trail)
+        if reservation is None:
+            await in_a_task()
+            reservation = await self._admission.reserve(ask, visit.trail)
+        with reservation:
+            visit.limit_lines = reservation.lines
+            wish = wish_of(self._fleet.value.routes.get(models[0]), call, seen, visit)
+            del seen
+            await self._forwarder.forward(request_of((visit, call, exchange, wish)), models)
 
     async def _read_form(self, visit: Visit, body: bytes) -> Call:
         """The call that a form makes.
@@ -146,12 +170,20 @@ class Pipeline:
         found = await self._aside.run(len(body), partial(read_form, body, visit.boundary, FORM_FIELDS))
         return call_of_form(found, body, visit.head.fields[b"content-type"], visit.tenant, self.caps)
 
-    async def _turn(self) -> None:
-        """Wait for a turn of the loop at which no other large body is looked at. A look at 8 MiB may take 0.15 s, in C
-        and with the interpreter's lock. Several that are whole at once would hold the loop for as long as all of them
-        take, which looks like overload, and who sent them could have others turned away."""
+    async def _look_in_turns(self, body: bytes, operation: Operation) -> Look:
+        """A look at a large body, a step in each turn of the loop, and at one body at a time. All of it may take 0.1 s,
+        in C and with the interpreter's lock; several that are whole at once would hold the loop for as long as all of
+        them take, which looks like overload, and who sent them could have others turned away."""
         async with self._looking:
-            await asyncio.sleep(0)
+            steps = self.looking(body, operation)
+            while True:
+                await asyncio.sleep(0)
+                try:
+                    next(steps)
+                except StopIteration as last:
+                    await asyncio.sleep(0)
+                    seen: Look = last.value
+                    return seen
 
     def _let_ask(self, visit: Visit, told: Headers, exchange: Exchange) -> None:
         """A browser may send what it asks for: no content."""
@@ -181,7 +213,7 @@ class Pipeline:
         trail.model = name
         aliases = self._aliases.value
         trail.served_model = name in aliases or name in self._fleet.value.routes
-        if not visit.tenant.may_use(name):
+        if "*" not in visit.tenant.models and not visit.tenant.may_use(name):
             raise Forbidden("this key may not use that model", code="model_not_allowed", param="model")
         if not trail.served_model:
             raise ModelNotFound(f"the model {name[:256]!r} is not served here: see /v1/models", param="model")
@@ -219,11 +251,13 @@ class Pipeline:
 def _ask(visit: Visit, call: Call) -> Ask:
     """What the request takes of its caller's limits."""
     operation = visit.operation
-    return Ask(
-        visit.tenant,
-        visit.user,
-        call.model,
-        call.prompt_tokens_estimate if operation.takes_tokens else 0,
-        (call.choices or 1) if operation.streams else 0,
-        call.max_tokens,
+    return _ask_of(
+        (
+            visit.tenant,
+            visit.user,
+            call.model,
+            call.prompt_tokens_estimate if operation.takes_tokens else 0,
+            (call.choices or 1) if operation.streams else 0,
+            call.max_tokens,
+        )
     )

@@ -63,7 +63,22 @@ class AccessLog:
         if second != self._second:
             self._second = second
             self._second_text = iso_seconds(second)
-        kind = _kind(trail)
+        usage = trail.usage
+        kind = (
+            trail.tenant,
+            trail.operation,
+            trail.model[:MAX_FIELD_CHARACTERS],
+            trail.pool,
+            trail.pod,
+            trail.status,
+            trail.outcome,
+            trail.code,
+            trail.stream,
+            None if usage is None else usage.estimated,
+            trail.attempts,
+            trail.decision,
+            trail.finish[:MAX_FIELD_CHARACTERS],
+        )
         told = self._told.get(kind)
         if told is None:
             if len(self._told) >= MAX_KINDS:
@@ -107,17 +122,25 @@ class AccessLog:
 
 
 def _line_for_machines(trail: Trail, moment: str, told: Told) -> bytes:
-    usage = trail.usage
-    prompt, completion, cached = usage[:3] if usage is not None else ("null", "null", "null")
-    ttft, overhead = _milliseconds(trail.ttft_seconds), _milliseconds(trail.overhead_seconds)
-    queue = _milliseconds(trail.queue_seconds) if trail.queue_seconds else "0"
-    trace = "" if trail.trace is None or not trail.trace_id else f'"trace_id":"{trail.trace_id}",'
+    prompt, completion, cached, _ = trail.usage or _NO_USAGE
+    ttft = _milliseconds(trail.ttft_seconds) if trail.stream else "null"
+    overhead = trail.overhead_seconds
     # The request id is made of letters that need no escape in JSON.
     return (
-        f'{{"ts":"{moment}","request_id":"{trail.request_id}",{trace}{told.text}'
-        f'"prompt_tokens":{prompt},"completion_tokens":{completion},"cached_tokens":{cached},"queue_ms":{queue},'
-        f'"ttft_ms":{ttft},"duration_ms":{trail.duration_seconds * 1000:.3f},"overhead_ms":{overhead}}}\n'
+        f'{{"ts":"{moment}","request_id":"{trail.request_id}",'
+        f"{'' if trail.trace is None else _trace_member(trail)}{told.text}"
+        f'"prompt_tokens":{prompt},"completion_tokens":{completion},"cached_tokens":{cached},'
+        f'"queue_ms":{_milliseconds(trail.queue_seconds) if trail.queue_seconds else 0},'
+        f'"ttft_ms":{ttft},"duration_ms":{(trail.ended_at - trail.received_at) * 1000:.3f},'
+        f'"overhead_ms":{"null" if overhead is None else f"{overhead * 1000:.3f}"}}}\n'
     ).encode()
+
+
+_NO_USAGE = ("null", "null", "null", None)
+
+
+def _trace_member(trail: Trail) -> str:
+    return f'"trace_id":"{trail.trace_id}",' if trail.trace_id else ""
 
 
 def _milliseconds(seconds: float | None) -> str:
@@ -130,24 +153,6 @@ def _line_for_eyes(trail: Trail, moment: str, told: Told) -> bytes:
     waited = f"  waited {trail.queue_seconds * 1000:.1f} ms" if trail.queue_seconds else ""
     took = f"{trail.duration_seconds * 1000:.1f} ms"
     return f"{moment[11:23]} {told.picture}  {took}{waited}{ttft}{tokens}  {trail.request_id}\n".encode()
-
-
-def _kind(trail: Trail) -> _Kind:
-    return (
-        trail.tenant,
-        trail.operation,
-        trail.model[:MAX_FIELD_CHARACTERS],
-        trail.pool,
-        trail.pod,
-        trail.status,
-        trail.outcome,
-        trail.code,
-        trail.stream,
-        trail.usage.estimated if trail.usage is not None else None,
-        trail.attempts,
-        trail.decision,
-        trail.finish[:MAX_FIELD_CHARACTERS],
-    )
 
 
 def _tell(kind: _Kind) -> Told:

@@ -60,14 +60,15 @@ class Journal:
         """Count, write and keep what has gathered."""
         trails, self._trails = self._trails, []
         monotonic_to_wall = self._clock.wall() - self._clock.monotonic()
+        count, write, add, keep = self._metrics.observe, self._access_log.write, self._lately.add, self._recent.add
         for trail in trails:
-            self._metrics.observe(trail)
+            count(trail)
         for trail in trails:
-            self._access_log.write(trail, trail.ended_at + monotonic_to_wall)
+            write(trail, trail.ended_at + monotonic_to_wall)
         for trail in trails:
-            self._lately.add(trail)
+            add(trail)
         for trail in trails:
-            self._recent.add(trail)
+            keep(trail)
         if self._traces is not None:
             self._traces.add(trails, monotonic_to_wall)
 

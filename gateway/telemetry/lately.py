@@ -134,7 +134,8 @@ class Lately:
 
     def add(self, trail: Trail) -> None:
         """Count a request that has ended."""
-        pod, lost = trail.pod, _lost(trail)
+        pod = trail.pod
+        lost = _lost(trail) if trail.attempts > 1 or trail.outcome in _AFTERWARDS else ()
         if lost and len(lost) == len(trail.tried):
             pod = ""
         kind = (trail.pool, pod, trail.tenant, trail.outcome)

@@ -24,7 +24,8 @@ from pathlib import Path
 LIMIT_SECONDS = 60.0
 """How old a limit that is looked at may be: a container's can be changed while it runs."""
 GIVE_BACK_SECONDS = 2.0
-LARGE_BYTES = 131_072
+LARGE_BYTES = 2 << 20
+KEPT_BYTES = 16 << 20
 _UNLIMITED = 1 << 60
 """What version 1 of control groups says where there is no limit is above this."""
 
@@ -111,17 +112,20 @@ def keep_less_memory() -> None:
     """Have the C library keep little of what was freed; for once, before there are threads.
 
     What is large gets pages of its own, which go back as soon as it is freed. By itself glibc stops to do so after the
-    first large body (it raises the bound to 32 MiB): after 60 bodies of 8 MiB at a time it kept 430 MiB. A MiB costs 10
-    microseconds more. And there is one heap for all threads, instead of one for each: only one thread runs Python at
-    a time, so several spare no waiting, but each reserves 64 MiB of address space.
+    first large body (it raises the bound to 32 MiB): after 60 bodies of 8 MiB at a time it kept 430 MiB. But new pages
+    cost 0.3 ms a MiB at least, and each body is there two or three times while it is read: so what is smaller comes
+    from the heap, and of what is free at the heap's end some is kept. With neither, a request with 1 MiB took twice as
+    much CPU, and one with 32 KiB half as much again. And there is one heap for all threads, instead of one for each:
+    only one thread runs Python at a time, so several spare no waiting, but each reserves 64 MiB of address space.
     """
     with suppress(AttributeError, OSError):
         library = ctypes.CDLL(None)
         library.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
         library.mallopt(_M_ARENA_MAX, 1)
 
 
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """In glibc's malloc.h; elsewhere there is no `mallopt`, or it takes no such parameters."""
 
 

@@ -6,6 +6,7 @@ comes and goes over months (adapters, pools, tenants) only so many have series o
 they are scraped, from those who own the numbers. What each series means stands in `definitions`.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from itertools import islice, product
@@ -122,14 +123,19 @@ class Metrics:
             series = self._hold(kind)
         for counter in series.counters:
             counter.value += 1
-        series.seconds.observe(trail.duration_seconds)
+        # Every request comes by here, and by the next ones twice: without a frame for each.
+        seconds, histogram = trail.ended_at - trail.received_at, series.seconds
+        histogram.counts[bisect_left(histogram.bounds, seconds)] += 1
+        histogram.sum += seconds
+        if (overhead := trail.overhead_seconds) is not None:
+            histogram = series.overhead
+            histogram.counts[bisect_left(histogram.bounds, overhead)] += 1
+            histogram.sum += overhead
         if trail.stream:
-            if (seconds := trail.ttft_seconds) is not None:
-                series.ttft.observe(seconds)
-            if (seconds := trail.inter_token_seconds) is not None:
-                series.itl.observe(seconds)
-        if (seconds := trail.overhead_seconds) is not None:
-            series.overhead.observe(seconds)
+            if (ttft := trail.ttft_seconds) is not None:
+                series.ttft.observe(ttft)
+            if (between := trail.inter_token_seconds) is not None:
+                series.itl.observe(between)
         if trail.queue_seconds:
             self._queue_wait.of(self._pool(trail.pool)).observe(trail.queue_seconds)
         if trail.status == 503 and trail.code in given.TURNED_AWAY_CODES:

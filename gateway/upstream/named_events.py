@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from gateway.upstream.sse import is_comment, payload
-from gateway.upstream.usage import EventKind, EventReader, PodError, WholeAnswer, read_error
+from gateway.upstream.usage import EventKind, EventReader, PlainEvent, PodError, WholeAnswer, read_error
 
 _USUAL = re.compile(rb"event: ([a-z_.]++)\ndata: (\{[^\r\n]*+)\n\n").fullmatch
 _EVENT_LINE = re.compile(rb"(?:\A|[\r\n])event: ?([^\r\n]*+)")
@@ -117,7 +117,7 @@ class MessagesReader(NamedEventReader):
 
     __slots__ = ()
 
-    plain = re.compile(rb'event: content_block_delta\ndata: \{"type":"content_block_delta",[^\r\n]*+\n\n')
+    plain = PlainEvent(rb'event: content_block_delta\ndata: \{"type":"content_block_delta",', rb"[^\r\n]*+", rb"\n\n")
 
     def _read(self, name: bytes, data: bytes) -> EventKind:
         if name == b"content_block_delta":
@@ -145,7 +145,7 @@ class ResponsesReader(NamedEventReader):
 
     __slots__ = ()
 
-    plain = re.compile(rb'event: response\.output_text\.delta\ndata: \{"content_index":[^\r\n]*+\n\n')
+    plain = PlainEvent(rb'event: response\.output_text\.delta\ndata: \{"content_index":', rb"[^\r\n]*+", rb"\n\n")
 
     def _read(self, name: bytes, data: bytes) -> EventKind:
         if name.endswith(b".delta"):

@@ -37,6 +37,24 @@ class EventFramer:
         self.tail += data
         return self._cut(final=False)
 
+    def feed_run(self, data: bytes) -> bytes | None:
+        """The same events in one piece: see `cut_run`. None if there are carriage returns, and `data` is to be fed."""
+        if self._carriage_returns or b"\r" in data:
+            return None
+        tail = self.tail
+        stop = data.rfind(b"\n\n") + 2
+        if stop > 1:
+            run = b"".join((tail, data[:stop])) if tail else data[:stop]
+            tail[:] = data[stop:]
+        else:
+            # It may stand in the middle between both.
+            tail += data
+            stop = tail.rfind(b"\n\n", max(0, self._searched - 1)) + 2
+            run = bytes(tail[:stop]) if stop > 1 else b""
+            del tail[: len(run)]
+        self._searched = len(tail)
+        return run
+
     def close(self) -> list[bytes]:
         """The stream is over: an event whose last line end was a lone CR, undecided until now, or nothing."""
         events = self._cut(final=True)
@@ -66,6 +84,11 @@ class EventFramer:
         del tail[:start]
         self._searched = max(0, end - start)
         return events
+
+
+def cut_run(run: bytes) -> list[bytes]:
+    """The events of a piece that begins with one, ends with one, and has no carriage return."""
+    return [event.lstrip(b"\n") + b"\n\n" for event in run.split(b"\n\n")[:-1] if event.strip(b"\n")]
 
 
 def payload(event: bytes) -> bytes | None:

@@ -18,6 +18,7 @@ from typing import ClassVar
 import msgspec
 
 from gateway.core.call import Usage
+from gateway.core.made import maker
 from gateway.upstream.sse import is_comment, payload
 
 MAX_TOKENS = 1_000_000_000
@@ -97,17 +98,63 @@ _usage = msgspec.json.Decoder(_Usage)
 _error = msgspec.json.Decoder(PodError)
 
 
-PLAIN_TOKEN = re.compile(
-    rb'data: \{"id":"[^"\\\r\n]*+","object":"[a-z._]++","created":[0-9]++,"model":"[^"\\\r\n]*+",'
-    rb'"choices":\[\{"index":[0-9]++,(?:"delta":\{"[a-z_]++":|"text":)"(?:[^"\\\r\n]|\\[^\r\n])*+"\}?,'
-    rb'"logprobs":null,"finish_reason":null(?:,"[a-z_]++":null)*+\}\](?:,"[a-z_]++":null)*+\}\n\n'
-)
-"""Matches, as a whole, what is exactly one token event in vLLM's usual form, with no finish reason.
+class PlainEvent:
+    """How an event looks that needs no reading: content, one piece of it, not the end.
 
-Reading JSON is cheap; not reading it is cheaper still, and nearly every read of a stream brings one such event. The
-pattern admits no line end but the last two, so nothing can hide in the text: no second event, no `[DONE]`. No part of
-it can be matched in two ways, so it never backtracks.
+    In three patterns, of which all but the `text` is as a rule the same for all events of a stream. None of them admits
+    a line end but those of the event itself, so nothing can hide in the text: no second event, no end mark. No part
+    of them can be matched in two ways, so they never backtrack.
+    """
+
+    __slots__ = ("_are_texts", "fullmatch", "is_rest_of_chunk")
+
+    def __init__(self, opening: bytes, text: bytes, closing: bytes) -> None:
+        self.fullmatch = re.compile(b"(%b)%b(%b)" % (opening, text, closing)).fullmatch
+        """Exactly one; its groups are the opening and the closing."""
+        self.is_rest_of_chunk = re.compile(text + closing + rb"\r\n").fullmatch
+        """What follows the opening in an HTTP chunk that holds one."""
+        self._are_texts = re.compile(b"(?:%b\n)*+%b" % (text, text)).fullmatch
+
+    def count(self, run: bytes) -> int:
+        """How many events these are; 0 if one is not plain, or not like the first.
+
+        Many come at once where the pod is faster than we read. So it is asked of all of them together whether they
+        are so many texts between openings and closings: what is put together anew must be what came.
+        """
+        first = self.fullmatch(run[: run.find(b"\n\n") + 2])
+        if first is None:
+            return 0
+        opening, closing = first.groups()
+        between = closing + opening
+        # Texts stand in lines, at the same place of each.
+        begin = len(opening) - (opening.rfind(b"\n") + 1)
+        end = -closing.index(b"\n") or None
+        lines = run.split(b"\n")
+        lines.pop()
+        texts = [line[begin:end] for line in lines[opening.count(b"\n") :: between.count(b"\n")]]
+        all_texts = b"\n".join(texts)
+        if (
+            run == opening + between.join(texts) + closing
+            and all_texts.count(b"\n") == len(texts) - 1
+            and self._are_texts(all_texts) is not None
+        ):
+            return len(texts)
+        return 0
+
+
+PLAIN_TOKEN = PlainEvent(
+    rb'data: \{"id":"[^"\\\r\n]*+","object":"[a-z._]++","created":[0-9]++,"model":"[^"\\\r\n]*+",'
+    rb'"choices":\[\{"index":[0-9]++,(?:"delta":\{"[a-z_]++":|"text":)"',
+    rb'[^"\\\r\n]*+(?:\\[^\r\n][^"\\\r\n]*+)*+',
+    rb'"\}?,"logprobs":null,"finish_reason":null(?:,"[a-z_]++":null)*+\}\](?:,"[a-z_]++":null)*+\}\n\n',
+)
+"""One token in vLLM's usual form, with no finish reason.
+
+Reading JSON is cheap; not reading it is cheaper still, and nearly every read of a stream brings one such event.
 """
+
+
+_usage_of = maker(Usage)
 
 
 class AnswerReader:
@@ -180,7 +227,7 @@ class AnswerReader:
         completion = completion or 0
         if not (0 <= prompt <= MAX_TOKENS and 0 <= completion <= MAX_TOKENS and 0 <= cached <= prompt):
             return None
-        return Usage(prompt, completion, cached)
+        return _usage_of((prompt, completion, cached, False))
 
 
 class EventReader(AnswerReader):
@@ -188,8 +235,7 @@ class EventReader(AnswerReader):
 
     __slots__ = ("error",)
 
-    plain: ClassVar[re.Pattern[bytes]]
-    """Matches, as a whole, exactly one event that needs no reading: content, one piece of it, not the end."""
+    plain: ClassVar[PlainEvent]
 
     def __init__(self, choices: int | None = None) -> None:
         super().__init__(choices)

@@ -19,6 +19,8 @@ from tests.fuzz.target import Target, cut, first_and_rest
 from tests.fuzz.wire import FakeTransport
 
 READERS: tuple[type[EventReader], ...] = (ChoicesReader, TranscriptReader, MessagesReader, ResponsesReader)
+BEFORE = (answer(b"[0]"), answer(b"{}"))
+"""Answers after which a head of their shape is known."""
 _END = re.compile(rb"\r\n|\n|\r")
 
 
@@ -48,12 +50,16 @@ class Heard:
         self.end = loss
 
 
-def heard(pieces: list[bytes]) -> tuple[Heard, bool]:
-    """(what an exchange came to, whether its connection may serve another)."""
+def heard(pieces: list[bytes], before: bytes = b"") -> tuple[Heard, bool]:
+    """(what an exchange came to, whether its connection may serve another). `before`: an answer that came on it."""
     idle: list[PodConnection] = []
     connection = PodConnection(idle.append, lambda _: None)
     transport, told = FakeTransport(), Heard()
     connection.connection_made(transport)
+    if before:
+        connection.send(b"POST / HTTP/1.1\r\n\r\n", [b""], Heard())
+        connection.data_received(before)
+        idle.clear()
     connection.send(b"POST / HTTP/1.1\r\n\r\n", [b""], told)
     for piece in pieces:
         if transport.closed:
@@ -75,6 +81,15 @@ def pod_answer(data: bytes) -> None:
             # Junk behind an answer shows only in the read that brings its end; nobody asks a lost one for its body.
             continue
         assert (again.head, again.body, again.end) == (whole.head, whole.body, whole.end)
+    for before in BEFORE:
+        again, still = heard([data] if data else [], before)
+        if not isinstance(whole.end, Loss) or not isinstance(again.end, Loss):
+            assert (said_by(again.head), again.body, again.end, still) == (
+                said_by(whole.head),
+                whole.body,
+                whole.end,
+                usable,
+            )
     if whole.end is not False:
         return
     assert whole.head is not None
@@ -85,6 +100,13 @@ def pod_answer(data: bytes) -> None:
         assert (status, body) == (whole.head.status, whole.body)
         # Blank lines say nothing, and llhttp skips them.
         assert not (usable and left.strip(b"\r\n")), "a connection with bytes behind its answer is used again"
+
+
+def said_by(head: AnswerHead | None) -> tuple[object, ...]:
+    """All that a head says; its length once, since of one that is known it stands nowhere else."""
+    if head is None:
+        return ()
+    return (*head[2:], head.status, *sorted(each for each in head.fields.items() if each[0] != b"content-length"))
 
 
 def in_h11(data: bytes) -> tuple[int, bytes, bytes] | None:
@@ -229,7 +251,7 @@ WHOLE = b'{"choices":[{"index":0,"finish_reason":"stop"}],"usage":{"prompt_token
 TARGETS = {
     "pod_answer": Target(
         pod_answer,
-        ("gateway.upstream.connection",),
+        ("gateway.upstream.connection", "gateway.upstream.known"),
         (
             answer(WHOLE),
             STREAM_HEAD + chunk(TOKEN) + chunk(DONE) + b"0\r\n\r\n",

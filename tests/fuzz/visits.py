@@ -30,6 +30,7 @@ from tests.fuzz.target import Target, cut
 from tests.fuzz.wire import FakeTransport
 
 KEY = b"sk-pg_fuzzfuzz_key"
+OTHER_KEY = b"sk-pg_fuzzfuzz_longer_key"
 PATHS = {operation.path for operation in OPERATIONS}
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -70,6 +71,20 @@ def gateway(*, keyed: bool) -> Gateway:
 
 
 @cache
+def plain_gateway() -> Gateway:
+    """For a caller of whom nothing has to be looked at but its key."""
+    made = Gateway(
+        load_config(None, {}, {"discovery": {"pods": [{"url": "http://127.0.0.1:9", "pool": "chat"}]}}),
+        (KeyEntry(digest(KEY), Tenant("fuzz", "fuzz")), KeyEntry(digest(OTHER_KEY), Tenant("other", "other"))),
+        access_out=io.BytesIO(),
+        parts=THE_USUAL._replace(pipeline=NotesOnly),
+    )
+    assert isinstance(made.pipeline, NotesOnly)
+    made.pipeline.served = []
+    return made
+
+
+@cache
 def runner() -> asyncio.Runner:
     return asyncio.Runner()
 
@@ -86,7 +101,8 @@ async def visit(pieces: list[bytes]) -> tuple[Served | None, FakeTransport]:
     connection.connection_made(transport)
     try:
         for piece in pieces:
-            if transport.closed:
+            if transport.closed or pipeline.served:
+                # What comes behind an answer is another request.
                 break
             connection.data_received(piece)
         await asyncio.sleep(0)
@@ -112,6 +128,49 @@ def request(data: bytes) -> None:
         path, b"pod:8000", b"", served.head.fields, b"application/json", "fuzz-1", len(served.body), priority=1
     )
     assert in_h11(head + served.body) == (b"POST", path, served.body), "what goes to a pod is not that request"
+
+
+FIRST = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Bearer %b\r\n"
+    b"Content-Length: 13\r\n\r\n" % KEY
+)
+"""A head as it comes first."""
+
+
+async def heard(pieces: list[bytes], *, known: bool) -> tuple[list[tuple[object, ...]], list[bytes]]:
+    """(what would be served of these pieces, the status lines of the answers), on a connection of their own, or on one
+    where a request with the head `FIRST` was served before."""
+    front = plain_gateway()
+    pipeline = front.pipeline
+    assert isinstance(pipeline, NotesOnly)
+    transport = FakeTransport()
+    connection = front.edge.protocol()
+    assert isinstance(connection, asyncio.Protocol)
+    connection.connection_made(transport)
+    try:
+        if known:
+            connection.data_received(FIRST + BODY)
+        pipeline.served.clear()
+        transport.sent = b""
+        for piece in pieces:
+            if not transport.closed:
+                connection.data_received(piece)
+        told: list[tuple[object, ...]] = [(*each[:3], *sorted(other_fields(each.head))) for each in pipeline.served]
+        return told, re.findall(rb"HTTP/1.1 \d+ |connection: close", transport.sent)
+    finally:
+        connection.connection_lost(None)
+
+
+def other_fields(head: Head) -> list[tuple[bytes, bytes]]:
+    """Those that are not left out of a head that is known."""
+    return [each for each in head.fields.items() if each[0] not in (b"authorization", b"x-api-key", b"content-length")]
+
+
+def request_again(data: bytes) -> None:
+    """Behind a head that is known means the same as on a connection of its own, however it is cut."""
+    for pieces in ([data] if data else [], *cut(data)):
+        again, alone = (runner().run(heard(pieces, known=known)) for known in (True, False))
+        assert again == alone, "it depends on what came before"
 
 
 def check_answer(transport: FakeTransport, *, refused: bool) -> None:
@@ -264,6 +323,33 @@ TARGETS = {
             b"HTTP/1.1",
             b"Host: x\r\n",
             b"Connection: ",
+        ),
+    ),
+    "request_again": Target(
+        request_again,
+        ("gateway.edge.known", "gateway.edge.protocol"),
+        (
+            FIRST + BODY,
+            FIRST.replace(b" 13", b" 5") + b"{   }",
+            FIRST.replace(KEY, OTHER_KEY) + BODY,
+            FIRST.replace(KEY, KEY + b"x") + BODY,
+            FIRST + BODY + FIRST + BODY,
+            FIRST.replace(b" 13", b" 99999999") + BODY,
+            FIRST.replace(b" 13", b" 0") + BODY,
+            FIRST.replace(b"Content-Length: 13", b"Transfer-Encoding: chunked") + b"d\r\n" + BODY + b"\r\n0\r\n\r\n",
+            FIRST.replace(b"Host: x", b"Host: y") + BODY,
+            FIRST.replace(b"\r\n\r\n", b"\r\nx-api-key: " + KEY + b"\r\n\r\n") + BODY,
+            FIRST.replace(b"Bearer", b"Bearer ") + BODY,
+        ),
+        tokens=(
+            b"\r\n",
+            b"\r\n\r\n",
+            b"Content-Length: 13",
+            b"Authorization: Bearer ",
+            KEY,
+            OTHER_KEY,
+            b"HTTP/1.1",
+            BODY,
         ),
     ),
     "head": Target(

@@ -145,7 +145,7 @@ def test_the_budget_holds_what_is_there_and_nothing_when_all_have_left(steps: li
             held = world.edge.bodies.held
             assert 0 <= held <= LIMIT
             assert held == world.there()
-            assert all(each._held_bytes >= len(each._body) for each, _ in world.open), "bytes that are not counted"
+            assert all(each._held_bytes >= each._body_bytes() for each, _ in world.open), "bytes that are not counted"
         for _, transport in world.open:
             transport.closing = True
         await world.settle()

@@ -19,7 +19,7 @@ class _ServesTheDead(ClientConnection):
     __slots__ = ()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._task = None
+        self._errand = None
         super().connection_lost(exc)
 
 

@@ -75,6 +75,9 @@ CUTS_ARE_TOLD = Defence(
 class _Uncut(EventFramer):
     __slots__ = ()
 
+    def feed_run(self, data: bytes) -> None:
+        return None
+
     def feed(self, data: bytes) -> list[bytes]:
         return [data]
 

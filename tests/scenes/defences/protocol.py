@@ -25,12 +25,12 @@ from gateway.edge.port import Edge
 from gateway.edge.protocol import ClientConnection
 from gateway.limits.keys import KeyRing
 from gateway.parts import Parts
-from gateway.pipeline.body import members
+from gateway.pipeline.body import Steps, members
 from gateway.pipeline.checks import GUARDED_FIELDS
 from gateway.pipeline.cors import Origins
 from gateway.pipeline.exchange import Head
 from gateway.pipeline.forward import Forwarder
-from gateway.pipeline.intake import Look, look
+from gateway.pipeline.intake import Look, look, looking
 from gateway.pipeline.operations import CHAT, Operation
 from gateway.pipeline.reception import Reception, Visit
 from gateway.pipeline.relay import First, Relay, Whole
@@ -235,6 +235,11 @@ class _ReadsLikePython(Pipeline):
         values = {name: msgspec.Raw(json.dumps(value).encode()) for name, value in told.items()}
         return Look(body, values, told["model"], stream=False, may_name_urls=False)
 
+    @staticmethod
+    def looking(body: bytes, operation: Operation) -> Steps[Look]:
+        yield
+        return _ReadsLikePython.look(body, operation)
+
 
 JSON_MEANS_ONE_THING = Defence(
     "json_means_one_thing",
@@ -248,6 +253,11 @@ class _WalksThroughJson(Pipeline):
     def look(body: bytes, operation: Operation) -> Look:
         members(body)
         return look(body, operation)
+
+    @staticmethod
+    def looking(body: bytes, operation: Operation) -> Steps[Look]:
+        members(body)
+        return looking(body, operation)
 
 
 READ_IN_PASSES = Defence(

@@ -47,6 +47,9 @@ def ask(
     return Ask(tenant, user, model, prompt, choices, max_tokens)
 
 
+FREE = Tenant("key2", "free")
+
+
 class Desk:
     """An admission, its clock, and what it counted."""
 
@@ -736,3 +739,36 @@ class TestStandings:
         with pytest.raises(Busy):
             admission.reserve_nowait(ask(), Trail("id", 100.0))
         assert admission.standings(100.0) == []
+
+
+class TestWhoIsFree:
+    """Who has no limits reserves nothing: most of admission is not even asked."""
+
+    def test_a_caller_without_limits_is_free_once_it_has_been_looked_at(self) -> None:
+        desk = Desk(Rules())
+        assert not desk.admission.is_free(KEY, "", "m")
+        desk.reserve()
+        assert desk.admission.is_free(KEY, "", "m")
+        assert not desk.admission.is_free(KEY, "", "another")
+
+    def test_a_caller_with_any_limit_is_not(self) -> None:
+        for name in ("requests_per_minute", "tokens_per_minute", "concurrent"):
+            desk = Desk(Rules(of_keys=((name, 1000),)))
+            desk.reserve()
+            assert not desk.admission.is_free(KEY, "", "m")
+
+    def test_nobody_is_while_the_length_of_answers_is_learned_for_somebody_s_limit(self) -> None:
+        desk = Desk(Rules())
+        desk.reserve(ask(tenant=FREE))
+        assert desk.admission.is_free(FREE, "", "m")
+        limited = Tenant("key3", "acme", tokens_per_minute=MUCH)
+        desk.reserve(ask(tenant=limited))
+        assert not desk.admission.is_free(FREE, "", "m")
+        desk.answered(ask(tenant=FREE), Usage(10, 5000))
+        assert desk.reserve(ask(tenant=limited, max_tokens=None)).costs[2] == 4096
+
+    def test_nobody_is_before_new_rules_were_looked_at(self) -> None:
+        desk = Desk(Rules())
+        desk.reserve()
+        desk.admission.use(Rules(of_keys=(("concurrent", 1),)))
+        assert not desk.admission.is_free(KEY, "", "m")

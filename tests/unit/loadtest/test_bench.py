@@ -37,7 +37,18 @@ from loadtest.bench.accounting import (
     process_tree,
 )
 from loadtest.bench.backend import METRICS_BYTES, metrics_body, serving
-from loadtest.bench.client import NotWhole, RequestLoad, Streamed, StreamLoad, open_loops, open_streams
+from loadtest.bench.client import (
+    NotWhole,
+    Repeated,
+    RequestLoad,
+    Streamed,
+    StreamLoad,
+    Timed,
+    TimedLoad,
+    open_loops,
+    open_streams,
+)
+from loadtest.bench.meaning import RepeatedByMeaning, TimedByMeaning
 from loadtest.bench.pacer import Pacer, on_grid
 from loadtest.bench.processes import BenchError, alone, child, free_port, wait_until
 from loadtest.bench.report import Cell, Round, cell, quartiles, side_by_side, written
@@ -420,6 +431,38 @@ async def test_streams_are_paced_and_each_comes_to_its_whole_end() -> None:
         assert time.monotonic() - begin >= 0.09  # ten tokens at 100 a second
         assert (load.whole, load.tokens, len(load.transit_us)) == (20, 200, 180)
         assert min(load.transit_us) >= 0  # one clock on both sides
+
+
+@pytest.mark.parametrize("kind", [Repeated, RepeatedByMeaning])
+async def test_unpaced_streams_follow_one_another_each_whole_until_they_are_stopped(kind: type[Repeated]) -> None:
+    async with serving(1, 1000) as ports:
+        load = StreamLoad()
+        request = chat_request("127.0.0.1", ports[0], "k", stream_body(Wish(500, 0, 0)))
+        await open_streams(load, ports, (request,) * 2, per_second=1000, kind=kind)
+        while load.whole < 6:
+            await load.watch(0.01)
+        load.stop()
+        await load.ended(5)
+        assert load.tokens == 500 * load.whole
+        assert load.reads < load.tokens / 10  # many in each read
+
+
+@pytest.mark.parametrize("kind", [Timed, TimedByMeaning])
+async def test_a_stream_that_is_due_waits_for_a_connection_and_that_counts(kind: type[Timed]) -> None:
+    async with serving(1, 1000) as ports:
+        load = TimedLoad()
+        request = chat_request("127.0.0.1", ports[0], "k", stream_body(Wish(3, 10_000, 0)))
+        await open_streams(load, ports, (request,), per_second=1000, kind=kind)
+        now_us = time.monotonic_ns() // 1000
+        for _ in range(3):
+            load.due(now_us)
+        while load.whole < 3:
+            await load.watch(0.01)
+        load.stop()
+        await load.ended(5)
+        first, second, third = load.ttft_us
+        assert first < second < third
+        assert third > 40_000  # behind two streams of three beats each
 
 
 async def test_a_caller_who_asks_for_usage_gets_the_usage_event() -> None:

@@ -84,7 +84,7 @@ class TestBounds:
         for number in range(3):
             quarantine.died(number, "a", T + number)
         assert not held(quarantine, 99, now=T + 600.0 + 1)
-        assert [*quarantine._deaths] == [2]
+        assert [*quarantine.deaths] == [2]
 
     def test_a_second_death_makes_a_request_the_youngest(self) -> None:
         quarantine = Quarantine()
@@ -92,19 +92,19 @@ class TestBounds:
         quarantine.died(1, "a", T + 1.0)
         quarantine.died(PILL, "b", T + 2.0)
         assert held(quarantine, now=T + 600.0 + 1.5)
-        assert [*quarantine._deaths] == [PILL]
+        assert [*quarantine.deaths] == [PILL]
 
     def test_no_more_than_so_many_are_kept_and_the_oldest_goes_first(self) -> None:
         quarantine = Quarantine()
         quarantine.died(PILL, "a", T)
         for number in range(9_999):
             quarantine.died(number, "a", T)
-        assert len(quarantine._deaths) == 10_000
-        assert PILL in quarantine._deaths
+        assert len(quarantine.deaths) == 10_000
+        assert PILL in quarantine.deaths
         quarantine.died(-5, "a", T)
-        assert len(quarantine._deaths) == 10_000
-        assert PILL not in quarantine._deaths
-        assert 0 in quarantine._deaths
+        assert len(quarantine.deaths) == 10_000
+        assert PILL not in quarantine.deaths
+        assert 0 in quarantine.deaths
 
     def test_it_costs_nothing_while_it_knows_of_no_death(self) -> None:
         quarantine = Quarantine()

@@ -2,6 +2,9 @@
 
 import asyncio
 import gc
+import socket
+
+import pytest
 
 from gateway.core.fleet import Pod
 from gateway.upstream.connection import AnswerHead, Loss, PodConnection
@@ -47,6 +50,19 @@ async def test_a_connection_that_was_paused_by_the_last_of_an_answer_reads_the_n
             bodies.append(reader.body)
             assert pool.take() is connection
         assert bodies == [b"one", b"two"]
+        connection.abort()
+
+
+@pytest.mark.program("linux")
+async def test_many_small_pieces_are_acknowledged_by_twos() -> None:
+    async with ScriptedPod([[answer(b"one")]]) as pod:
+        pool = PodPool(Pod("u", "p", "p", "127.0.0.1", pod.port), 1.0, lambda: 0.0)
+        connection = await pool.connect()
+        assert connection._transport is not None
+        sock = connection._transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 1
+        connection.acknowledge_seldom()
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 0
         connection.abort()
 
 

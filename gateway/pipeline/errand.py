@@ -1,0 +1,184 @@
+"""A request's coroutine without a task, for as long as it waits for nothing but its pod.
+
+A task costs: itself, a turn of the loop before its first step, a future for each thing it waits for, and one more turn
+when that has come. Nearly every request waits for its pod and for nothing else. So an `Errand` takes the first step at
+once, waits for a `Moment`, and goes on in the very call that brings a whole answer. A coroutine that waits for anything
+else (room at a pod, a fresh connection, another thread) becomes a task there, and stays one.
+
+Code on such a way may be on either: what needs a task (`asyncio.timeout` looks for it) awaits `in_a_task` first.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context
+from types import coroutine
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+_CANCELLED = object()
+
+
+class Moment(Generic[T]):
+    """Comes once, with a value, for one who waits for it. To a task it is as good as a future."""
+
+    __slots__ = ("_asyncio_future_blocking", "_context", "_here", "_loop", "_told", "_value")
+    _context: Context | None
+    _value: Any
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._here = False
+        self._told: Callable[[Any], object] | None = None
+        """Who waits: in `_context` a task, in none an errand."""
+
+    def done(self) -> bool:
+        """Whether it has come, or who waited for it was cancelled."""
+        return self._here
+
+    def result(self) -> T:
+        """What it brought.
+
+        Raises `CancelledError` if who waited for it was cancelled.
+        """
+        if self._value is _CANCELLED:
+            raise asyncio.CancelledError
+        value: T = self._value
+        return value
+
+    def set_result(self, value: T) -> None:
+        """It has come. Who waits goes on in the next turn of the loop."""
+        self._come(value)
+
+    def bring(self, value: T) -> None:
+        """It has come. An errand goes on before this returns: call it last."""
+        told = self._told
+        if told is None or self._context is not None:
+            self._come(value)
+        else:
+            self._value, self._here, self._told = value, True, None
+            told(self)
+
+    def _come(self, value: object) -> None:
+        self._value = value
+        self._here = True
+        self._wake()
+
+    def _wake(self) -> None:
+        told, self._told = self._told, None
+        if told is not None:
+            self._loop.call_soon(told, self, context=self._context)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        if not self._here:
+            self._asyncio_future_blocking = True
+            yield self
+        value: T = self._value
+        if value is _CANCELLED:
+            raise asyncio.CancelledError
+        return value
+
+    # What a task asks of a future.
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Where it is waited for."""
+        return self._loop
+
+    def add_done_callback(self, told: "Callable[[Moment[T]], object]", *, context: Context) -> None:
+        """Call this in a turn of the loop after it has come."""
+        self._told = told
+        self._context = context
+        if self._here:
+            self._wake()
+
+    def cancel(self, msg: object = None) -> bool:
+        """Who waits for it is cancelled. False: it has come."""
+        if self._here:
+            return False
+        self._come(_CANCELLED)
+        return True
+
+
+class Errand:
+    """Carries one coroutine to its end. It sees to its own errors: what it raises is a defect, and logged."""
+
+    __slots__ = ("_coroutine", "_loop", "_task", "_waits_for")
+
+    def __init__(self, coroutine: Coroutine[Any, None, None], loop: asyncio.AbstractEventLoop) -> None:
+        self._coroutine = coroutine
+        self._loop = loop
+        self._task: asyncio.Task[None] | None = None
+        self._waits_for: Moment[Any] | None = None
+
+    def go_on(self, moment: Moment[Any] | None = None) -> None:
+        """Take the first step, or the next one when its moment has come."""
+        if moment is not self._waits_for:
+            # It was ended meanwhile.
+            return
+        self._waits_for = None
+        try:
+            waits_for = self._coroutine.send(None)
+        except StopIteration:
+            return
+        except Exception as error:
+            self._failed(error)
+            return
+        if type(waits_for) is Moment:
+            self._waits_for = waits_for
+            waits_for._told = self.go_on
+            waits_for._context = None
+        else:
+            self._become_a_task(waits_for)
+
+    def cancel(self) -> None:
+        """End it in one of the next turns of the loop, wherever it waits: there a `CancelledError` is raised."""
+        self._loop.call_soon(self._end)
+
+    def _end(self) -> None:
+        if self._task is not None:
+            # Behind its first step, if that is still to come: a task that is cancelled before would never go on.
+            self._loop.call_soon(self._task.cancel)
+        elif self._waits_for is not None:
+            self._waits_for = None
+            try:
+                waits_for = self._coroutine.throw(asyncio.CancelledError())
+            except (StopIteration, asyncio.CancelledError):
+                return
+            except Exception as error:
+                self._failed(error)
+                return
+            self._become_a_task(waits_for)
+
+    def _become_a_task(self, waits_for: object) -> None:
+        self._task = self._loop.create_task(_rest_of(self._coroutine, waits_for))
+
+    def _failed(self, error: Exception) -> None:
+        self._loop.call_exception_handler({"message": "a request's errand failed", "exception": error})
+
+
+@coroutine
+def in_a_task() -> Generator[None, None, None]:
+    """Returns in a task."""
+    yield
+
+
+async def _rest_of(begun: Coroutine[Any, None, None], waits_for: object) -> None:
+    """A coroutine that was begun without a task, and that waits for this."""
+    await _going_on(begun, waits_for)
+
+
+@coroutine
+def _going_on(begun: Coroutine[Any, None, None], waits_for: object) -> Generator[Any, None, None]:
+    while True:
+        try:
+            yield waits_for
+        except BaseException as error:  # whatever it is, it is raised where the coroutine waits
+            raised: BaseException | None = error
+        else:
+            raised = None
+        try:
+            waits_for = begun.send(None) if raised is None else begun.throw(raised)
+        except StopIteration:
+            return
+        finally:
+            # It holds this frame.
+            raised = None
