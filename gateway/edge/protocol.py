@@ -250,7 +250,8 @@ class ClientConnection(asyncio.Protocol):
             self._body_left = 0
             self.refuse(self._refusal)
         elif self._errand is not None:
-            if behind > 0:
+            if behind > 0 and data[-behind:].strip(b"\r\n"):
+                # llhttp skips line ends before a request, as RFC 9112 has it (section 2.2).
                 self._came_behind(behind)
             self._errand.go_on()
 

@@ -101,18 +101,19 @@ class Moment(Generic[T]):
 class Errand:
     """Carries one coroutine to its end. It sees to its own errors: what it raises is a defect, and logged."""
 
-    __slots__ = ("_coroutine", "_loop", "_task", "_waits_for")
+    __slots__ = ("_cancelled", "_coroutine", "_loop", "_task", "_waits_for")
 
     def __init__(self, coroutine: Coroutine[Any, None, None], loop: asyncio.AbstractEventLoop) -> None:
         self._coroutine = coroutine
         self._loop = loop
         self._task: asyncio.Task[None] | None = None
         self._waits_for: Moment[Any] | None = None
+        self._cancelled = False
 
     def go_on(self, moment: Moment[Any] | None = None) -> None:
         """Take the first step, or the next one when its moment has come."""
-        if moment is not self._waits_for:
-            # It was ended meanwhile.
+        if moment is not self._waits_for or self._cancelled:
+            # It was ended meanwhile, or is about to be: what comes is for nobody, and where it waits it is told so.
             return
         self._waits_for = None
         try:
@@ -130,13 +131,17 @@ class Errand:
             self._become_a_task(waits_for)
 
     def cancel(self) -> None:
-        """End it in one of the next turns of the loop, wherever it waits: there a `CancelledError` is raised."""
+        """End it in the next turn of the loop, wherever it waits: there a `CancelledError` is raised.
+
+        Not called while it runs.
+        """
+        self._cancelled = True
         self._loop.call_soon(self._end)
 
     def _end(self) -> None:
         if self._task is not None:
-            # Behind its first step, if that is still to come: a task that is cancelled before would never go on.
-            self._loop.call_soon(self._task.cancel)
+            # It became one before it was cancelled, so the first step is done: without that it would never go on.
+            self._task.cancel()
         elif self._waits_for is not None:
             self._waits_for = None
             try:

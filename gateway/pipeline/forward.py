@@ -33,7 +33,7 @@ from gateway.core.fleet import Deadlines, Fleet, Pod, Route
 from gateway.core.made import maker
 from gateway.pipeline.aside import Aside
 from gateway.pipeline.errand import in_a_task
-from gateway.pipeline.exchange import Exchange, Headers
+from gateway.pipeline.exchange import Exchange, Head, Headers
 from gateway.pipeline.intake import renamed
 from gateway.pipeline.keep_alive import KeepAlive
 from gateway.pipeline.quarantine import Mark, Quarantine, mark_of
@@ -71,6 +71,9 @@ class Request(NamedTuple):
     exchange: Exchange
     wish: Wish
 
+
+_LET_GO = Head(b"", b"", {}, frozenset(), 0.0)
+"""In place of a head that has been read. Its fields are not emptied: heads that are alike share them (`edge.known`)."""
 
 request_of = maker(Request)
 _attempt = maker(Attempt)
@@ -370,7 +373,7 @@ class Forwarder:
             lease.streams(visit.tenant, now)
             mark = _mark(request)
             # A kibibyte of each stream that is open.
-            visit.head.fields.clear()
+            visit.head = _LET_GO
         elif self._quarantine.deaths:
             mark = _mark(request)
         call.body.clear()

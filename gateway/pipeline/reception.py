@@ -210,6 +210,7 @@ class Reception:
             or visit.operation.body is not Body.JSON
             or self._sampler is not None
             or not self._NEVER_ALIKE.isdisjoint(fields)
+            or (b"authorization" in fields and b"x-api-key" in fields)
         ):
             return None
         key = fields[b"authorization"][7:].strip() if b"authorization" in fields else fields.get(b"x-api-key", b"")

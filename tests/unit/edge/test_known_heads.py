@@ -11,7 +11,7 @@ import pytest
 
 from gateway.core.caller import Tenant
 from gateway.limits.keys import KeyEntry, KeyRing, digest
-from tests.door import Door, door, turn_the_loop
+from tests.door import STREAM, Door, door, turn_the_loop
 from tests.raw import RawClient, chat, request
 
 
@@ -115,6 +115,20 @@ async def test_a_key_that_is_no_key_is_refused_behind_a_head_that_is_known() -> 
         assert (await at.client.answer()).status == 401
 
 
+@pytest.mark.parametrize("spelling", ["Bearer {}", " Bearer {}", "\tBearer {}", "Bearer {} ", "Bearer  {}"])
+async def test_a_head_with_two_keys_is_read_each_time(spelling: str) -> None:
+    async with door() as at:
+
+        def asked(key: str) -> bytes:
+            return request(chat(), headers={"Authorization": spelling.format(at.gateway.key), "x-api-key": key})
+
+        at.client.send(asked(at.gateway.key))
+        assert (await at.client.answer()).status == 200
+        assert not at.gateway.gateway.edge.known
+        at.client.send(asked(at.gateway.other_key))
+        assert (await at.client.answer()).status == 401
+
+
 async def test_what_the_configuration_says_now_holds_for_it_too() -> None:
     async with known() as at:
         at.gateway.gateway.reception.max_body_bytes = 10
@@ -151,6 +165,25 @@ async def test_what_is_pipelined_behind_a_body_in_pieces_is_not_answered_either(
         came = await at.client.answer()
         assert (came.status, came.headers["connection"]) == (200, "close")
         assert await at.client.closed()
+
+
+async def test_a_line_end_behind_a_body_in_pieces_is_no_further_request() -> None:
+    async with known() as at:
+        whole = at.chat()
+        for behind in (b"\r\n", b"\n\r\n", b""):
+            at.client.send(whole[:-5])
+            await turn_the_loop()
+            at.client.send(whole[-5:] + behind)
+            came = await at.client.answer()
+            assert (came.status, came.headers.get("connection")) == (200, None)
+
+
+async def test_what_it_says_goes_on_to_the_pod_each_time() -> None:
+    async with door(STREAM) as at:
+        for _ in range(3):
+            at.client.send(request(chat(stream=True), key=at.gateway.key, headers={"Accept": "a/b"}))
+            assert (await at.client.answer()).status == 200
+        assert [b"accept: a/b\r\n" in raw for raw in at.pod.requests] == [True] * 3
 
 
 async def test_a_client_that_leaves_in_the_middle_of_such_a_body_is_counted_as_one_that_left() -> None:

@@ -161,34 +161,48 @@ async def test_so_does_one_that_has_become_a_task() -> None:
     assert notes == ["begun", "cancelled", "left"]
 
 
-async def test_so_does_one_that_becomes_a_task_in_the_very_turn_in_which_it_is_to_end() -> None:
-    notes, when, other = Notes(), moment(), asyncio.get_running_loop().create_future()
+async def test_so_does_one_that_becomes_a_task_in_the_very_turn_in_which_it_is_cancelled() -> None:
+    notes = Notes()
 
     async def coroutine() -> None:
-        await when
         try:
-            await other
+            await asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
             notes.append("cancelled")
             raise
         finally:
             notes.append("left")
 
-    errand = begun(coroutine())
-    when.set_result("one")
-    errand.cancel()
-    await turns(5)
+    async with ended(coroutine()):
+        pass
     assert notes == ["cancelled", "left"]
 
 
-async def test_a_moment_that_comes_between_cancelling_and_its_end_is_heard_of_once() -> None:
-    for say, after in (("bring", ["begun", "one", "over", "left"]), ("set_result", ["begun", "cancelled", "left"])):
-        notes, when = Notes(), moment()
-        errand = begun(notes.waiting(when))
-        errand.cancel()
-        getattr(when, say)("one")
-        await turns()
-        assert notes == after
+@pytest.mark.parametrize("said", [("cancel", "bring"), ("cancel", "set_result"), ("set_result", "cancel")])
+async def test_what_comes_in_the_turn_in_which_an_errand_is_cancelled_is_for_nobody(said: tuple[str, str]) -> None:
+    notes, when = Notes(), moment()
+    errand = begun(notes.waiting(when))
+    for each in said:
+        errand.cancel() if each == "cancel" else getattr(when, each)("one")
+    await turns()
+    assert notes == ["begun", "cancelled", "left"]
+
+
+async def test_nor_is_what_a_task_waits_for() -> None:
+    notes, other = Notes(), asyncio.get_running_loop().create_future()
+
+    async def coroutine() -> None:
+        try:
+            notes.append(await other)
+        finally:
+            notes.append("left")
+
+    errand = begun(coroutine())
+    await turns()
+    errand.cancel()
+    other.set_result("one")
+    await turns()
+    assert notes == ["left"]
 
 
 async def test_to_cancel_what_is_over_is_nothing() -> None:
