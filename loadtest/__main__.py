@@ -8,7 +8,6 @@ import asyncio
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Coroutine, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -33,8 +32,6 @@ from loadtest.stand.run import run as run_scenario
 
 ALL: Final = "all"
 STOPPED: Final = 130
-LOCK: Final = "poolgate-bench.lock"
-"""The bench's: neither measures the other."""
 
 app = typer.Typer(name="python -m loadtest", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -57,11 +54,13 @@ def run(
 ) -> None:
     """Play scenarios, one after the other, and say what held."""
     chosen = [_changed(load(name), seconds, scale) for name in _named(scenarios)]
+    if out is not None:
+        _make(out)
     failed = []
     for scenario in chosen:
         asked = Asked(_command(scenario, seconds, scale, url, pin), url, key, pin, _notes(seconds, scale))
         try:
-            with alone(Path(tempfile.gettempdir()) / LOCK) if wait else nullcontext():
+            with alone() if wait else nullcontext():
                 told = _run(scenario, asked)
         except BenchError as error:
             typer.echo(f"{scenario.name} could not be played: {error}", err=True)
@@ -100,6 +99,14 @@ def compare(
     typer.echo(found.table())
     if found.worse:
         raise typer.Exit(1)
+
+
+def _make(out: Path) -> None:
+    """Before anything is played: it would be lost."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{out}: {error.strerror}", param_hint="--out") from None
 
 
 def _named(scenarios: Sequence[str]) -> Sequence[str]:

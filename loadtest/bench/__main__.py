@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench: not measured: {absent}", file=sys.stderr)
     listen_for_signals()
     try:
-        with alone(Path(tempfile.gettempdir()) / "poolgate-bench.lock"):
+        with alone():
             return _run(asked, what)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)

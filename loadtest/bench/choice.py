@@ -10,7 +10,6 @@ import argparse
 import gc
 import statistics
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -235,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.rounds < 1 or asked.request_us <= 0:
         parser.error("--rounds and --request-us are more than 0")
     listen_for_signals()
-    with alone(Path(tempfile.gettempdir()) / "poolgate-bench.lock"):
+    with alone():
         results = measured(asked.rounds)
     facts = host_facts({}, {})
     said = [*notes(asked.rounds, asked.request_us), *facts]

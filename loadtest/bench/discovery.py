@@ -36,9 +36,19 @@ from loadtest.bench.backend import FINISH_PATH
 from loadtest.bench.client import ClosedLoop, NotWhole, RequestLoad, StreamLoad, open_streams
 from loadtest.bench.processes import BenchError, allow_many_files, alone, child, free_port, tail, wait_until
 from loadtest.bench.report import Cell, Round, cell, host_facts, remarks, side_by_side, written
-from loadtest.bench.scenarios import Bench, Figures, Requests, percentile
-from loadtest.bench.targets import NO_LIMITS, Gateway, Running, keys_entry, new_key, status_of, told_by
+from loadtest.bench.scenarios import Bench, Figures, Requests
+from loadtest.bench.targets import (
+    NO_LIMITS,
+    Gateway,
+    Running,
+    keys_entry,
+    new_key,
+    serve_command,
+    status_of,
+    told_by,
+)
 from loadtest.bench.wire import Wish, chat_body, chat_request, spread, stream_body
+from loadtest.percentiles import percentile
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 HOST: Final = "127.0.0.1"
@@ -205,8 +215,7 @@ def _serving(
     command = [
         "env", "-u", "PYTHONDONTWRITEBYTECODE", f"PYTHONPYCACHEPREFIX={lab.folder / 'compiled'}",
         f"KUBECONFIG={kubeconfig}",
-        sys.executable, "-m", "gateway", "serve", "--config", str(config),
-        "--port", str(port), "--ops-port", str(ops_port),
+        *serve_command(config, port, ops_port),
     ]  # fmt: skip
     began = time.monotonic()
     with child(command, core=lab.core, log=log, cwd=REPOSITORY) as process:
@@ -544,7 +553,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--pods {asked.pods}: more than {FEW}, and fewer than 60000")
     listen_for_signals()
     try:
-        with alone(Path(tempfile.gettempdir()) / "poolgate-bench.lock"):
+        with alone():
             return _bench(asked)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)

@@ -32,9 +32,9 @@ from loadtest.bench.accounting import cpu_of, difference, memory_of
 from loadtest.bench.looking import Asker, series_in
 from loadtest.bench.processes import BenchError, allow_many_files, alone
 from loadtest.bench.report import host_facts
-from loadtest.bench.scenarios import percentile
 from loadtest.bench.targets import Gateway, Running, Site, new_key, pods, serving
 from loadtest.bench.wire import CHAT_PATH, MODEL, chat_body, chat_request
+from loadtest.percentiles import percentile
 
 HOST: Final = "127.0.0.1"
 FLOOD: Final = "flood"
@@ -509,7 +509,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     scale = QUICK if asked.quick else FULL
     allow_many_files()
-    with alone(Path(tempfile.gettempdir()) / "poolgate-bench.lock"):
+    with alone():
         try:
             rows = uvloop.run(_bench(scale, asked.attack or tuple(ATTACKS)))
         except BenchError as error:

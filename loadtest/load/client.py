@@ -92,6 +92,11 @@ class Client:
     def now(self) -> float:
         return time.monotonic() - self.zero
 
+    @property
+    def open_connections(self) -> int:
+        """Idle ones among them."""
+        return len(self._lines) + len(self._connecting)
+
     def ask(self, address: Address, key: str, record: Record) -> None:
         """Send it now, or as soon as there is a connection."""
         idle = self._idle.get(address)
@@ -100,7 +105,7 @@ class Client:
             if line.is_open:
                 line.ask(self._bytes(address, key, record), record)
                 return
-        if len(self._lines) + len(self._connecting) >= self.bounds.connections and not self._close_an_idle_one():
+        if self.open_connections >= self.bounds.connections and not self._close_an_idle_one():
             self._refused(record, OUT_OF_CONNECTIONS)
             return
         task = self._loop.create_task(self._connect(address, key, record))

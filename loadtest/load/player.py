@@ -28,6 +28,7 @@ from loadtest.load.client import Address, BadUrl, Bounds, Client
 from loadtest.load.progress import Progress, Silent, Standing
 from loadtest.load.record import Ending, Record
 from loadtest.load.schedule import Planned, Schedule
+from loadtest.percentiles import percentile
 
 LEAD_SECONDS: Final = 0.05  # from the call to second 0, if the caller does not say when that is
 LOOK_SECONDS: Final = 0.25
@@ -291,8 +292,7 @@ class Player:
         own.requests, own.events = len(self._records), self._client.tokens
         own.reads, own.connections = self._client.reads, self._client.connections_made
         late = sorted(record.own_lateness for record in self._records)
-        if late:
-            own.late_p50, own.late_p99, own.late_max = late[len(late) // 2], late[len(late) * 99 // 100], late[-1]
+        own.late_p50, own.late_p99, own.late_max = (percentile(late, share) for share in (0.5, 0.99, 1.0))
 
 
 def _due_ns(planned: Planned) -> int:

@@ -41,6 +41,8 @@ class Section:
         return iter(self._values)
 
     def fail(self, key: str, text: str) -> NoReturn:
+        if key and key not in self._values:
+            text += near(key, [*(self._values.keys() - self._taken)], "is it meant by")
         where = ".".join(part for part in (self.path, key) if part)
         raise BadScenario(": ".join(part for part in (self.file, where, text) if part))
 
@@ -127,10 +129,10 @@ class Section:
         return f"{self.path}.{key}" if self.path else key
 
 
-def near(word: str, words: Sequence[str]) -> str:
+def near(word: str, words: Sequence[str], ask: str = "do you mean") -> str:
     """The word that was meant, perhaps; else nothing."""
     matches = difflib.get_close_matches(word, words, 1)
-    return f" (do you mean '{matches[0]}'?)" if matches else ""
+    return f" ({ask} '{matches[0]}'?)" if matches else ""
 
 
 def shown(value: Any) -> str:

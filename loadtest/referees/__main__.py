@@ -34,8 +34,6 @@ from loadtest.stand.stand import simulated
 
 LOADS: Final = ("constant", "closed")
 REFEREES: Final[Mapping[str, Referee]] = {"aiperf": AIPerf(), "guidellm": GuideLLM()}
-LOCK: Final = "poolgate-bench.lock"
-"""The bench's and the scenarios': nobody measures another."""
 STOPPED: Final = 130
 
 
@@ -116,7 +114,7 @@ def play(load: Load, names: Sequence[str], rounds: int, *, wait: bool = True) ->
     found: Mapping[str, list[Figures]] = {player.name: [] for player in players}
     for number in range(rounds):
         for player in players if number % 2 == 0 else players[::-1]:
-            with alone(Path(tempfile.gettempdir()) / LOCK) if wait else nullcontext():
+            with alone() if wait else nullcontext():
                 print(f"{load.scenario.name}, round {number + 1}: {player.name} ...", file=sys.stderr, flush=True)
                 found[player.name].append(uvloop.run(_until_signalled(load, player)))
     return Played(load.scenario.name, in_words(load), found)

@@ -91,10 +91,9 @@ class Program:
         target = Target(stand.urls[0], key, load.scenario.mix[0].model)
         command = self.referee.command(load, target, folder)
         variables = {"HOME": str(folder), "TMPDIR": str(folder), **self.referee.variables()}
-        words = ["env", *(f"{name}={value}" for name, value in variables.items()), *command]
         log = folder / f"{self.name}.log"
         seconds = START_SECONDS + load.scenario.seconds
-        with started(words, cores.apparatus, log) as process:
+        with started(command, cores.apparatus, log, more=variables) as process:
             try:
                 code = await asyncio.to_thread(process.wait, seconds)
             except TimeoutExpired:

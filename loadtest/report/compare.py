@@ -125,7 +125,7 @@ BARS: Final = (
     Bar("prompt tokens from a cache", lambda side: side.measures.cached_share, wording.share, "higher", amount=0.05),
     Bar(
         "evenness of pods (Jain)",
-        lambda side: side.spread.jain if side.spread else None,
+        _jain,
         _number,
         "higher",
         amount=0.05,

@@ -21,6 +21,7 @@ from typing import Final
 
 from loadtest.load.plan import Objectives
 from loadtest.load.record import Ending, Record
+from loadtest.percentiles import percentile
 
 OWN_LIMIT: Final = frozenset({"rate_limit_exceeded", "quota_exceeded"})
 """Codes of a 429 that is the caller's own doing."""
@@ -128,11 +129,6 @@ class Spread:
 
 def rounded(value: float) -> float:
     return float(f"{value:.{SIGNIFICANT}g}")
-
-
-def percentile(in_order: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of all does not exceed (nearest rank)."""
-    return in_order[max(math.ceil(share * len(in_order) - 1e-9), 1) - 1]
 
 
 def times_of(seconds: Iterable[float]) -> Times | None:

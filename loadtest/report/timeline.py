@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from loadtest.load.record import Ending, Record
-from loadtest.report.measures import is_limited, percentile, rounded, ttft
+from loadtest.percentiles import percentile
+from loadtest.report.measures import is_limited, rounded, ttft
 
 WIDTHS: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600)
 MOST_SLOTS: Final = 240

@@ -56,20 +56,14 @@ class Figures:
     beliefs_mib: float
     """What is believed of the pods' caches, at the most."""
     stream_kib: float
-    connection_kib: float
-    tls_connection_kib: float
     tls_handshake_ms: float
     scrape_ms: float
-    """A text of `/metrics` with twelve models;"""
-    scrape_many_ms: float
-    """with 120."""
+    """A text of `/metrics` with twelve models,"""
     series: float
-    """Told in the first of them."""
+    """and what it tells."""
     status_share: float
     """Of a core, for one status page that is open."""
     lag_share: float
-    start_seconds: float
-    """Until it is ready before 1,000 pods."""
     redis_call_us: float
     redis_request_us: float
     """For each request in a call, with three limits;"""

@@ -63,9 +63,6 @@ class StandInCluster:
         """Its container serves again."""
         self._objects[pod.name].become_ready()
 
-    def object_name(self, pod: Pod) -> str:
-        return self._objects[pod.name].name if pod.name in self._objects else ""
-
 
 @asynccontextmanager
 async def cluster_of(pods: Sequence[Pod], gateways: int, folder: Path) -> AsyncIterator[StandInCluster]:

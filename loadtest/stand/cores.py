@@ -5,16 +5,16 @@ may run everywhere, and the figures of time say so little that the page has to t
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
-from typing import Final, Self
+from types import MappingProxyType
+from typing import Self
 
 from loadtest.bench.processes import child
-
-REPOSITORY: Final = Path(__file__).resolve().parents[2]
+from loadtest.bench.targets.site import REPOSITORY
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,16 @@ class Cores:
 
 
 @contextmanager
-def started(command: Sequence[str], cores: frozenset[int], log: Path, *, pipe: bool = False) -> Iterator[Popen[bytes]]:
+def started(
+    command: Sequence[str],
+    cores: frozenset[int],
+    log: Path,
+    *,
+    pipe: bool = False,
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Popen[bytes]]:
     """The bench's child process, on any of these cores."""
-    with child(command, core=min(cores), log=log, cwd=REPOSITORY, pipe=pipe) as process:
+    with child(command, core=min(cores), log=log, cwd=REPOSITORY, pipe=pipe, more=more) as process:
         if len(cores) > 1:
             os.sched_setaffinity(process.pid, cores)  # it has no threads yet
         yield process

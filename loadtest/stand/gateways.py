@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +9,7 @@ from subprocess import Popen, TimeoutExpired
 
 from loadtest.bench.accounting import process_tree
 from loadtest.bench.processes import BenchError, free_port, wait_until
-from loadtest.bench.targets import status_of
+from loadtest.bench.targets import serve_command, status_of
 from loadtest.stand.cores import started
 from loadtest.stand.looking import HOST, asked, series_in
 
@@ -50,12 +49,8 @@ class GatewayProcess:
 
     def _start(self) -> None:
         self.port, self.ops_port = free_port(), free_port()
-        command = [
-            "env", *(f"{name}={value}" for name, value in self._variables.items()),
-            sys.executable, "-m", "gateway", "serve", "--config", str(self._config),
-            "--port", str(self.port), "--ops-port", str(self.ops_port),
-        ]  # fmt: skip
-        self._process = self._stack.enter_context(started(command, self._cores, self.log))
+        command = serve_command(self._config, self.port, self.ops_port)
+        self._process = self._stack.enter_context(started(command, self._cores, self.log, more=self._variables))
         wait_until(self._is_ready, self._process, self.log, seconds=READY_SECONDS)
 
     def _is_ready(self) -> bool:

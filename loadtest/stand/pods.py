@@ -14,7 +14,6 @@ from typing import Any
 from loadtest.bench.processes import BenchError, tail
 from loadtest.stand.cores import started
 from loadtest.stand.looking import HOST, asked
-from loadtest.stand.ports import lasting_port
 
 ENDS_SECONDS = 30.0
 
@@ -31,11 +30,13 @@ class Load:
 class Pod:
     """One place in a pool; processes come and go there, name and port stay."""
 
-    def __init__(self, name: str, pool: str, flags: Sequence[str], cores: frozenset[int], folder: Path) -> None:
+    def __init__(
+        self, name: str, pool: str, port: int, flags: Sequence[str], cores: frozenset[int], folder: Path
+    ) -> None:
         """`flags`: of the simulator, all but its port."""
         self.name = name
         self.pool = pool
-        self.port = lasting_port()
+        self.port = port
         self.up = False
         self._flags = flags
         self._cores = cores

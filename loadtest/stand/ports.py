@@ -1,22 +1,34 @@
-"""A port that stays somebody's own, though for a while nobody listens there."""
+"""Ports that stay somebody's own, though for a while nobody listens there."""
 
 import random
 import socket
-from contextlib import closing, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Final
 
+from loadtest.bench.processes import BenchError
+
 _RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST: Final = 18_000
+_MOST_TRIES: Final = 1_000
 
 
-def lasting_port() -> int:
-    """Below those that the kernel gives to outgoing connections: none of them takes it between a stop and a start."""
+def lasting_ports(count: int) -> Sequence[int]:
+    """Below those that the kernel gives to outgoing connections: none of them takes one between a stop and a start.
+
+    All are held until the last is found, or one could be given twice. Raises BenchError where too few are free.
+    """
     end = min(int(_RANGE.read_text().split()[0]), 32_000) if _RANGE.exists() else 32_000
-    for _ in range(1_000):
-        # Not the scenario's chance: which port it is does not belong to what is measured.
-        port = random.randrange(_LOWEST, max(end, _LOWEST + 1_000))
-        with closing(socket.socket()) as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise OSError("no free port below those of outgoing connections")
+    found: list[int] = []
+    with ExitStack() as held:
+        for _ in range(_MOST_TRIES + count):
+            if len(found) == count:
+                return found
+            # Not the scenario's chance: which port it is does not belong to what is measured.
+            port = random.randrange(_LOWEST, max(end, _LOWEST + 1_000))
+            probe = held.enter_context(closing(socket.socket()))
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+    raise BenchError(f"{len(found)} of {count} ports are free from {_LOWEST} on, below those of outgoing connections")

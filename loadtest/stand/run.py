@@ -33,7 +33,7 @@ from loadtest.report.where import commit, host, load_now
 from loadtest.stand.cores import Cores
 from loadtest.stand.faults import befall
 from loadtest.stand.looking import total
-from loadtest.stand.stand import Running, SimulatedStand, Stand, simulated
+from loadtest.stand.stand import SimulatedStand, simulated
 from loadtest.stand.verdicts import Evidence, judged
 from loadtest.stand.watching import Watched, at_rest, watching
 
@@ -111,10 +111,9 @@ def without_limits(scenario: Scenario) -> Scenario:
 
 async def at_existing(scenario: Scenario, schedule: Schedule, url: str, key: str, progress: Progress) -> Played:
     """All callers have the one key; faults are left out, for nothing of it is ours to break."""
-    stand: Stand = Running((url,), dict.fromkeys(scenario.stand.keys, key))
-    own = Own()
+    keys, own = dict.fromkeys(scenario.stand.keys, key), Own()
     bounds = Bounds(patience_seconds=PATIENCE_SECONDS)
-    records = await play(schedule, stand.urls, stand.keys, progress=progress, bounds=bounds, own=own)
+    records = await play(schedule, url, keys, progress=progress, bounds=bounds, own=own)
     notes = ["It ran before a gateway that was there already; what only our own stand can tell is not judged."]
     if scenario.faults:
         notes.append("No fault was made.")

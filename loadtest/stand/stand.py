@@ -1,7 +1,6 @@
-"""What is measured: simulated pods, gateways before them, a Redis where one is wanted; or a gateway that runs already.
+"""What is measured: simulated pods, gateways before them, a Redis where one is wanted.
 
-The player needs little of it (`Stand`), the faults more (`SimulatedStand`). Each process has a name, and the names are
-what marks, pages and verdicts speak of.
+Each process has a name, and the names are what marks, pages and verdicts speak of.
 """
 
 import asyncio
@@ -10,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from loadtest.bench.processes import BenchError
 from loadtest.bench.targets import NO_LIMITS, keys_entry, new_key
@@ -21,6 +20,7 @@ from loadtest.stand.cores import Cores
 from loadtest.stand.gateways import GatewayProcess
 from loadtest.stand.looking import HOST, total
 from loadtest.stand.pods import Pod
+from loadtest.stand.ports import lasting_ports
 from loadtest.stand.redis import RedisProcess
 
 KNOWN_SECONDS: Final = 30.0
@@ -30,40 +30,10 @@ DRAIN_SECONDS: Final = 60
 """Of a gateway that is replaced; a stream must end within it."""
 
 
-class Stand(Protocol):
-    """What a player and a report need."""
-
-    @property
-    def urls(self) -> Sequence[str]:
-        """Of the gateways in rotation; read at each request."""
-
-    @property
-    def keys(self) -> Mapping[str, str]:
-        """API keys by the callers' names."""
-
-    @property
-    def pod_names(self) -> Sequence[str]:
-        """Of all pods, as answers name them; empty where that is not known."""
-
-    @property
-    def marks(self) -> Sequence[Mark]:
-        """What was done to it so far."""
-
-
-@dataclass
-class Running:
-    """A gateway that was there before: nothing of it can be looked at or broken."""
-
-    urls: Sequence[str]
-    keys: Mapping[str, str]
-    pod_names: Sequence[str] = ()
-    marks: Sequence[Mark] = ()
-
-
 @dataclass
 class SimulatedStand:
-    plan: StandPlan
     keys: Mapping[str, str]
+    """API keys by the callers' names."""
     pods: Sequence[Pod]
     gateways: list[GatewayProcess]
     """Those in rotation. One that is replaced is in `leaving` until it has ended."""
@@ -74,6 +44,7 @@ class SimulatedStand:
     """All there ever were."""
     leaving: list[GatewayProcess] = field(default_factory=list)
     urls: list[str] = field(default_factory=list)
+    """Of the gateways in rotation; read at each request."""
     marks: list[Mark] = field(default_factory=list)
     clock: Callable[[], float] = lambda: 0.0
     """Seconds since the run began; set when it does."""
@@ -128,15 +99,12 @@ async def simulated(
     """
     plan = scenario.stand
     keys = {name: new_key() for name in plan.keys}
+    redis_port, *ports = lasting_ports(1 + sum(each.count for each in plan.pods))
     async with AsyncExitStack() as stack:
-        pods = [
-            Pod(name, each.pool, pod_flags(each.model, each.task, each.flags), cores.apparatus, folder)
-            for each in plan.pods
-            for name in each.names
-        ]
+        pods = pods_of(plan, ports, cores.apparatus, folder)
         for pod in pods:
             stack.callback(pod.close)
-        redis = RedisProcess(cores.apparatus, folder) if plan.redis else None
+        redis = RedisProcess(redis_port, cores.apparatus, folder) if plan.redis else None
         if redis is not None:
             stack.callback(redis.close)
             await redis.start()
@@ -157,14 +125,19 @@ async def simulated(
 
         gateways = [new_gateway() for _ in range(plan.gateways)]
         await asyncio.gather(*(gateway.start() for gateway in gateways))
-        stand = SimulatedStand(plan, keys, pods, gateways, redis, cluster, new_gateway, started)
+        stand = SimulatedStand(keys, pods, gateways, redis, cluster, new_gateway, started)
         stand.urls = [gateway.url for gateway in gateways]
         await asyncio.gather(*(stand.knows_its_pods(gateway) for gateway in gateways))
         yield stand
 
 
-def pod_flags(model: str, task: str, flags: Sequence[str]) -> tuple[str, ...]:
-    return (f"--model={model}", f"--task={task}", *flags)
+def pods_of(plan: StandPlan, ports: Sequence[int], cores: frozenset[int], folder: Path) -> list[Pod]:
+    """Not started yet."""
+    named = [(name, each) for each in plan.pods for name in each.names]
+    return [
+        Pod(name, each.pool, port, (f"--model={each.model}", f"--task={each.task}", *each.flags), cores, folder)
+        for (name, each), port in zip(named, ports, strict=True)
+    ]
 
 
 def write_config(

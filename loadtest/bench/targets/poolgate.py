@@ -53,13 +53,16 @@ def serving(
     config = site.folder / "poolgate.yaml"
     config.write_text(yaml.safe_dump(gateway_config(site.pods, keys, redis_url, models), sort_keys=False))
     log = site.folder / "gateway.log"
-    command = [
+    with child(serve_command(config, port, ops_port), core=site.core, log=log, cwd=REPOSITORY) as process:
+        wait_until(lambda: status_of(ops_port, "/readyz") == 200, process, log)
+        yield Running((port,), lambda: process_tree(process.pid), log), ops_port
+
+
+def serve_command(config: Path, port: int, ops_port: int) -> list[str]:
+    return [
         sys.executable, "-m", "gateway", "serve", "--config", str(config),
         "--port", str(port), "--ops-port", str(ops_port),
     ]  # fmt: skip
-    with child(command, core=site.core, log=log, cwd=REPOSITORY) as process:
-        wait_until(lambda: status_of(ops_port, "/readyz") == 200, process, log)
-        yield Running((port,), lambda: process_tree(process.pid), log), ops_port
 
 
 NO_LIMITS: Final = {"requests_per_minute": None, "tokens_per_minute": None, "concurrent": None}

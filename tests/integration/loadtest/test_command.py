@@ -1,18 +1,18 @@
 """`python -m loadtest` as it is typed: what it prints, its exit codes, and that it leaves nothing behind."""
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from loadtest.load.reading import load, names
-from loadtest.report.document import read, write
+from loadtest.report.compare import compared
+from loadtest.report.document import read
 from loadtest.stand.cores import Cores
 from loadtest.stand.stand import simulated
 from tests.integration.test_process import ROOT
@@ -29,6 +29,13 @@ objectives: {{late_ms: 5000}}
 stand: {{pods: [{{model: m, pool: chat, flags: {{step-ms: {step_ms}}}}}]}}
 expect: {{only_whole_endings: true, itl_p99_ms_at_most: {itl_ms}, leaving_seen_within_seconds: 1}}
 """
+
+
+class Held(NamedTuple):
+    code: int
+    out: str
+    err: str
+    folder: Path
 
 
 async def typed(*words: str, key: str = "") -> tuple[int, str, str]:
@@ -84,43 +91,38 @@ async def test_what_is_no_scenario_is_told_with_the_names_there_are() -> None:
     assert "Traceback" not in err
 
 
-async def test_a_run_that_holds_ends_with_0_and_one_that_does_not_with_1(tmp_path: Path) -> None:
-    held = await typed("run", small(tmp_path), "--no-pin", "--no-wait", "--out", str(tmp_path / "held"))
-    assert held[0] == 0, held
-    assert "not judged" in held[1]  # nobody left
-    failed = await typed(
-        "run", small(tmp_path, step_ms=20, itl_ms=1), "--no-pin", "--no-wait", "--out", str(tmp_path / "failed")
-    )
-    assert failed[0] == 1, failed
-    assert "FAILED" in failed[1]
-    assert "not all held: small" in failed[2]
-
-    told = json.loads((tmp_path / "held" / "small.json").read_text())
-    assert told["command"].startswith("python -m loadtest run small")
+async def test_a_folder_that_cannot_be_made_is_told_before_anything_is_played(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, out, err = await typed("run", "smoke", "--out", str(tmp_path / "file" / "below"))
+    assert (code, out) == (2, "")
+    assert "Not a directory" in err
 
 
-async def test_a_run_that_is_worse_than_another_ends_with_1(tmp_path: Path) -> None:
-    assert (await typed("run", small(tmp_path), "--no-pin", "--no-wait", "--out", str(tmp_path)))[0] == 0
-    before, after = tmp_path / "small.json", tmp_path / "after.json"
-    run = read(before)
-    (side,) = run.sides
-    measures = replace(side.measures, whole=0, met=0, failed=side.measures.requests)
-    write(replace(run, sides=(replace(side, measures=measures),)), after)
-    same, worse = await typed("compare", str(before), str(before)), await typed("compare", str(before), str(after))
-    assert same[0] == 0, same
-    assert worse[0] == 1, worse
-    write(replace(run, text="another question"), after)
-    other = await typed("compare", str(before), str(after))
-    assert other[0] == 2, other
-    assert "did not ask the same" in other[2]
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Held:
+    """A run that holds."""
+    folder = tmp_path_factory.mktemp("held")
+    told = asyncio.run(typed("run", small(folder), "--no-pin", "--no-wait", "--out", str(folder / "told")))
+    return Held(*told, folder / "told")
 
 
-async def test_what_is_no_report_cannot_be_compared(tmp_path: Path) -> None:
-    other = tmp_path / "other.json"
-    other.write_text("{}")
-    code, _, err = await typed("compare", str(other), str(other))
-    assert code == 2
-    assert "no report" in err
+def test_a_run_that_holds_ends_with_0_and_leaves_a_page_with_its_verdicts(held: Held) -> None:
+    assert held.code == 0, held
+    assert "not judged" in held.out  # nobody left
+    run = read(held.folder / "small.json")
+    assert run.command == "python -m loadtest run small --no-pin"
+    page = (held.folder / "small.md").read_text("utf-8")
+    assert run.verdicts
+    assert [verdict for verdict in run.verdicts if verdict.expected not in page] == []
+    assert not compared(run, run).worse
+    assert {file.suffix for file in held.folder.iterdir()} == {".md", ".json", ".svg"}
+
+
+async def test_a_run_that_does_not_hold_ends_with_1(tmp_path: Path) -> None:
+    code, out, err = await typed("run", small(tmp_path, step_ms=20, itl_ms=1), "--no-pin", "--no-wait")
+    assert code == 1, (out, err)
+    assert "FAILED" in out
+    assert "not all held: small" in err
 
 
 async def test_a_gateway_that_runs_already_can_be_asked(tmp_path: Path) -> None:
@@ -129,11 +131,10 @@ async def test_a_gateway_that_runs_already_can_be_asked(tmp_path: Path) -> None:
     folder.mkdir()
     async with simulated(scenario, Cores.of_this_host(pinned=False), folder) as stand:
         words = ("run", small(tmp_path), "--no-pin", "--no-wait", "--url", stand.urls[0])
-        code, out, err = await typed(*words, key=stand.keys["chat"])
-        assert code == 0, (out, err)
-        code, out, err = await typed(*words, key="sk-pg_nobody")
-        assert code == 1
-        assert "invalid_api_key" in out
+        known, unknown = await asyncio.gather(*(typed(*words, key=key) for key in (stand.keys["chat"], "sk-pg_nobody")))
+    assert known[0] == 0, known
+    assert unknown[0] == 1, unknown
+    assert "invalid_api_key" in unknown[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

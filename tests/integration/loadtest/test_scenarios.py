@@ -6,7 +6,7 @@ no: a green one would prove nothing otherwise.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,10 +18,8 @@ from loadtest.load.drawing import draw
 from loadtest.load.plan import Scenario
 from loadtest.load.progress import Silent
 from loadtest.load.reading import load, names
-from loadtest.report.files import write_report
 from loadtest.stand.cores import Cores
-from loadtest.stand.run import Asked, at_simulated, evidence_of
-from loadtest.stand.run import run as run_scenario
+from loadtest.stand.run import at_simulated, evidence_of
 from loadtest.stand.stand import laid_over
 from loadtest.stand.verdicts import JUDGES, Evidence
 
@@ -77,8 +75,12 @@ class Short:
     scale: float = 1.0
     change: Change = _as_it_is
     too_short_for: frozenset[str] = frozenset()
+    eased: Mapping[str, Any] = field(default_factory=dict)
+    """Bounds for so few requests."""
 
 
+# Of four pods a quarter is what a policy gives that does not look.
+SLOW_POD: Final = Short(seconds=6.0, eased={"share_of_pod_at_most": {"chat-3": 0.21}})
 SHORT: Mapping[str, Short] = {
     "burst": Short(),
     "disconnects": Short(),
@@ -91,7 +93,7 @@ SHORT: Mapping[str, Short] = {
     "prefix": Short(seconds=3.0, scale=4.0, too_short_for=frozenset({"busiest_pod_at_most"})),
     "redis-down": Short(seconds=3.0, scale=2.0),
     "rolling-restart": Short(seconds=17.0, change=_at_once),
-    "slow-pod": Short(seconds=3.0),
+    "slow-pod": SLOW_POD,
     "smoke": Short(),
     "soak": Short(seconds=4.0, scale=2.0, change=_only_the_kill, too_short_for=frozenset({"recovers_within_seconds"})),
     "steady": Short(too_short_for=frozenset({"busiest_pod_at_most"})),
@@ -122,7 +124,7 @@ BROKEN: Mapping[str, tuple[str, Short, Change]] = {
     ),
     "share_of_pod_at_most": (
         "slow-pod",
-        Short(seconds=3.0),
+        SLOW_POD,
         lambda scenario: configured(scenario, {"pools": {"chat": {"policy": "round_robin"}}}),
     ),
     "prefix_hits_over_others_at_least": (
@@ -135,11 +137,8 @@ BROKEN: Mapping[str, tuple[str, Short, Change]] = {
 
 
 def _short(name: str, short: Short) -> Scenario:
-    return short.change(load(name).scaled(short.scale).lasting(short.seconds))
-
-
-def _broken(name: str, short: Short, break_it: Change) -> Scenario:
-    return break_it(_short(name, short))
+    scenario = load(name).scaled(short.scale).lasting(short.seconds)
+    return short.change(replace(scenario, expect={**scenario.expect, **short.eased}))
 
 
 EVERY: Mapping[str, Callable[[], Scenario]] = {
@@ -173,14 +172,16 @@ async def _together(plays: Mapping[str, Scenario]) -> Mapping[str, Evidence | Ba
         async with turn:
             return await played(scenario)
 
-    came = await asyncio.gather(*map(one, plays.values()), return_exceptions=True)
-    return dict(zip(plays, came, strict=True))
+    longest_first = sorted(plays, key=lambda name: -plays[name].seconds)
+    came = await asyncio.gather(*(one(plays[name]) for name in longest_first), return_exceptions=True)
+    return dict(zip(longest_first, came, strict=True))
 
 
 @pytest.fixture(scope="module")
 def plays(request: pytest.FixtureRequest) -> Mapping[str, Evidence | BaseException]:
     """What came of each that a test was chosen for. Some at once: most of a scenario is waiting."""
-    chosen = {item.callspec.params["name"] for item in request.session.items if hasattr(item, "callspec")}
+    here = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    chosen = {item.callspec.params["name"] for item in here}
     return asyncio.run(_together({name: make() for name, make in EVERY.items() if name in chosen}))
 
 
@@ -221,12 +222,6 @@ def test_with_its_promise_broken_it_says_no(name: str, plays: Mapping[str, Evide
     assert found(evidence)[name] is False, JUDGES[name](evidence, evidence.scenario.expect[name]).words
 
 
-async def test_a_run_is_a_page_with_its_verdicts(tmp_path: Path) -> None:
-    scenario = load("smoke").lasting(1.0)
-    told = await run_scenario(scenario, Asked("python -m loadtest run smoke", pinned=False), Silent())
-    page = write_report(told, tmp_path)
-    assert told.held == all(verdict.held is not False for verdict in told.verdicts)
-    assert [verdict.expected for verdict in told.verdicts if verdict.held is None] == []
-    for verdict in told.verdicts:
-        assert verdict.expected in page.read_text("utf-8")
-    assert {file.suffix for file in tmp_path.iterdir()} == {".md", ".json", ".svg"}
+@pytest.mark.parametrize("name", ["smoke"])
+def test_nothing_of_it_goes_unjudged(name: str, plays: Mapping[str, Evidence | BaseException]) -> None:
+    assert None not in found(of(plays, name)).values()

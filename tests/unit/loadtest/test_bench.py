@@ -52,7 +52,7 @@ from loadtest.bench.meaning import RepeatedByMeaning, TimedByMeaning
 from loadtest.bench.pacer import Pacer, on_grid
 from loadtest.bench.processes import BenchError, alone, child, free_port, wait_until
 from loadtest.bench.report import Cell, Round, cell, quartiles, side_by_side, written
-from loadtest.bench.scenarios import FULL, Bench, Chunks, Figures, OpenStreams, Requests, percentile
+from loadtest.bench.scenarios import FULL, Bench, Chunks, Figures, OpenStreams, Requests
 from loadtest.bench.targets import TARGETS, Running, gateway_config, keys_entry, new_key
 from loadtest.bench.wire import (
     COMPLETION,
@@ -69,6 +69,7 @@ from loadtest.bench.wire import (
     stream_body,
     wish_in,
 )
+from loadtest.percentiles import percentile
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

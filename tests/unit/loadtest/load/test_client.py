@@ -182,10 +182,10 @@ async def test_silence_is_a_timeout_without_a_status() -> None:
 
 
 async def test_patience_is_counted_for_each_request_from_its_own_sending() -> None:
-    bounds = replace(BOUNDS, patience_seconds=0.3)
-    async with ScriptedPod([[0.2, *STREAM]]) as pod, calling(pod.url, bounds) as caller:
+    bounds = replace(BOUNDS, patience_seconds=1.2)
+    async with ScriptedPod([[0.8, *STREAM]]) as pod, calling(pod.url, bounds) as caller:
         first = caller.begin(planned(0, stream=True))
-        await asyncio.sleep(0.15)
+        await asyncio.sleep(0.6)
         second = caller.begin(planned(1, stream=True))
         assert (await caller.end_of(first)).ending is Ending.WHOLE
         assert (await caller.end_of(second)).ending is Ending.WHOLE
@@ -381,9 +381,8 @@ async def test_a_kept_connection_that_the_server_closed_meanwhile_is_not_used() 
         await caller.ask(planned(0))
         pod.close_idle()
         async with asyncio.timeout(5):
-            while pod.connections:
+            while caller.client.open_connections:
                 await asyncio.sleep(0.001)
-        await asyncio.sleep(0.02)  # until it is read on our side
         assert (await caller.ask(planned(1))).ending is Ending.WHOLE
         assert caller.client.connections_made == 2
 

@@ -121,6 +121,11 @@ def test_without_a_stand_nothing_is_said_of_pods() -> None:
     assert made(stand={"pods": []}).stand.pods == ()
 
 
+def test_a_key_that_is_missing_is_told_with_the_one_that_may_be_meant_by_it() -> None:
+    with pytest.raises(BadScenario, match=r"seconds: must be a number, .* \(is it meant by 'secnds'\?\)"):
+        parse("name: n\nquestion: q\nseed: 1\nsecnds: 3\n", "x.yaml")
+
+
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"name": None}, "x.yaml: name: must be a text, not nothing"),
     ({"surprise": 1}, "x.yaml: surprise: unknown key; there are name, question,"),

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from loadtest.load.plan import Objectives
 from loadtest.load.record import Ending
+from loadtest.percentiles import percentile
 from loadtest.report import measures
-from loadtest.report.measures import CURVE, Measures, curve_of, knee, measured, meets, percentile, spread, times_of
+from loadtest.report.measures import CURVE, Measures, curve_of, knee, measured, meets, spread, times_of
 from tests.unit.loadtest.report.made import OBJECTIVES, record
 
 SECONDS = st.floats(min_value=1e-6, max_value=1e4)

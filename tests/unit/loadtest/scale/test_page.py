@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from loadtest.policysim.cells import Cell
 from loadtest.scale import balancing
 from loadtest.scale.__main__ import main
 from loadtest.scale.autoscaling import MANIFEST, autoscaler_of
-from loadtest.scale.figures import FILE, read
+from loadtest.scale.figures import FILE, Figures, read
 from loadtest.scale.page import GROUP, on_page, tables
 
 ROOT = Path(__file__).parents[4]
@@ -25,6 +25,11 @@ def test_the_page_is_what_the_code_says() -> None:
     assert on_page(page, made) == page, "run .venv/bin/python -m loadtest.scale --page docs/scale.md"
     begun = re.findall(r"^<!-- (?!end of )(.*) -->$", page, re.MULTILINE)
     assert sorted(begun) == sorted(made)
+
+
+def test_every_figure_is_reckoned_with() -> None:
+    code = "".join(file.read_text("utf-8") for file in FILE.parent.glob("*.py"))
+    assert [field.name for field in fields(Figures) if f"figures.{field.name}" not in code] == []
 
 
 def test_a_table_without_a_place_is_no_silence() -> None:

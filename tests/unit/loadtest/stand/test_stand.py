@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from socket import socket
 
 import pytest
 
@@ -13,16 +14,16 @@ from gateway.config.keys import load_keys
 from gateway.config.reading import ConfigFile
 from loadtest.bench.processes import BenchError
 from loadtest.bench.targets import new_key
-from loadtest.load.plan import FAULTS, Fault, StandPlan
+from loadtest.load.plan import FAULTS, Fault
 from loadtest.load.reading import load, names
 from loadtest.stand.cluster import cluster_of
 from loadtest.stand.cores import Cores
 from loadtest.stand.faults import MAKERS, befall
 from loadtest.stand.looking import asked, series_in, total
 from loadtest.stand.pods import Load, Pod
-from loadtest.stand.ports import lasting_port
+from loadtest.stand.ports import lasting_ports
 from loadtest.stand.redis import RedisProcess
-from loadtest.stand.stand import SimulatedStand, laid_over, pod_flags, write_config
+from loadtest.stand.stand import SimulatedStand, laid_over, pods_of, write_config
 from loadtest.stand.watching import Watched
 from tests.fakes import answer
 
@@ -33,12 +34,9 @@ CORE = frozenset({0})
 def test_the_gateway_takes_each_scenarios_configuration_and_keys(name: str, tmp_path: Path) -> None:
     plan = load(name).stand
     keys = {caller: new_key() for caller in plan.keys}
-    pods = [
-        Pod(pod, each.pool, pod_flags(each.model, each.task, each.flags), CORE, tmp_path)
-        for each in plan.pods
-        for pod in each.names
-    ]
-    redis = RedisProcess(CORE, tmp_path) if plan.redis else None
+    redis_port, *ports = range(18_000, 18_001 + sum(each.count for each in plan.pods))
+    pods = pods_of(plan, ports, CORE, tmp_path)
+    redis = RedisProcess(redis_port, CORE, tmp_path) if plan.redis else None
     file = write_config(plan, keys, pods, redis, tmp_path, replaced=True)
     config = ConfigFile(file, {}).load()
     assert config.auth.keys_file is not None
@@ -52,7 +50,7 @@ def test_every_fault_that_a_scenario_may_name_can_be_made() -> None:
 
 
 async def test_a_fault_that_cannot_be_made_ends_the_run() -> None:
-    stand = SimulatedStand(StandPlan(pods=()), {}, [], [], None, None, lambda: pytest.fail("none is wanted"), [])
+    stand = SimulatedStand({}, [], [], None, None, lambda: pytest.fail("none is wanted"), [])
     fault = Fault(at=0.0, what="stop_redis", seconds=1.0)
     with pytest.raises(BenchError, match="redis: true"):
         await befall(stand, [fault, replace(fault, at=1000.0)], Watched(), time.monotonic())
@@ -74,9 +72,20 @@ def test_gateways_and_generator_are_apart_where_there_are_two_cores(monkeypatch:
     assert not Cores.of_this_host().apart
 
 
-def test_a_lasting_port_is_none_that_the_kernel_gives_to_outgoing_connections() -> None:
+def test_lasting_ports_are_none_that_the_kernel_gives_to_outgoing_connections_and_none_stands_twice() -> None:
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    assert all(1024 < lasting_port() < max(lowest, 19_000) for _ in range(20))
+    ports = lasting_ports(400)
+    assert all(1024 < port < max(lowest, 19_000) for port in ports)
+    assert len(set(ports)) == 400
+
+
+def test_too_few_free_ports_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(_socket: socket, _address: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(socket, "bind", taken)
+    with pytest.raises(BenchError, match="0 of 2 ports are free"):
+        lasting_ports(2)
 
 
 def test_series_are_read_with_their_labels_and_summed_by_some() -> None:
@@ -117,7 +126,7 @@ async def test_outside_a_checkout_a_cluster_says_where_it_is_to_be_had(
 
 
 async def test_a_pod_that_does_not_start_says_why(tmp_path: Path) -> None:
-    pod = Pod("chat-0", "chat", ("--no-such-flag",), frozenset(os.sched_getaffinity(0)), tmp_path)
+    pod = Pod("chat-0", "chat", lasting_ports(1)[0], ("--no-such-flag",), frozenset(os.sched_getaffinity(0)), tmp_path)
     try:
         with pytest.raises(BenchError, match="no-such-flag"):
             await pod.start()
@@ -126,8 +135,8 @@ async def test_a_pod_that_does_not_start_says_why(tmp_path: Path) -> None:
 
 
 async def test_a_pod_comes_back_where_it_was_and_can_be_slowed(tmp_path: Path) -> None:
-    flags = pod_flags("m", "generate", ("--step-ms=1",))
-    pod = Pod("chat-0", "chat", flags, frozenset(os.sched_getaffinity(0)), tmp_path)
+    flags = ("--model=m", "--task=generate", "--step-ms=1")
+    pod = Pod("chat-0", "chat", lasting_ports(1)[0], flags, frozenset(os.sched_getaffinity(0)), tmp_path)
     try:
         await pod.start()
         port = pod.port

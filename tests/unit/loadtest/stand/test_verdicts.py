@@ -333,6 +333,14 @@ def test_a_wait_that_was_longer_than_it_had_to_be_is_told_apart_from_one_too_sho
     assert "2 were too short, 0 longer" in JUDGES["true_waits_within_seconds"](too_short, 0.1).words
 
 
+def test_a_place_that_one_got_who_was_waiting_before_makes_no_wait_too_short() -> None:
+    told, next_one = replace(limited(0.0, 0.5), ended_at=0.2), limited(1.0, 5.0)
+    overtaking = record(at=0.1, waited=0.6)
+    before = record(at=0.1, waited=0.05)
+    assert "0 were too short" in JUDGES["true_waits_within_seconds"](of(told, overtaking, next_one), 0.1).words
+    assert "1 were too short" in JUDGES["true_waits_within_seconds"](of(told, before, next_one), 0.1).words
+
+
 def test_what_the_bucket_lets_in_is_what_a_window_may_hold() -> None:
     assert let_in_by_bucket([place / 10 for place in range(300)], PER_MINUTE) == PER_MINUTE + 2
     assert let_in_by_bucket([0.0] * 100, PER_MINUTE) == PER_MINUTE
