@@ -9,8 +9,9 @@ from weakref import WeakSet
 from gateway.balancing.balancer import Balancer, Lease
 from gateway.config.faults import ConfigError
 from gateway.config.whole import Config
+from gateway.core.call import Trail
 from gateway.core.fleet import Route
-from gateway.limits.admission import Admission, Reservation
+from gateway.limits.admission import Admission, Ask, Reservation
 from gateway.limits.memory_store import MemoryStore
 from gateway.pipeline.forward import Forwarder
 from gateway.pipeline.retries import Again, Retries
@@ -52,10 +53,16 @@ class _EndsWhatRuns(Admission):
         super().__init__(*given)
         self._running: WeakSet[asyncio.Task[Any]] = WeakSet()
 
-    def _decided(self, *given: Any) -> Reservation:
+    def is_free(self, *_: Any) -> bool:
+        return False
+
+    def reserve_nowait(self, *_: Any) -> None:
+        """So that each request is a task, which can be cancelled."""
+
+    async def reserve(self, ask: Ask, trail: Trail) -> Reservation:
         if (task := asyncio.current_task()) is not None:
             self._running.add(task)
-        return super()._decided(*given)
+        return super().reserve_nowait(ask, trail) or await super().reserve(ask, trail)
 
     def forget_callers(self) -> None:
         super().forget_callers()
