@@ -538,7 +538,7 @@ class Balancer:
             return
         if was_probe:
             self._settle(state, self._clock())
-        elif state.line.count:
+        elif len(state.line):
             self._hand_out(state, self._clock(), 1)
 
     def _forgive(self, now: float) -> None:

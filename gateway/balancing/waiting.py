@@ -69,11 +69,10 @@ class WaitingLine(Generic[G]):
     def __init__(self) -> None:
         self._ranks: dict[int, _Rank[G]] = {}
         """By priority, lowest first; none is empty."""
-        self.count = 0
-        """How many wait."""
+        self._count = 0
 
     def __len__(self) -> int:
-        return self.count
+        return self._count
 
     def join(self, waiter: Waiter[G], limit: int) -> bool:
         """Take a place at the end of the caller's own line; False when there is none.
@@ -82,14 +81,14 @@ class WaitingLine(Generic[G]):
         number the youngest waiter of the caller that has most of them. It does so for a lower number, and within its
         own for a caller that has at least two fewer: nobody keeps the others out by filling the line.
         """
-        if self.count >= limit and not self._make_way(waiter):
+        if self._count >= limit and not self._make_way(waiter):
             return False
         rank = self._ranks.get(waiter.priority)
         if rank is None:
             rank = self._ranks[waiter.priority] = {}
             self._ranks = dict(sorted(self._ranks.items()))
         rank.setdefault(waiter.caller, []).append(waiter)
-        self.count += 1
+        self._count += 1
         return True
 
     def leave(self, waiter: Waiter[G]) -> None:
@@ -98,7 +97,7 @@ class WaitingLine(Generic[G]):
         own = rank.get(waiter.caller, [])
         if waiter in own:
             own.remove(waiter)
-            self.count -= 1
+            self._count -= 1
             if not own:
                 del rank[waiter.caller]
                 if not rank:

@@ -213,7 +213,7 @@ class Pipeline:
         trail.model = name
         aliases = self._aliases.value
         trail.served_model = name in aliases or name in self._fleet.value.routes
-        if "*" not in visit.tenant.models and not visit.tenant.may_use(name):
+        if not visit.tenant.may_use(name):
             raise Forbidden("this key may not use that model", code="model_not_allowed", param="model")
         if not trail.served_model:
             raise ModelNotFound(f"the model {name[:256]!r} is not served here: see /v1/models", param="model")

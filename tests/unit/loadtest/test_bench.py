@@ -319,12 +319,12 @@ class NoTransport(asyncio.Transport):
     def close(self) -> None: ...
 
 
-def fed(pieces: list[bytes]) -> StreamLoad:
+def fed(pieces: list[bytes], kind: type[Streamed] = Streamed) -> StreamLoad:
     """The load after a stream's bytes came in these pieces and the connection closed."""
 
     async def feed() -> StreamLoad:
         load = StreamLoad()
-        connection = Streamed(load, b"")
+        connection = kind(load, b"")
         connection.connection_made(NoTransport())
         for piece in pieces:
             connection.data_received(piece)

@@ -1,15 +1,14 @@
 """Of a proxy that writes answers anew the client checks what they say, and believes no broken one either."""
 
-import asyncio
 import json
 from typing import Any
 
 import pytest
 
-from loadtest.bench.client import NotWhole, StreamLoad
+from loadtest.bench.client import NotWhole
 from loadtest.bench.meaning import ClosedLoopByMeaning, StreamedByMeaning
 from loadtest.bench.wire import COMPLETION, STREAM_HEAD, chunk, json_answer
-from tests.unit.loadtest.test_bench import NoTransport, a_stream
+from tests.unit.loadtest.test_bench import a_stream, fed
 
 HEAD, LAST, DONE = STREAM_HEAD, b"0\r\n\r\n", b"data: [DONE]\n\n"
 
@@ -31,22 +30,6 @@ INSTANT = 48_000_000_000
 FINISH = said({}, "length")
 
 
-def fed(pieces: list[bytes]) -> StreamLoad:
-    """The load after a stream's bytes came in these pieces and the connection closed."""
-
-    async def feed() -> StreamLoad:
-        load = StreamLoad()
-        connection = StreamedByMeaning(load, b"")
-        connection.connection_made(NoTransport())
-        for piece in pieces:
-            connection.data_received(piece)
-        connection.connection_lost(None)
-        await load.ended(1)
-        return load
-
-    return asyncio.run(feed())
-
-
 WHOLE = {
     "a finish reason of its own": [ROLE, token(INSTANT), token(INSTANT), token(3), FINISH],
     "the role with the first token": [said({"role": "assistant", "content": f"{INSTANT:014d}"}), token(2), FINISH],
@@ -57,13 +40,13 @@ WHOLE = {
 
 @pytest.mark.parametrize("events", WHOLE.values(), ids=WHOLE.keys())
 def test_a_stream_that_says_the_same_is_whole(events: list[bytes]) -> None:
-    load = fed([HEAD, *events, chunk(DONE), LAST])
+    load = fed([HEAD, *events, chunk(DONE), LAST], StreamedByMeaning)
     tokens = sum(b"000" in event for event in events)
     assert (load.begun, load.whole, load.tokens, len(load.transit_us)) == (1, 1, tokens, tokens - 1)
 
 
 def test_the_pods_own_bytes_say_the_same() -> None:
-    load = fed([a_stream(5, usage=True)])
+    load = fed([a_stream(5, usage=True)], StreamedByMeaning)
     assert (load.whole, load.tokens) == (1, 5)
 
 
@@ -85,12 +68,12 @@ BROKEN = {
 @pytest.mark.parametrize("events", BROKEN.values(), ids=BROKEN.keys())
 def test_a_stream_that_says_less_or_more_fails_the_round(events: list[bytes]) -> None:
     with pytest.raises(NotWhole):
-        fed([HEAD, *events])
+        fed([HEAD, *events], StreamedByMeaning)
 
 
 def test_an_error_answer_is_no_stream() -> None:
     with pytest.raises(NotWhole):
-        fed([json_answer(b'{"error":{"message":"no"}}', b"503 Service Unavailable")])
+        fed([json_answer(b'{"error":{"message":"no"}}', b"503 Service Unavailable")], StreamedByMeaning)
 
 
 def test_an_answer_with_other_fields_in_another_order_is_whole_and_one_with_other_text_is_not() -> None:
