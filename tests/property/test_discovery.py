@@ -5,6 +5,7 @@ What a lying server does is in `test_discovery_reflector`.
 """
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -158,7 +159,7 @@ class Story:
 
 
 def happenings() -> list[str]:
-    return sorted(name for name, held in vars(Story).items() if asyncio.iscoroutinefunction(held))
+    return sorted(name for name, held in vars(Story).items() if inspect.iscoroutinefunction(held))
 
 
 OPERATIONS = st.tuples(
