@@ -1,18 +1,20 @@
 """Which requests belong together, and what each pod is believed to have cached. Pure.
 
 vLLM keeps the KV cache of prompts it has seen, in blocks: a pod that has a prompt's beginning skips that part of the
-work. We do not know the pods' tokenizers, so we cut the raw bytes instead. A prompt is named by chained hashes, one per
-block: a block's hash stands for all the bytes up to its end, so two prompts begin alike for as long as their hashes are
-the same.
+work. We do not know the pods' tokenizers, so we cut the raw bytes instead. A prompt is named by chained hashes: each
+stands for all the bytes up to its end, so two prompts begin alike for as long as their hashes are the same. One ends
+each of the first blocks, and later each fourth: of a long prompt a smaller part is wrong, and each hash has its price.
 
 Two kinds of hashes, for two purposes. Blocks are compared in this process alone, so they use Python's own `hash`: it is
 the fastest there is, and salted at the start of the process, so no caller can make two prompts collide. Keys place a
 session or a pod among others, and every replica has to place it alike: those are BLAKE2b.
 """
 
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from hashlib import blake2b
-from itertools import islice
+from struct import Struct
 
 BLOCK_BYTES = 512
 """About 128 tokens of English. What is believed of a prompt is wrong by half a block on average, some milliseconds of a
@@ -24,25 +26,52 @@ TOKENS_PER_BLOCK = 128
 MAX_BLOCKS = 512
 """Of one prompt. What comes after 256 KiB is not looked at."""
 
+FINE_BLOCKS = 16
+"""Of a prompt: each of them ends with a hash."""
+
+BLOCKS_OF_A_RUN = 4
+"""What comes behind is cut into runs of so many blocks, and each of those ends with a hash."""
+
+LENGTHS: tuple[int, ...] = (
+    *range(FINE_BLOCKS + 1),
+    *range(FINE_BLOCKS + BLOCKS_OF_A_RUN, MAX_BLOCKS + 1, BLOCKS_OF_A_RUN),
+)
+"""Blocks that a prompt's first 0, 1, 2 … hashes stand for."""
+
 KEY_BYTES = 512
 """How much of a session's name, or of a prompt, a key is made of."""
+
+MAX_KEYS = 256
+"""Remembered, of the conversations that came last: the next turn of one has the same key."""
 
 Seed = tuple[str | bytes, ...]
 """What keeps prompts apart that read alike but share no cache: the model, the adapter, the tools, a tenant's salt."""
 
+_FINE_BYTES = FINE_BLOCKS * BLOCK_BYTES
+_in_blocks = Struct(f"{BLOCK_BYTES}s").iter_unpack
+_in_runs = Struct(f"{BLOCKS_OF_A_RUN * BLOCK_BYTES}s").iter_unpack
+
 
 def blocks_of(text: bytes, seed: Seed, start: int = 0, end: int | None = None) -> tuple[int, ...]:
-    """Chained hashes of a prompt's whole blocks, at most `MAX_BLOCKS`. They mean nothing outside this process.
+    """Chained hashes of a prompt's whole blocks, at most `MAX_BLOCKS`, and of its runs. They mean nothing outside this
+    process.
 
     The prompt is what stands in the text from `start` to `end`: a large one is copied nowhere.
     """
     previous = hash(seed)
-    blocks = []
-    end = min(len(text) if end is None else end, start + MAX_BLOCKS * BLOCK_BYTES) - BLOCK_BYTES + 1
-    for at in range(start, end, BLOCK_BYTES):
-        previous = hash((previous, text[at : at + BLOCK_BYTES]))
-        blocks.append(previous)
-    return tuple(blocks)
+    count = min(((len(text) if end is None else end) - start) // BLOCK_BYTES, MAX_BLOCKS)
+    whole = memoryview(text)[start : start + count * BLOCK_BYTES]
+    if count <= FINE_BLOCKS:
+        return tuple([previous := hash((previous, block)) for block in _in_blocks(whole)])
+    hashes = [previous := hash((previous, block)) for block in _in_blocks(whole[:_FINE_BYTES])]
+    runs = whole[_FINE_BYTES : len(whole) - (count - FINE_BLOCKS) % BLOCKS_OF_A_RUN * BLOCK_BYTES]
+    hashes += [previous := hash((previous, run)) for run in _in_runs(runs)]
+    return tuple(hashes)
+
+
+def ends_of(chain: Sequence[int]) -> tuple[int, ...]:
+    """Of hashes that end each single block, those that `blocks_of` would have made."""
+    return tuple([chain[length - 1] for length in LENGTHS[1:] if length <= len(chain)])
 
 
 def session_key(tenant: str, session: str) -> int:
@@ -61,35 +90,54 @@ def uid_key(uid: str) -> int:
 
 
 def _key(purpose: bytes, *parts: str | bytes) -> int:
+    # Cut before they are remembered, not only before they are hashed: a name may be as long as a body.
+    return _hashed(purpose, *[part[:KEY_BYTES] for part in parts])
+
+
+@lru_cache(maxsize=MAX_KEYS)
+def _hashed(purpose: bytes, *parts: str | bytes) -> int:
     said = []
     for part in parts:
         # A name out of JSON may hold half of a surrogate pair.
-        raw = part[:KEY_BYTES].encode("utf-8", "surrogatepass") if isinstance(part, str) else part[:KEY_BYTES]
+        raw = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         said.append(b"%d:%b" % (len(raw), raw))
     digest = blake2b(b"".join(said), digest_size=8, person=purpose)
     # Odd, and so never 0, and the product of two keys (see `policy.session`) loses no bit of either.
     return int.from_bytes(digest.digest(), "big") | 1
 
 
+_NOTED = tuple([(1 << power) - 1 for power in range(32)])
+"""The last blocks of a prompt's beginnings that are noted: those of 1, 2, 4, 8 … blocks."""
+
+
 class _Believed:
     """One pod's cache."""
 
-    __slots__ = ("blocks", "capacity", "gone", "uid")
+    __slots__ = ("blocks", "capacity", "gone", "held", "uid")
 
     def __init__(self, uid: str, capacity: int) -> None:
         self.uid = uid
         self.capacity = capacity
-        self.blocks: dict[int, None] = {}
-        """The least recently used first."""
+        self.blocks: dict[int, int] = {}
+        """Hashes, and how many blocks each of them ends. The least recently used first."""
+        self.held = 0
+        """Blocks in all."""
         self.gone = False
 
     def shrink(self, most: int) -> None:
         """Forget the oldest, down to `most` blocks or some fewer."""
-        excess = len(self.blocks) - most
-        if excess > 0:
-            # Many at once: the first entry of a dict is found by walking over the gaps that earlier ones left.
-            for block in list(islice(self.blocks, excess + most // 8)):
-                del self.blocks[block]
+        if self.held <= most:
+            return
+        # Many at once: the first entry of a dict is found by walking over the gaps that earlier ones left.
+        enough = most - most // 8
+        oldest = []
+        for block, length in self.blocks.items():
+            oldest.append(block)
+            self.held -= length
+            if self.held <= enough:
+                break
+        for block in oldest:
+            del self.blocks[block]
 
 
 class PrefixIndex:
@@ -118,39 +166,47 @@ class PrefixIndex:
         self._old: dict[int, _Believed] = {}
 
     def sent(self, uid: str, blocks: Sequence[int]) -> None:
-        """A prompt of these blocks went to the pod."""
+        """A prompt of these hashes, as `blocks_of` makes them, went to the pod."""
         if not blocks:
             return
         pod = self._pod(uid)
         most = min(pod.capacity, self._share)
-        if len(blocks) > most:
-            blocks = blocks[:most]
+        if BLOCKS_OF_A_RUN * len(blocks) > most:
+            blocks = blocks[: bisect_right(LENGTHS, most) - 1]
         known = pod.blocks
         forget = known.pop
-        for block in reversed(blocks):
-            forget(block, None)
-            known[block] = None
-        if len(known) > most:
+        before = len(known)
+        for block in reversed(blocks[FINE_BLOCKS:]):
+            forget(block, 0)
+            known[block] = BLOCKS_OF_A_RUN
+        between = len(known)
+        for block in reversed(blocks[:FINE_BLOCKS]):
+            forget(block, 0)
+            known[block] = 1
+        pod.held += (between - before) * BLOCKS_OF_A_RUN + len(known) - between
+        if pod.held > most:
             pod.shrink(most)
         if blocks:
             self._note(pod, blocks)
 
     def cached(self, uid: str, blocks: Sequence[int]) -> int:
-        """How many of the leading blocks the pod is believed to have."""
+        """How many blocks of the prompt's beginning the pod is believed to have."""
         pod = self._pods.get(uid)
         if pod is None or not blocks:
             return 0
         known = pod.blocks
         if blocks[0] not in known:
             return 0
-        low, high = 1, len(blocks)
+        if blocks[-1] in known:
+            return LENGTHS[len(blocks)]
+        low, high = 1, len(blocks) - 1
         while low < high:
             middle = (low + high) >> 1
             if blocks[middle] in known:
                 low = middle + 1
             else:
                 high = middle
-        return low
+        return LENGTHS[low]
 
     def holder(self, blocks: Sequence[int]) -> str | None:
         """The pod that last got the longest beginning of these blocks that was noted, if it is still there."""
@@ -177,6 +233,7 @@ class PrefixIndex:
             pod = self._pods.pop(uid)
             pod.gone = True
             pod.blocks.clear()
+            pod.held = 0
         if left:
             self._share_out()
 
@@ -196,9 +253,9 @@ class PrefixIndex:
         if len(self._young) >= self._generation:
             self._old, self._young = self._young, {}
         young = self._young
-        count = len(blocks)
-        length = 1
-        while length < count:
-            young[blocks[length - 1]] = pod
-            length *= 2
-        young[blocks[-1]] = pod
+        last = len(blocks) - 1
+        for place in _NOTED:
+            if place >= last:
+                break
+            young[blocks[place]] = pod
+        young[blocks[last]] = pod

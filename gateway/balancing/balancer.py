@@ -17,7 +17,7 @@ from types import TracebackType
 
 from gateway.balancing.affinity import TOKENS_PER_BLOCK, PrefixIndex, uid_key
 from gateway.balancing.health import PoolHealth, State
-from gateway.balancing.policy import POLICIES, Choice, Standing, View, Wish, learn
+from gateway.balancing.policy import MOST_WEIGHED, POLICIES, Choice, Standing, View, Wish, learn, least_work
 from gateway.balancing.waiting import Turned, Waiter, WaitingLine
 from gateway.core.cell import Cell
 from gateway.core.errors import QueueFull, QueueTimeout
@@ -66,11 +66,14 @@ class Seat(Standing):
         "probing",
         "resting_until",
         "slowest",
+        "state",
     )
 
-    def __init__(self, pod: Pod, now: float) -> None:
+    def __init__(self, pod: Pod, state: "_PoolState", now: float) -> None:
         super().__init__(pod.uid, pod.name, uid_key(pod.uid))
         self.pod = pod
+        self.state = state
+        """Of its pool, or of the last one that it was in."""
         self.limit = 1
         """How many requests it may have at a time when it is in good health."""
         self.cache_tokens = -1
@@ -111,11 +114,39 @@ class _PoolState:
         """Between two slots that were handed to waiters, of late; 0: none was yet."""
 
 
+class _Tally:
+    """How many attempts run now for one model."""
+
+    __slots__ = ("model", "running")
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.running = 0
+
+
+class _Way:
+    """Where a model's requests go, for as long as the fleet is the same."""
+
+    __slots__ = ("is_usual", "names", "only", "seats", "state", "tally")
+
+    def __init__(self, state: _PoolState, seats: list[Seat], tally: _Tally) -> None:
+        self.state = state
+        self.seats = seats
+        """Of its ready pods; never another list."""
+        self.names = tuple([seat.name for seat in seats])
+        self.tally = tally
+        self.is_usual = state.pool.policy == "auto" and 1 < len(seats) <= MOST_WEIGHED
+        """Most choices here are those of `least_work`."""
+        self.only = Choice(seats[0], "only") if len(seats) == 1 else None
+        """There is none."""
+
+
 class Balancer:
     """See the module's text. `ejected(pool, reason)` is told of every ejection."""
 
     caches: type[PrefixIndex] = PrefixIndex
     healths: type[PoolHealth] = PoolHealth
+    least_work = staticmethod(least_work)
 
     def __init__(
         self,
@@ -132,12 +163,11 @@ class Balancer:
         self._seen: Fleet | None = None
         self._seats: dict[str, Seat] = {}
         self._pools: dict[str, _PoolState] = {}
-        self._ways: dict[str, tuple[_PoolState, list[Seat]]] = {}
-        """Of each model that was asked for since the fleet last changed: its pool, and the seats of its pods."""
+        self._ways: dict[str, _Way] = {}
+        """Of each model that was asked for since the fleet last changed."""
         self._cache = self.caches()
         self._failed: deque[tuple[float, Seat]] = deque()
-        self._by_model: dict[str, int] = {}
-        self._active = 0
+        self._by_model: dict[str, _Tally] = {}
         self._retrying = 0
 
     # What others look at.
@@ -149,17 +179,17 @@ class Balancer:
 
     def in_flight_by_model(self) -> dict[str, int]:
         """Attempts running now by model; a model that once had one stays, with 0, while there is a route to it."""
-        return self._by_model
+        return {model: tally.running for model, tally in list(self._by_model.items())}
 
     @property
     def active(self) -> int:
         """Attempts running now, over all pods."""
-        return self._active
+        return sum([tally.running for tally in list(self._by_model.values())])
 
     @property
     def may_retry(self) -> bool:
         """Whether the budget allows one retry more."""
-        return self._retrying < max(RETRY_FLOOR, RETRY_SHARE * self._active)
+        return self._retrying < max(RETRY_FLOOR, RETRY_SHARE * self.active)
 
     @property
     def ejected(self) -> Collection[str]:
@@ -205,9 +235,9 @@ class Balancer:
     # A request's way to a pod.
 
     def lease_nowait(
-        self, route: Route, wish: Wish = NO_WISH, excluded: Collection[str] = (), *, retry: bool = False
+        self, model: str, wish: Wish = NO_WISH, excluded: Collection[str] = (), *, retry: bool = False
     ) -> "Lease | None":
-        """A pod of the route, none of those excluded (by uid), counted from now to the end of a `with` block.
+        """A pod of the model's route, none of those excluded (by uid), counted from now to the end of a `with` block.
 
         None: no pod has room. `retry`: the attempt draws on the retry budget until its first byte.
         """
@@ -215,7 +245,48 @@ class Balancer:
             self.update()
         if self._failed:
             self._forgive(self._clock())
-        return self._lease(route.model, wish, excluded, retry)
+        way = self._ways.get(model) or self._way(model)
+        if way is None:
+            return None
+        tokens, blocks, key = wish
+        state, choice = way.state, None
+        # What is not settled may have pods that rest, are ejected or come back: they are for the long way.
+        if not (state.unsettled or excluded or retry):
+            if way.only is not None:
+                seat = way.seats[0]
+                choice = way.only if seat.in_flight + seat.others < seat.room else None
+            elif way.is_usual and not (blocks or key):
+                view = state.view
+                choice = self.least_work(way.seats, tokens, view)
+                if view.familiar and choice is not None:
+                    learn(view, wish, choice)
+        if choice is None:
+            choice = self._choice(way, wish, excluded, retry)
+            if choice is None:
+                return None
+        standing, _, cached_tokens, _, weighed, _ = choice
+        seat = standing  # type: ignore[assignment]  # one of the way's
+        lease = Lease()
+        lease._balancer = self
+        lease.seat = seat
+        lease.choice = choice
+        lease._tally = tally = way.tally
+        lease.candidates = way.names if weighed is way.seats else tuple([each.name for each in weighed])
+        tally.running += 1
+        seat.in_flight += 1
+        tokens -= cached_tokens
+        if tokens > 0:
+            lease.tokens = tokens
+            seat.pending_tokens += tokens
+        if blocks:
+            self._cache.sent(seat.uid, blocks)
+        if retry:
+            lease.retry = True
+            self._retrying += 1
+        if seat.probing:
+            seat.probe = lease
+            seat.room = 0
+        return lease
 
     async def wait_for_room(
         self,
@@ -270,13 +341,15 @@ class Balancer:
         self._seen = fleet
         self._ways.clear()
         ready: dict[str, list[Seat]] = {name: [] for name in self._pools}
+        settings = {route.pool.name: route.pool for route in fleet.routes.values()}
         standing: dict[str, int] = {}
         alive = set()
         for pod in fleet.pods:
             seat = self._seats.get(pod.uid)
             if pod.state is PodState.READY:
                 if seat is None:
-                    seat = self._seats[pod.uid] = Seat(pod, now)
+                    state = self._state(settings.get(pod.pool) or Pool(pod.pool))
+                    seat = self._seats[pod.uid] = Seat(pod, state, now)
                 ready.setdefault(pod.pool, []).append(seat)
             if pod.state is not PodState.DRAINING:
                 alive.add(pod.uid)
@@ -292,9 +365,9 @@ class Balancer:
             if seat.leaving_since is not None and not seat.in_flight:
                 del self._seats[uid]
         self._cache.keep(alive)
-        for model in [model for model, count in self._by_model.items() if not count and model not in fleet.routes]:
-            del self._by_model[model]
-        settings = {route.pool.name: route.pool for route in fleet.routes.values()}
+        for model, tally in list(self._by_model.items()):
+            if not tally.running and model not in fleet.routes:
+                del self._by_model[model]
         for name in ready.keys() | settings.keys():
             state = self._state(settings.get(name) or Pool(name))
             state.seats = ready.get(name, [])
@@ -307,6 +380,8 @@ class Balancer:
                 del self._pools[name]
             else:
                 self._settle(state, now)
+        for seat in self._seats.values():
+            seat.state = self._pools.get(seat.pod.pool, seat.state)
 
     def load_read(self, uid: str, load: PodLoad, count_until: float) -> None:
         """A pod told of its load. Its count of requests is believed until then (monotonic seconds)."""
@@ -377,33 +452,13 @@ class Balancer:
 
     # Within.
 
-    def _lease(self, model: str, wish: Wish, excluded: Collection[str], retry: bool) -> "Lease | None":
-        way = self._ways.get(model) or self._way(model)
-        if way is None:
-            return None
-        room = [seat for seat in way[1] if seat.in_flight + seat.others < seat.room]
+    def _choice(self, way: _Way, wish: Wish, excluded: Collection[str], retry: bool) -> Choice | None:
+        """One of all pods with room; None: there is none."""
+        room = [seat for seat in way.seats if seat.in_flight + seat.others < seat.room]
         if excluded:
             room = [seat for seat in room if seat.uid not in excluded]
-        if not room:
-            return None
-        choice = self._choose(way[0], room, wish, retry)
-        seat = choice.standing
-        assert isinstance(seat, Seat)  # noqa: S101  # one of those above
-        seat.in_flight += 1
-        self._by_model[model] = self._by_model.get(model, 0) + 1
-        self._active += 1
-        self._retrying += retry
-        tokens = wish.tokens - choice.cached_tokens
-        if tokens < 0:
-            tokens = 0
-        seat.pending_tokens += tokens
-        if wish.blocks:
-            self._cache.sent(seat.uid, wish.blocks)
-        lease = Lease(self, seat, model, choice, tokens, retry)
-        if seat.probing:
-            seat.probe = lease
-            seat.room = 0
-        return lease
+        # The list itself, where it is whole: its names are known.
+        return self._choose(way.state, room if len(room) < len(way.seats) else way.seats, wish, retry) if room else None
 
     def _choose(self, state: _PoolState, room: Sequence[Seat], wish: Wish, retry: bool) -> Choice:
         if state.unsettled:
@@ -423,14 +478,13 @@ class Balancer:
             return choice._replace(reason="panic")
         return choice
 
-    def _way(self, model: str) -> tuple[_PoolState, list[Seat]] | None:
+    def _way(self, model: str) -> _Way | None:
         route = self._fleet.value.routes.get(model)
         if route is None:
             return None
-        way = self._ways[model] = (
-            self._state(route.pool),
-            [self._seats[pod.uid] for pod in route.pods],
-        )
+        tally = self._by_model.setdefault(model, _Tally(model))
+        seats = [self._seats[pod.uid] for pod in route.pods]
+        way = self._ways[model] = _Way(self._state(route.pool), seats, tally)
         return way
 
     def _state(self, pool: Pool) -> _PoolState:
@@ -467,7 +521,7 @@ class Balancer:
             # A fleet that was not looked at yet: a pod of the old one may be leaving. `update` comes, and hands out.
             return
         given = state.line.hand_out(
-            lambda waiter: self._lease(waiter.model, waiter.wish, waiter.excluded, waiter.retry), most
+            lambda waiter: self.lease_nowait(waiter.model, waiter.wish, waiter.excluded, retry=waiter.retry), most
         )
         if given:
             each, before = (now - state.handed_at) / given, state.seconds_per_slot
@@ -521,25 +575,15 @@ class Balancer:
         self._retrying -= lease.retry
         lease.retry = False
 
-    def _ended(self, lease: "Lease") -> None:
-        seat = lease.seat
-        was_probe = seat.probe is lease
-        if lease.tokens or lease.retry or was_probe:
-            self._began(lease)
-        seat.in_flight -= 1
-        self._by_model[lease.model] -= 1
-        self._active -= 1
+    def _freed(self, seat: Seat, was_probe: bool) -> None:
+        """An attempt less runs at a pod that leaves, or was on trial, or is waited for."""
         if seat.leaving_since is not None:
             if not seat.in_flight:
                 del self._seats[seat.uid]
-            return
-        state = self._pools.get(seat.pod.pool)
-        if state is None:
-            return
-        if was_probe:
-            self._settle(state, self._clock())
-        elif len(state.line):
-            self._hand_out(state, self._clock(), 1)
+        elif was_probe:
+            self._settle(seat.state, self._clock())
+        else:
+            self._hand_out(seat.state, self._clock(), 1)
 
     def _forgive(self, now: float) -> None:
         while self._failed and now >= self._failed[0][0]:
@@ -566,58 +610,61 @@ class Lease:
     neither if the attempt says nothing of the pod.
     """
 
-    __slots__ = ("_balancer", "_open", "choice", "model", "retry", "seat", "sent_at", "tokens")
+    _balancer: Balancer
+    _tally: _Tally
+    _open = True
+    seat: Seat
+    choice: Choice
+    candidates: tuple[str, ...]
+    """The names of the pods that were weighed."""
+    tokens = 0
+    """Prompt tokens that the pod still has to work on."""
+    retry = False
+    """It draws on the retry budget now."""
+    sent_at = inf
+    """When the request left for the pod, in monotonic seconds; infinite before."""
 
-    def __init__(
-        self,
-        balancer: Balancer,
-        seat: Seat,
-        model: str,
-        choice: Choice,
-        tokens: int,
-        retry: bool,
-    ) -> None:
-        self._balancer = balancer
-        self._open = True
-        self.seat = seat
-        self.model = model
-        self.choice = choice
-        self.tokens = tokens
-        """Prompt tokens that the pod still has to work on."""
-        self.retry = retry
-        """It draws on the retry budget now."""
-        self.sent_at = inf
-        """When the request left for the pod, in monotonic seconds; infinite before."""
+    @property
+    def model(self) -> str:
+        """For which the attempt counts."""
+        return self._tally.model
 
     def __enter__(self) -> Pod:
         return self.seat.pod
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        trace: TracebackType | None = None,
     ) -> None:
-        if self._open:
-            self._open = False
-            self._balancer._ended(self)
+        if not self._open:
+            return
+        self._open = False
+        seat = self.seat
+        was_probe = seat.probe is self
+        if self.tokens or self.retry or was_probe:
+            self._balancer._began(self)
+        seat.in_flight -= 1
+        self._tally.running -= 1
+        if seat.leaving_since is not None or was_probe or seat.state.line.length:
+            self._balancer._freed(seat, was_probe)
 
     def close(self) -> None:
         """Give back what was counted; once, however often it is called."""
-        if self._open:
-            self._open = False
-            self._balancer._ended(self)
+        self.__exit__()
 
     def came_whole(self, caller: Hashable, now: float) -> None:
         """`began` and `answered` at once."""
-        seat, balancer = self.seat, self._balancer
+        seat = self.seat
         seat.heard_at = now
+        if self.retry or seat.probing:
+            self._balancer._began(self)
+            self._balancer._answered(seat, caller)
+            return
         seat.pending_tokens -= self.tokens
         self.tokens = 0
-        if self.retry or seat.probing:
-            balancer._began(self)
-        state = balancer._pools.get(seat.pod.pool)
-        if state is not None:
-            state.health.answered(seat.uid, caller, now)
-            if seat.probing:
-                balancer._settle(state, now)
+        seat.state.health.answered(seat.uid, caller, now)
 
     def began(self, now: float) -> None:
         """The answer is whole, or its first token is here."""

@@ -74,6 +74,10 @@ class State(Enum):
     """It gets a growing share."""
 
 
+_HEALTHY = State.HEALTHY
+"""Read with every answer: by the name of its class it takes eight times as long."""
+
+
 class Reason(StrEnum):
     """Why a pod was ejected: a closed set, the `reason` of the ejections metric."""
 
@@ -139,7 +143,7 @@ class PoolHealth:
         record = self._ready.get(uid)
         if record is None:
             return
-        if record.state is State.HEALTHY and caller in record.answered_to:
+        if record.state is _HEALTHY and caller in record.answered_to:
             record.answered_to[caller] = now
         else:
             self._speaks(record, caller, now)

@@ -98,7 +98,7 @@ class View:
         self.chance = chance
         """Uniform in [0, 1)."""
         self.turn = turn
-        """Counts the choices in this pool."""
+        """Counts the choices in this pool that `learn` was told of."""
         self.familiar = 0.0
         """Which part of a prompt was believed cached at some pod, of late; 0 to 1. See `learn`."""
 
@@ -142,84 +142,87 @@ def auto(pods: Sequence[Standing], wish: Wish, view: View) -> Choice:
     What is not cached weighs more than what waits, since it holds up the next requests too. A warm pod works off all of
     this alike; one with a small weight gets less, since each request in it counts more.
     """
-    tokens = wish.tokens
-    home = _first(pods, wish.key) if wish.key and view.familiar else None
+    tokens, blocks, key = wish
+    home = _first(pods, key) if key and view.familiar else None
     if len(pods) > MOST_WEIGHED:
         pods = _some(pods, wish, view, home)
-    if not (wish.blocks or wish.key):
-        choice = _least_work(pods, tokens, view)
+    if not (blocks or key):
+        choice = least_work(pods, tokens, view)
         if choice is not None:
             return choice
-    own = pending = failed = others = 0
+    running = others = 0
     for pod in pods:
-        own += pod.in_flight
-        pending += pod.pending_tokens
-        failed += pod.failed
+        running += pod.in_flight + pod.failed
         others += pod.others
-    each = pending / own if own else 0.0
-    bound = SHARE_FACTOR * (own + failed + others) / len(pods) + SHARE_SLACK
-    usual = others / len(pods)
-    usual += CHANCE_DEVIATIONS * sqrt(usual)
-    blocks, cached_at = wish.blocks, view.cache.cached
+    bound = SHARE_FACTOR * (running + others) / len(pods) + SHARE_SLACK
+    cached_at = view.cache.cached
     known = [cached_at(pod.uid, blocks) * TOKENS_PER_BLOCK for pod in pods] if blocks else [0] * len(pods)
     most, trust = max(known), TRUST
     if most:
         # What many pods have is asked for so often that none of them forgets it.
         trust = max(TRUST, (sum([2 * cached > most for cached in known]) - 1) / max(1, len(pods) - 1))
-    best: Standing | None = None
-    best_cached = 0
-    lowest, equals = inf, 1
     costs = []
     for pod, cached in zip(pods, known, strict=True):
         believed = cached * trust
         if pod is home:
             believed = max(cached, min(MOST_HOPED, HOPE * view.familiar) * tokens)
-        foreign = pod.others - usual if pod.others > usual else 0.0
-        running = pod.in_flight + pod.failed
-        cost = pod.pending_tokens + foreign * each + (WORK_FACTOR * (tokens - believed) if tokens > believed else 0.0)
-        cost += BUSY_TOKENS * (running + foreign + 1) / pod.weight
-        if running + pod.others > bound * pod.weight:
-            cost = inf
-        costs.append(cost)
-        if cost < lowest:
-            best, best_cached, lowest, equals = pod, cached, cost, 1
-        elif cost == lowest and best is not None:
-            equals += 1
-            if view.chance() * equals < 1:
-                best, best_cached = pod, cached
-    if best is None:
+        here, weight = pod.in_flight + pod.failed, pod.weight
+        if here + pod.others > bound * weight:
+            costs.append(inf)
+            continue
+        cost = pod.pending_tokens + BUSY_TOKENS * (here + 1) / weight
+        costs.append(cost + WORK_FACTOR * (tokens - believed) if tokens > believed else cost)
+    if others:
+        _add_foreign(costs, pods, others)
+    lowest = min(costs)
+    if lowest == inf:
         # Some are new, and all have more than their share: a matter of moments.
         return least(pods, wish, view)
-    if best_cached:
-        return Choice(best, "prefix", best_cached, most, pods, costs)
-    return Choice(best, "home" if best is home else "cheapest", 0, most, pods, costs)
+    place = costs.index(lowest) if costs.count(lowest) == 1 else _any_place_of(lowest, costs, view)
+    best, cached = pods[place], known[place]
+    if cached:
+        return _choice((best, "prefix", cached, most, pods, costs))
+    return _choice((best, "home" if best is home else "cheapest", 0, most, pods, costs))
 
 
-def _least_work(pods: Sequence[Standing], tokens: int, view: View) -> Choice | None:
-    """What `auto` comes to for a prompt that shares nothing, at pods with no requests but ours, in one pass: most
-    requests are short. None: it takes a second look."""
-    work = WORK_FACTOR * tokens
-    total = most = 0
-    lightest = 1.0
+def _add_foreign(costs: list[float], pods: Sequence[Standing], others: int) -> None:
+    """What requests of others cost beside ours, as far as there are more of them than chance explains."""
+    own = sum([pod.in_flight for pod in pods])
+    each = sum([pod.pending_tokens for pod in pods]) / own if own else 0.0
+    usual = others / len(pods)
+    usual += CHANCE_DEVIATIONS * sqrt(usual)
+    for place, pod in enumerate(pods):
+        if pod.others > usual:
+            costs[place] += (pod.others - usual) * (each + BUSY_TOKENS / pod.weight)
+
+
+def _any_place_of(lowest: float, costs: list[float], view: View) -> int:
+    """One of the places at which it stands, each as often as any other."""
+    place = costs.index(lowest)
+    passed_over = int(view.chance() * costs.count(lowest))
+    while passed_over:
+        place = costs.index(lowest, place + 1)
+        passed_over -= 1
+    return place
+
+
+def least_work(pods: Sequence[Standing], tokens: int, view: View) -> Choice | None:
+    """What `auto` comes to for a prompt that shares nothing, at warm pods that all have room and no requests but ours,
+    in one pass: most requests are short. None: it takes a second look."""
+    work = WORK_FACTOR * tokens + BUSY_TOKENS
     costs = []
     for pod in pods:
-        running, weight = pod.in_flight + pod.failed, pod.weight
-        if pod.others:
+        running = pod.in_flight
+        if running >= pod.room or pod.others or pod.weight != 1.0:
             return None
-        total += running
-        if running > most:
-            most = running
-        if weight < lightest:
-            lightest = weight
-        costs.append(pod.pending_tokens + work + BUSY_TOKENS * (running + 1) / weight)
-    if most > (SHARE_FACTOR * total / len(pods) + SHARE_SLACK) * lightest:
-        # One may have more than its share.
-        return None
+        costs.append(pod.pending_tokens + work + BUSY_TOKENS * (running + pod.failed))
+    # Of two pods neither can have more than its share, and who costs little has few.
+    if len(pods) > 2 and max(costs) > work + BUSY_TOKENS * SHARE_SLACK:
+        running_at = [pod.in_flight + pod.failed for pod in pods]
+        if max(running_at) > SHARE_FACTOR * sum(running_at) / len(pods) + SHARE_SLACK:
+            return None
     lowest = min(costs)
-    place, equals = costs.index(lowest), costs.count(lowest)
-    if equals > 1:
-        for _ in range(int(view.chance() * equals)):
-            place = costs.index(lowest, place + 1)
+    place = costs.index(lowest) if costs.count(lowest) == 1 else _any_place_of(lowest, costs, view)
     return _choice((pods[place], "cheapest", 0, 0, pods, costs))
 
 

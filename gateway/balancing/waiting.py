@@ -69,10 +69,11 @@ class WaitingLine(Generic[G]):
     def __init__(self) -> None:
         self._ranks: dict[int, _Rank[G]] = {}
         """By priority, lowest first; none is empty."""
-        self._count = 0
+        self.length = 0
+        """How many wait; read with every request. Written by the line alone."""
 
     def __len__(self) -> int:
-        return self._count
+        return self.length
 
     def join(self, waiter: Waiter[G], limit: int) -> bool:
         """Take a place at the end of the caller's own line; False when there is none.
@@ -81,14 +82,14 @@ class WaitingLine(Generic[G]):
         number the youngest waiter of the caller that has most of them. It does so for a lower number, and within its
         own for a caller that has at least two fewer: nobody keeps the others out by filling the line.
         """
-        if self._count >= limit and not self._make_way(waiter):
+        if self.length >= limit and not self._make_way(waiter):
             return False
         rank = self._ranks.get(waiter.priority)
         if rank is None:
             rank = self._ranks[waiter.priority] = {}
             self._ranks = dict(sorted(self._ranks.items()))
         rank.setdefault(waiter.caller, []).append(waiter)
-        self._count += 1
+        self.length += 1
         return True
 
     def leave(self, waiter: Waiter[G]) -> None:
@@ -97,7 +98,7 @@ class WaitingLine(Generic[G]):
         own = rank.get(waiter.caller, [])
         if waiter in own:
             own.remove(waiter)
-            self._count -= 1
+            self.length -= 1
             if not own:
                 del rank[waiter.caller]
                 if not rank:

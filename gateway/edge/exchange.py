@@ -59,15 +59,13 @@ class Line(Protocol):
 
 
 class EdgeExchange:
-    """One answer. Its head waits for the first piece of body, to leave with it in one write. `write` None: nobody is
-    there any more."""
+    """One answer. Its head waits for the first piece of body, to leave with it in one write."""
 
     __slots__ = (
         "_chunked",
         "_connection",
         "_flowing",
         "_head",
-        "_head_only",
         "_over",
         "_visit",
         "_write",
@@ -76,17 +74,12 @@ class EdgeExchange:
         "write_chunk",
     )
 
-    def __init__(self, connection: Line, write: Callable[[bytes], None] | None, visit: Visit) -> None:
+    def __init__(self, connection: Line, write: Callable[[bytes], None], visit: Visit) -> None:
         self._connection = connection
-        self._write = write or _to_nobody
+        self._write = write
         self._visit = visit
-        # HEAD is allowed nowhere, but its refusal must not have a body all the same.
-        self._head_only = visit.head.method == b"HEAD"
         self._head = b""
-        self._chunked = False
-        self._flowing = False
-        self._over = False
-        self.client_gone = False
+        self._chunked = self._flowing = self._over = self.client_gone = False
         self.source: Source | None = None
         self.write_chunk: Callable[[bytes], None] | None = None
 
@@ -127,7 +120,7 @@ class EdgeExchange:
         connection, visit = self._connection, self._visit
         date_line, closes, _ = connection.answering()
         self._over = True
-        self.write_chunk = _to_nobody
+        self.write_chunk = to_nobody
         self._write(
             b"HTTP/1.1 200 OK\r\n%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
             b"x-content-type-options: nosniff\r\n%b%b%b%b\r\n%b"
@@ -162,8 +155,9 @@ class EdgeExchange:
             return
         self._over = True
         self._flowing = False
-        self.write_chunk = _to_nobody
-        if self._head_only:
+        self.write_chunk = to_nobody
+        if self._visit.head.method == b"HEAD":
+            # It is allowed nowhere, but its refusal must not have a body all the same.
             data = b""
         elif self._chunked:
             data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
@@ -176,15 +170,15 @@ class EdgeExchange:
         if not self._over:
             self._over = True
             self._flowing = False
-            self.write_chunk = _to_nobody
+            self.write_chunk = to_nobody
             self._connection.abort()
 
     def lost(self) -> None:
         """The client has gone. What a pod says until the request's task hears of it is for nobody: uvloop raises at a
         write to a connection that is over, through the pod's connection, as if that had failed."""
         self.client_gone = True
-        self._write = self.write_chunk = _to_nobody
+        self._write = self.write_chunk = to_nobody
 
 
-def _to_nobody(data: bytes) -> None:
+def to_nobody(data: bytes) -> None:
     """The client has gone, or its answer is over."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from gateway.core.clock import Clock, http_date
 from gateway.edge.bounds import Bounds
 from gateway.edge.exchange import Framing
-from gateway.edge.known import KnownHead
+from gateway.edge.known import KnownHead, Sayings
 from gateway.edge.protocol import ClientConnection
 from gateway.edge.room import Room
 from gateway.edge.tls import Tls
@@ -22,7 +22,8 @@ LATE_SECONDS = 0.5
 _CATCH_UP_TURNS = 32
 """Turns of the loop, each of which reads 256 KiB of a connection: as much as waits in a socket."""
 _MOST_HOSTS = 1024
-_MOST_KNOWN = 1024
+_MOST_KNOWN = 4096
+"""Of some KiB at most each, one for each key that says it."""
 
 
 class Edge:
@@ -53,7 +54,7 @@ class Edge:
         self.connections = self.room.connections
         self.hosts: set[bytes | None] = set()
         """Hosts that were seen and are proper."""
-        self.known: dict[tuple[bytes, ...], KnownHead] = {}
+        self.known: Sayings = {}
         """Heads that came before."""
         self.tls: Tls | None = None
         """Stands before each connection, if set."""
@@ -98,10 +99,15 @@ class Edge:
             self.hosts.add(host)
 
     def remember_head(self, known: KnownHead) -> KnownHead:
-        """One of those that are alike, for all connections on which it comes."""
+        """For all connections on which it comes. What was decided last on such a head holds."""
+        saying = known.digest, *known[:3]
+        before = self.known.get(saying)
+        if before == known:
+            return before
         if len(self.known) >= _MOST_KNOWN:
             self.known.clear()
-        return self.known.setdefault(known[:3], known)
+        self.known[saying] = known
+        return known
 
     # Time.
 

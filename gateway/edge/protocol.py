@@ -19,6 +19,7 @@ head went out before the drain began leaves its connection open, and the next on
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ import httptools
 
 from gateway.core.caller import ANONYMOUS
 from gateway.core.errors import InternalError, InvalidRequest, PoolgateError, RequestTimeout
-from gateway.edge.exchange import EdgeExchange, Framing
+from gateway.edge.exchange import EdgeExchange, Framing, to_nobody
 from gateway.edge.heads import (
     HEAD_TOO_LARGE,
     NO_NAMES,
@@ -38,6 +39,7 @@ from gateway.edge.heads import (
     too_much,
 )
 from gateway.edge.known import KnownHead, known_head, said_again
+from gateway.pipeline.body_budget import Account
 from gateway.pipeline.errand import Errand
 from gateway.pipeline.exchange import Head
 from gateway.pipeline.forward import draining
@@ -62,11 +64,12 @@ class ClientConnection(asyncio.Protocol):
     """One client's connection: a parser, at most one request at a time, and one deadline."""
 
     __slots__ = (
+        "_account",
+        "_awaited",
         "_behind_bytes",
         "_body",
         "_body_left",
         "_body_since",
-        "_caller",
         "_chunked",
         "_deadline",
         "_edge",
@@ -91,6 +94,7 @@ class ClientConnection(asyncio.Protocol):
         "_unlike",
         "_url",
         "_visit",
+        "_write",
         "due",
         "network",
         "on_body",
@@ -101,6 +105,7 @@ class ClientConnection(asyncio.Protocol):
         self._edge = edge
         self._loop = loop
         self._transport: asyncio.Transport | None = None
+        self._write: Callable[[bytes], None] = to_nobody
         self._exchange: EdgeExchange | None = None
         self._errand: Errand | None = None
         self._lingering = False
@@ -119,6 +124,8 @@ class ClientConnection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._known: KnownHead | None = None
         """The head that came last, if it may come again."""
+        self._awaited: KnownHead | None = None
+        """The same, while nothing of the next request has come."""
         self._unlike = 0
         """How many came in a row that were not alike."""
         self._read = b""
@@ -137,8 +144,8 @@ class ClientConnection(asyncio.Protocol):
         self._body_since = 0.0
         self._held_bytes = 0
         """What its body has of the budget, from its first byte until the answer begins."""
-        self._caller = ""
-        """Whose it is; empty without authentication, where all are one."""
+        self._account = edge.bodies.anybody
+        """Whose it is; without authentication all are one."""
         self._url: list[bytes] = []
         # llhttp calls these for each piece; a method of the container's own costs no Python frame.
         self.on_body = self._pieces.append
@@ -150,10 +157,61 @@ class ClientConnection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # a server gives a Transport
         # Not before: it and we hold each other, and a handshake of TLS that comes to nothing is never lost.
         self._parser = httptools.HttpRequestParser(self)
+        self._write = transport.write  # type: ignore[attr-defined]
         transport.set_write_buffer_limits(high=self._edge.bounds.write_buffer_bytes)  # type: ignore[attr-defined]
         self._edge.enter(self, peer_of(transport))
 
     def data_received(self, data: bytes) -> None:
+        # First what nearly every request is: a head that is known, with the whole of its body and nothing more. llhttp
+        # does not see it.
+        last = self._awaited
+        if last is None:
+            self._read_on(data)
+            return
+        self._awaited = None
+        edge = self._edge
+        said = said_again(edge.known, last, data)
+        if said is None:
+            self._unlike += 1
+            if self._unlike >= _MOST_UNLIKE:
+                self._known = None
+            self._read_on(data)
+            return
+        self._unlike = 0
+        regular, account, length, body_at = said
+        visit = edge.reception.receive_again(regular, edge.monotonic())
+        body = data[body_at:]
+        if (
+            visit is None
+            or len(body) != length
+            or length > visit.max_body_bytes
+            or not edge.bodies.take(length, account)
+        ):
+            self._take_known(data, visit, account, length, body)
+            return
+        self._account = account
+        self._held_bytes = length
+        exchange = self._exchange = EdgeExchange(self, self._write, visit)
+        errand = self._errand = Errand(edge.pipeline.serve(visit, body, exchange), self._loop)
+        errand.go_on()
+
+    def _take_known(self, data: bytes, visit: Visit | None, account: Account, length: int, came: bytes) -> None:
+        """A head that was known, with so much of its body, which may be all for which there is no room."""
+        edge = self._edge
+        if visit is None or len(came) > length or length > min(visit.max_body_bytes, edge.bodies.left):
+            self._read_on(data)
+            return
+        self._in_head = False
+        self._head_bytes = len(data)
+        self._account = account
+        self._visit = visit
+        self._body_left = length
+        self.due = self._body_since = edge.now
+        self._deadline = edge.now + edge.bounds.body_seconds
+        self._take_body(came)
+
+    def _read_on(self, data: bytes) -> None:
+        """Read a head, or what it said will come."""
         if self._lingering:
             return
         if self._exchange is not None:
@@ -162,8 +220,6 @@ class ClientConnection(asyncio.Protocol):
         edge = self._edge
         if self._in_head:
             if not self._head_bytes:
-                if self._known is not None and self._come_again(self._known, data):
-                    return
                 if self._keep_alive:
                     # A later request's time begins with its first byte; a connection's first has run since it is there.
                     self.due = self._deadline = edge.now + edge.bounds.head_seconds
@@ -201,41 +257,6 @@ class ClientConnection(asyncio.Protocol):
                 self._refusal = URL_TOO_LONG
         if self._refusal is not None:
             self.refuse(self._refusal)
-
-    def _come_again(self, known: KnownHead, data: bytes) -> bool:
-        """Take a request whose head is known, with no more behind the head than its body. llhttp does not see it."""
-        said = said_again(known, data)
-        if said is None:
-            self._unlike += 1
-            if self._unlike >= _MOST_UNLIKE:
-                self._known = None
-            return False
-        self._unlike = 0
-        key, length, body_at = said
-        edge = self._edge
-        left = length - (len(data) - body_at)
-        if left < 0 or length > edge.bodies.left:
-            return False
-        visit = edge.reception.receive_again(known.head, known.operation, key, edge.monotonic())
-        if visit is None or length > visit.max_body_bytes:
-            return False
-        self._in_head = False
-        self._head_bytes = len(data)
-        caller = self._caller = visit.tenant.key_id
-        body = data[body_at:]
-        if left or not edge.bodies.take(length, caller):
-            self._visit = visit
-            self._body_left = length
-            self.due = self._body_since = edge.now
-            self._deadline = edge.now + edge.bounds.body_seconds
-            self._take_body(body)
-            return True
-        self._held_bytes = length
-        transport = self._transport
-        exchange = self._exchange = EdgeExchange(self, None if transport is None else transport.write, visit)
-        errand = self._errand = Errand(edge.pipeline.serve(visit, body, exchange), self._loop)
-        errand.go_on()
-        return True
 
     def _take_body(self, data: bytes) -> None:
         """A piece of the body behind a head that was known."""
@@ -277,7 +298,8 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._edge.room.leave(self)
         self._transport = None
-        # A cycle otherwise, that only the collector would end, for each connection there was.
+        # Cycles otherwise, that only the collector would end, for each connection there was.
+        self._write = to_nobody
         del self._parser
         self._let_go_of_body()
         if self._visit is not None:
@@ -342,14 +364,15 @@ class ClientConnection(asyncio.Protocol):
         head = Head(parser.get_method(), url, fields, repeated, edge.monotonic(), self._transport)
         visit = self._visit = edge.reception.receive(head)
         self._refusal = visit.error
-        self._caller = "" if visit.tenant is ANONYMOUS else visit.tenant.key_id
+        bodies = edge.bodies
+        self._account = bodies.anybody if visit.tenant is ANONYMOUS else bodies.account_of(visit.tenant.key_id)
         self.due = self._body_since = edge.now
         self._deadline = edge.now + edge.bounds.body_seconds
-        if edge.bodies.left < visit.max_body_bytes and self._refusal is None:
+        if bodies.left < visit.max_body_bytes and self._refusal is None:
             self._refusal = self.no_room_for(int(fields.get(b"content-length", 0)))
         if self._read and self._keep_alive and self._unlike < _MOST_UNLIKE:
-            key = edge.reception.key_of(visit)
-            known = None if key is None else known_head(self._read, key, head, visit.operation)
+            regular = edge.reception.regular_of(visit)
+            known = None if regular is None else known_head(self._read, regular, self._account)
             if known is not None:
                 self._known = edge.remember_head(known)
         self._read = b""
@@ -367,7 +390,7 @@ class ClientConnection(asyncio.Protocol):
             if self._refusal is not None:
                 return
         body = self._taken_body()
-        if not edge.bodies.take(len(body) - self._held_bytes, self._caller, self._held_bytes):
+        if not edge.bodies.take(len(body) - self._held_bytes, self._account, self._held_bytes):
             self._refusal = edge.bodies.refusal()
             return
         self._held_bytes = len(body)
@@ -435,7 +458,7 @@ class ClientConnection(asyncio.Protocol):
             return too_large(visit)
         if self._chunked and self._raw_bytes > 9 * size + bounds.max_head_bytes:
             return InvalidRequest("the chunks of the body say more of themselves than they bring")
-        if not self._edge.bodies.take(size - self._held_bytes, self._caller, self._held_bytes):
+        if not self._edge.bodies.take(size - self._held_bytes, self._account, self._held_bytes):
             return self._edge.bodies.refusal()
         self._held_bytes = size
         return None
@@ -469,13 +492,14 @@ class ClientConnection(asyncio.Protocol):
         self._edge.pipeline.refuse(visit, exchange, error)
 
     def _answer(self, visit: Visit) -> EdgeExchange:
-        return EdgeExchange(self, None if self._transport is None else self._transport.write, visit)
+        return EdgeExchange(self, self._write, visit)
 
     def answering(self) -> Framing:
         """An answer begins: the body is let go of, since no other pod will be asked. Says how to frame the answer."""
         edge = self._edge
-        if self._held_bytes:
-            edge.bodies.give_back(self._held_bytes, self._caller)
+        held = self._held_bytes
+        if held:
+            edge.bodies.give_back(held, self._account)
             self._held_bytes = 0
         if edge.closing or edge.short_of_memory:
             self._keep_alive = False
@@ -484,13 +508,24 @@ class ClientConnection(asyncio.Protocol):
         return Framing(edge.framing.date_line, not self._keep_alive, not self._old_http)
 
     def _let_go_of_body(self) -> None:
-        self._edge.bodies.give_back(self._held_bytes, self._caller)
+        self._edge.bodies.give_back(self._held_bytes, self._account)
         self._held_bytes = 0
 
     def answered(self) -> None:
         """The answer's last byte is handed over."""
         self._exchange = self._errand = None
-        transport, edge = self._transport, self._edge
+        edge = self._edge
+        if self._keep_alive:
+            self.due = self._deadline = edge.now + edge.bounds.idle_seconds
+            self._awaited = self._known
+            if self._stalled_since is not None:
+                self.due = edge.now
+            if self._head_bytes:
+                self._in_head = True
+                self._chunked = False
+                self._head_bytes = self._raw_bytes = 0
+            return
+        transport = self._transport
         if transport is None or transport.is_closing():
             return
         if self._lingering:
@@ -499,16 +534,10 @@ class ClientConnection(asyncio.Protocol):
             if self._behind_bytes > edge.bounds.max_bytes_behind:
                 transport.resume_reading()
             self._half_close(transport)
-        elif not self._keep_alive:
+        else:
             self._lingering = True
             self.due = self._deadline = edge.now + edge.bounds.stalled_seconds
             transport.close()
-        else:
-            self._deadline = edge.now + edge.bounds.idle_seconds
-            self.due = self._deadline if self._stalled_since is None else edge.now
-            self._in_head = True
-            self._chunked = False
-            self._head_bytes = self._raw_bytes = 0
 
     def _half_close(self, transport: asyncio.Transport) -> None:
         """Say that nothing more comes, and throw away what does for a while: closing with bytes unread would reset the
@@ -516,6 +545,7 @@ class ClientConnection(asyncio.Protocol):
         head alone has said it."""
         edge = self._edge
         self._lingering = True
+        self._awaited = None
         unsent = transport.get_write_buffer_size() > 0
         self._deadline = edge.now + (edge.bounds.stalled_seconds if unsent else edge.bounds.linger_seconds)
         self.due = self._deadline if self._stalled_since is None else edge.now
@@ -526,7 +556,11 @@ class ClientConnection(asyncio.Protocol):
     def idle(self) -> bool:
         """Whether nothing of a request has come, and nothing of an answer is left to send."""
         transport = self._transport
-        return not self._head_bytes and (transport is None or not transport.get_write_buffer_size())
+        return (
+            not self._head_bytes
+            and self._exchange is None
+            and (transport is None or not transport.get_write_buffer_size())
+        )
 
     @property
     def waits_since(self) -> float:

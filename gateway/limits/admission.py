@@ -35,6 +35,8 @@ CONCURRENT_RETRY_SECONDS = 1.0
 """Nobody knows when one of a caller's requests ends."""
 UNCHECKED_RETRY_SECONDS = 2.0
 
+Caller = tuple[Tenant, str, str]
+"""Whose request, for whom they ask, and the model by the name that was asked for."""
 Decide = Callable[[str, str], Count]
 """The counter of a limit (one of `LIMITS`) and a decision (one of `DECISIONS`)."""
 DECISIONS = ("admitted", "refused", "unchecked")
@@ -104,7 +106,11 @@ class Admission:
         self._rules = rules
         self._store = store
         self._decisions = {(limit, decision): decisions(limit, decision) for limit in LIMITS for decision in DECISIONS}
-        self._plans: dict[tuple[Tenant, str, str], _Plan] = {}
+        self._plans: dict[Caller, _Plan] = {}
+        self.free: set[Caller] = set()
+        """Callers that were let in, whom nothing limits, and from whose answers nothing is to be learned: there is
+        nothing to reserve for them, nor to ask. Only who may use a model asks for it. Emptied when rules or keys
+        change, and for good when the first comes who has a limit of tokens."""
         self._answers: dict[str, float] = {}
         self._learns = False
         """Somebody has a limit of tokens: how long a model's answers are is learned from everybody's."""
@@ -112,19 +118,11 @@ class Admission:
     def use(self, rules: Rules) -> None:
         """Other limits are in force for what comes from now on."""
         self._rules = rules
-        self._plans.clear()
+        self._forget_plans()
 
     def forget_callers(self) -> None:
         """The keys have changed: what is kept for those that were is let go."""
-        self._plans.clear()
-
-    def is_free(self, tenant: Tenant, user: str, model: str) -> bool:
-        """Whether nothing limits this caller with this model, and nothing is to be learned from its answers: then there
-        is nothing to reserve."""
-        if self._learns:
-            return False
-        plan = self._plans.get((tenant, user, model))
-        return plan is not None and not plan.buckets
+        self._forget_plans()
 
     def reserve_nowait(self, ask: Ask, trail: Trail) -> "Reservation | None":
         """Let a request in, if that can be said at once; None: it has to be asked for, by `reserve`.
@@ -181,10 +179,18 @@ class Admission:
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= MAX_PLANS:
-                self._plans.clear()
+                self._forget_plans()
             plan = self._plans[key] = _Plan(self._rules.buckets(*key), self._decisions)
             self._learns = self._learns or plan.counts_tokens
+            if self._learns:
+                self.free.clear()
+            elif not plan.buckets:
+                self.free.add(key)
         return plan
+
+    def _forget_plans(self) -> None:
+        self._plans.clear()
+        self.free.clear()
 
     def _costs(self, plan: _Plan, ask: Ask) -> Costs:
         """What to take. What is guessed is never more than the limits allow at once; what was asked for may be."""

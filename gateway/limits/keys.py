@@ -122,6 +122,8 @@ class KeyRing:
         if len(key) > MAX_KEY_BYTES:
             return None
         tenant = self._tenants.get(sha256(key).digest())
-        if tenant is None or (tenant.expires_at is not None and tenant.expires_at <= self._wall()):
-            return None
-        return tenant
+        return tenant if tenant is not None and self.lasts(tenant) else None
+
+    def lasts(self, tenant: Tenant) -> bool:
+        """Whether one of its tenants has a key that has not expired yet."""
+        return tenant.expires_at is None or tenant.expires_at > self._wall()

@@ -42,6 +42,7 @@ _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"{}[]'))
 _ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
 _STRING = re.compile(rb'"[^"]*"')
 _DIGITS = re.compile(rb"[0-9]{2}")
+_BACKSLASH = ord("\\")
 
 Parts = list[bytes | memoryview]
 
@@ -300,12 +301,19 @@ class Prompt(NamedTuple):
         return self.text[self.start : min(self.end, self.start + most)]
 
     def before(self, mark: bytes, most: int) -> bytes:
-        """The last bytes before the first such mark, so many at most; without one, its first bytes."""
+        """The last bytes before the first such mark, a whole string with its quotes, so many at most; without one, its
+        first bytes."""
         text = self.hollow.text
         for first, last, further in self.places:
             # Most prompts have none, and `rfind` sees that in a fifth of the time.
-            if text.rfind(mark, first, last) >= 0:
-                at = self.hollow.in_whole(text.find(mark, first, last)) + further
+            if text.rfind(mark, first, last) < 0:
+                continue
+            at = text.find(mark, first, last)
+            while at > first and text[at - 1] == _BACKSLASH:
+                # Its quote is one that another string has within.
+                at = text.find(mark, at + 1, last)
+            if at >= 0:
+                at = self.hollow.in_whole(at) + further
                 return self.text[max(self.start, at - most) : at]
         return self.beginning(most)
 

@@ -11,6 +11,8 @@ that lacks its last byte, have all others refused for as long as a body may take
 """
 
 from collections.abc import Callable
+from math import inf
+from weakref import WeakValueDictionary
 
 from gateway.core.clock import about
 from gateway.core.errors import Busy
@@ -19,42 +21,54 @@ RETRY_SECONDS = 2.0
 """Most bodies are let go within the time to a first token."""
 
 
+class Account:
+    """What the bodies of one caller hold: `held`, of `most`."""
+
+    __slots__ = ("__weakref__", "held", "most")
+
+    def __init__(self, most: float) -> None:
+        self.held = 0
+        self.most = most
+
+
 class BodyBudget:
     """Bytes that bodies may still take, of `limit_bytes`. `chance` spreads the waits of those who are refused."""
 
-    __slots__ = ("_chance", "_of", "left", "limit_bytes")
+    __slots__ = ("_accounts", "_chance", "anybody", "left", "limit_bytes")
 
     def __init__(self, limit_bytes: int, chance: Callable[[], float] = lambda: 0.5) -> None:
         self.limit_bytes = self.left = limit_bytes
         self._chance = chance
-        self._of: dict[str, int] = {}
-        """Bytes of each caller that has any."""
+        self._accounts: WeakValueDictionary[str, Account] = WeakValueDictionary()
+        self.anybody = Account(inf)
+        """Whose bodies are whose is not told."""
 
     @property
     def held(self) -> int:
         """Bytes that bodies take now."""
         return self.limit_bytes - self.left
 
-    def take(self, count: int, caller: str = "", has: int = 0) -> bool:
-        """Take so many bytes more, if there are as many; to be given back. `has`: what this body has already.
-        `caller`: whose it is; empty: that is not told."""
-        if count > self.left:
+    def account_of(self, caller: str) -> Account:
+        """One for each caller, for as long as somebody holds it: all of its bodies are to be counted there."""
+        account = self._accounts.get(caller)
+        if account is None:
+            account = self._accounts[caller] = Account(self.limit_bytes // 2)
+        return account
+
+    def take(self, count: int, account: Account, has: int = 0) -> bool:
+        """Take so many bytes more, if there are as many; to be given back. `account`: whose they are. `has`: what this
+        body has already."""
+        left, held = self.left - count, account.held
+        if left < 0 or (held > has and count and held + count > account.most):
             return False
-        if caller and count:
-            taken = self._of.get(caller, 0)
-            if taken > has and taken + count > self.limit_bytes // 2:
-                return False
-            self._of[caller] = taken + count
-        self.left -= count
+        account.held = held + count
+        self.left = left
         return True
 
-    def give_back(self, count: int, caller: str = "") -> None:
+    def give_back(self, count: int, account: Account) -> None:
         """They are free again."""
+        account.held -= count
         self.left += count
-        if caller and count:
-            self._of[caller] -= count
-            if not self._of[caller]:
-                del self._of[caller]
 
     def refusal(self) -> Busy:
         """What is said to who does not fit."""
@@ -78,11 +92,11 @@ class Share:
 
         Raises `Busy`.
         """
-        if not self._budget.take(count):
+        if not self._budget.take(count, self._budget.anybody):
             raise self._budget.refusal()
         self._held += count
 
     def release(self) -> None:
         """The body was let go; a second time is nothing."""
-        self._budget.give_back(self._held)
+        self._budget.give_back(self._held, self._budget.anybody)
         self._held = 0

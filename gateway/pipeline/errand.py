@@ -11,6 +11,7 @@ Code on such a way may be on either: what needs a task (`asyncio.timeout` looks 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
+from inspect import CORO_CLOSED, getcoroutinestate
 from types import coroutine
 from typing import Any, Generic, TypeVar
 
@@ -21,15 +22,14 @@ _CANCELLED = object()
 class Moment(Generic[T]):
     """Comes once, with a value, for one who waits for it. To a task it is as good as a future."""
 
-    __slots__ = ("_asyncio_future_blocking", "_context", "_here", "_loop", "_told", "_value")
-    _context: Context | None
+    __slots__ = ("_asyncio_future_blocking", "_here", "_loop", "_value", "_waits")
     _value: Any
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._here = False
-        self._told: Callable[[Any], object] | None = None
-        """Who waits: in `_context` a task, in none an errand."""
+        self._waits: Errand | tuple[Callable[[Moment[T]], object], Context] | None = None
+        """Who waits for it: an errand, or a task, by what it wants to be called and in which context."""
 
     def done(self) -> bool:
         """Whether it has come, or who waited for it was cancelled."""
@@ -51,12 +51,14 @@ class Moment(Generic[T]):
 
     def bring(self, value: T) -> None:
         """It has come. An errand goes on before this returns: call it last."""
-        told = self._told
-        if told is None or self._context is not None:
-            self._come(value)
+        errand = self._waits
+        if type(errand) is Errand:
+            self._value = value
+            self._here = True
+            self._waits = None
+            errand.go_on()
         else:
-            self._value, self._here, self._told = value, True, None
-            told(self)
+            self._come(value)
 
     def _come(self, value: object) -> None:
         self._value = value
@@ -64,9 +66,12 @@ class Moment(Generic[T]):
         self._wake()
 
     def _wake(self) -> None:
-        told, self._told = self._told, None
-        if told is not None:
-            self._loop.call_soon(told, self, context=self._context)
+        waits, self._waits = self._waits, None
+        if isinstance(waits, Errand):
+            self._loop.call_soon(waits.go_on)
+        elif waits is not None:
+            told, context = waits
+            self._loop.call_soon(told, self, context=context)
 
     def __await__(self) -> Generator[Any, None, T]:
         if not self._here:
@@ -85,8 +90,7 @@ class Moment(Generic[T]):
 
     def add_done_callback(self, told: "Callable[[Moment[T]], object]", *, context: Context) -> None:
         """Call this in a turn of the loop after it has come."""
-        self._told = told
-        self._context = context
+        self._waits = (told, context)
         if self._here:
             self._wake()
 
@@ -101,21 +105,19 @@ class Moment(Generic[T]):
 class Errand:
     """Carries one coroutine to its end. It sees to its own errors: what it raises is a defect, and logged."""
 
-    __slots__ = ("_cancelled", "_coroutine", "_loop", "_task", "_waits_for")
+    __slots__ = ("_cancelled", "_coroutine", "_loop", "_task")
 
-    def __init__(self, coroutine: Coroutine[Any, None, None], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
         self._coroutine = coroutine
         self._loop = loop
         self._task: asyncio.Task[None] | None = None
-        self._waits_for: Moment[Any] | None = None
         self._cancelled = False
 
-    def go_on(self, moment: Moment[Any] | None = None) -> None:
+    def go_on(self) -> None:
         """Take the first step, or the next one when its moment has come."""
-        if moment is not self._waits_for or self._cancelled:
+        if self._cancelled:
             # It was ended meanwhile, or is about to be: what comes is for nobody, and where it waits it is told so.
             return
-        self._waits_for = None
         try:
             waits_for = self._coroutine.send(None)
         except StopIteration:
@@ -124,9 +126,7 @@ class Errand:
             self._failed(error)
             return
         if type(waits_for) is Moment:
-            self._waits_for = waits_for
-            waits_for._told = self.go_on
-            waits_for._context = None
+            waits_for._waits = self
         else:
             self._become_a_task(waits_for)
 
@@ -142,8 +142,7 @@ class Errand:
         if self._task is not None:
             # It became one before it was cancelled, so the first step is done: without that it would never go on.
             self._task.cancel()
-        elif self._waits_for is not None:
-            self._waits_for = None
+        elif getcoroutinestate(self._coroutine) != CORO_CLOSED:
             try:
                 waits_for = self._coroutine.throw(asyncio.CancelledError())
             except (StopIteration, asyncio.CancelledError):
@@ -166,13 +165,13 @@ def in_a_task() -> Generator[None, None, None]:
     yield
 
 
-async def _rest_of(begun: Coroutine[Any, None, None], waits_for: object) -> None:
+async def _rest_of(begun: Coroutine[Any, Any, None], waits_for: object) -> None:
     """A coroutine that was begun without a task, and that waits for this."""
     await _going_on(begun, waits_for)
 
 
 @coroutine
-def _going_on(begun: Coroutine[Any, None, None], waits_for: object) -> Generator[Any, None, None]:
+def _going_on(begun: Coroutine[Any, Any, None], waits_for: object) -> Generator[Any, None, None]:
     while True:
         try:
             yield waits_for

@@ -43,7 +43,7 @@ from gateway.pipeline.retries import BLAME, Again, Retries
 from gateway.pipeline.silence import Running, Suspicion, suspicion
 from gateway.upstream.connection import PodConnection
 from gateway.upstream.failure import Failure
-from gateway.upstream.headers import request_head
+from gateway.upstream.headers import RequestHeads
 from gateway.upstream.pool import ConnectFailed, PodPool, Pools
 from gateway.upstream.usage import BYTES_PER_TOKEN, EventReader
 
@@ -54,11 +54,17 @@ SUSPECT_SECONDS = 2.0
 """Requests that nothing came for in so long are looked at."""
 MOST_UNSEEN_TOKENS = 1 << 20
 """What a prompt may have beside its text, as images do, and an answer that nobody bounded."""
+SLACK_TOKENS = 1024
+"""By which an answer may always have more than was asked for: within these two a usage needs no other look."""
+MOST_POOLS = 256
 
 _DEATHS = (Failure.STALE, Failure.RESET, Failure.ENGINE_DEAD)
 """What a pod that dies of a request does, among others."""
+_COMPLETED = Outcome.COMPLETED
+"""Reading it off its class costs nine times as much."""
 _CUT = (Outcome.TRUNCATED, Outcome.UPSTREAM_FAILED)
 """How an answer may end whose pod died: without its end, or with vLLM's words for a dead engine."""
+_ABANDONED = Failure.ABANDONED
 _EVENTS = b"text/event-stream; charset=utf-8"
 _STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
@@ -85,7 +91,7 @@ class Forwarder:
     relays: ClassVar[type[Relay]] = Relay
     stream_relays: ClassVar[type[StreamRelay]] = StreamRelay
     retries: ClassVar[type[Retries]] = Retries
-    request_head = staticmethod(request_head)
+    heads: ClassVar[type[RequestHeads]] = RequestHeads
     quarantines: ClassVar[type[Quarantine]] = Quarantine
     blame: ClassVar[Mapping[Failure, Blame]] = BLAME
     max_tail_bytes: ClassVar[int] = 128 << 20
@@ -107,6 +113,7 @@ class Forwarder:
         self._fleet = fleet
         self._balancer = balancer
         self._pools = pools
+        self._known_pools = pools.known
         self._probes = probes
         self._refresh = refresh
         self._quarantined = quarantined
@@ -114,8 +121,11 @@ class Forwarder:
         self._clock = clock
         self._chance = chance
         self._quarantine = self.quarantines()
+        self._heads = self.heads()
         self._budget = TailBudget(self.max_tail_bytes)
         self._running: dict[Relay, Lease] = {}
+        self._completed: dict[str, tuple[tuple[str, str], ...]] = {}
+        """`Trail.attempt_outcomes` of a request that was completed at once, by pool: thousands of trails share one."""
         self._keep_alives: set[KeepAlive] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.draining = False
@@ -130,7 +140,7 @@ class Forwarder:
         Raises what the client is to be told, if nothing of an answer was sent yet.
         """
         if len(models) == 1 and self.keep_alive_seconds is None and models[0] == request.call.model:
-            return self._to_model(request)
+            return self.to_model(request)
         return self._to_models(request, models)
 
     async def _to_models(self, request: Request, models: tuple[str, ...]) -> None:
@@ -146,7 +156,7 @@ class Forwarder:
                     call = await self._aside.run(call.body_length, partial(renamed, call, model))
                     request = request._replace(call=call)
                 try:
-                    await self._to_model(request)
+                    await self.to_model(request)
                 except (NoReadyPod, QueueFull, QueueTimeout) as error:
                     refused = error
                 else:
@@ -186,45 +196,150 @@ class Forwarder:
             else:
                 relay.fail(Failure.ABANDONED, draining())
 
-    async def _to_model(self, request: Request) -> None:
-        """Try a model's pods until one has answered or the retry table says stop."""
-        visit, model = request.visit, request.call.model
-        trail = visit.trail
-        route = self._fleet.value.routes.get(model)
-        if route is None:
-            raise self._no_ready_pod(request)
-        trail.pool = route.pool.name
-        if self._quarantine.deaths and self._quarantine.holds(_mark(request), self._clock()):
-            raise self._put_in_quarantine()
-        retries: Retries | None = None
-        failed: Failed | None = None
-        while True:
-            # Nearly every request has one attempt: what counts them is made when the first one failed.
-            excluded, on_budget = ((), False) if retries is None else (retries.excluded, retries.on_budget)
-            lease = self._balancer.lease_nowait(route, request.wish, excluded, retry=on_budget)
-            if lease is None:
-                lease = await self._room(request, route, excluded, on_budget, failed)
-            with lease as pod:
-                if failed is not None:
-                    trail.retries += ((pod.pool, failed.failure),)
-                pool = self._pools.of(pod)
-                failed = await self._attempt(lease, pool, pool.take(), request, route.pool.deadlines)
-                if failed is None:
-                    return
-                retries = retries or self.retries()
-                again = retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry)
-                if again is Again.SAME_POD and self._is_routed(model, pod):
-                    trail.retries += ((pod.pool, failed.failure),)
-                    failed = await self._attempt(lease, pool, None, request, route.pool.deadlines)
-                    if failed is None:
-                        return
-                    again = retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry)
+    async def to_model(
+        self,
+        request: Request,
+        route: Route | None = None,
+        lease: Lease | None = None,
+        retries: Retries | None = None,
+        *,
+        afresh: bool = False,
+    ) -> None:
+        """Answer from one of a model's pods. An attempt that fails is followed by the next one, if the retry table says
+        so: it runs in here, and each has a lease of its own.
+
+        `route`: the model's, if it was looked up already. `lease` and `retries`: this is not the first attempt;
+        `afresh`: it is at the same pod, on another connection.
+        """
+        visit, call, _, wish = request
+        trail, model = visit.trail, call.model
+        if lease is None:
+            route = route or self._fleet.value.routes.get(model)
+            if route is None:
+                raise self._no_ready_pod(request)
+            trail.pool = route.pool.name
             if self._quarantine.deaths and self._quarantine.holds(_mark(request), self._clock()):
                 raise self._put_in_quarantine()
-            if again is None:
-                raise failed.error
-            # Time has passed: whoever became unready or went away meanwhile gets no second attempts either.
-            route = self._fleet.value.routes.get(model) or route
+            lease = self._balancer.lease_nowait(model, wish)
+            if lease is None:
+                lease = await self._room(request, route, (), False, None)
+        assert route is not None  # noqa: S101  # a lease comes with its route
+        with lease as pod:
+            pool = self._known_pools.get(pod.uid)
+            if pool is None or pool.pod is not pod:
+                pool = self._pools.of(pod)
+            connection = None if afresh else pool.take()
+            _, reason, cached_tokens, _, _, costs = lease.choice
+            trail.attempts = number = trail.attempts + 1
+            trail.pod, trail.decision = pod.name, reason
+            started_at, trace_lines, trace = 0.0, None, trail.trace
+            if trace is not None:
+                started_at, trace_lines = self._clock(), trace.lines(number)
+            outcome: str = _ABANDONED
+            try:
+                if connection is None:
+                    connection = await _opened(pool)
+                if connection is None:
+                    failed = Failed(Failure.CONNECT, self._no_ready_pod(request))
+                else:
+                    if self.draining:
+                        # The drain ended while this request was on its way: nobody would tell it so later.
+                        connection.abort()
+                        raise draining()
+                    relay = self._relay(request, route.pool.deadlines)
+                    relay.connection = connection
+                    self._running[relay] = lease
+                    first: First | None = None
+                    try:
+                        # Its own word for it is the pod's.
+                        is_told = visit.priority and pod.takes_priority and not call.says_priority
+                        head = self._heads.of(
+                            visit.operation.path,
+                            pool.host,
+                            self._pools.authorization,
+                            visit.head.fields,
+                            call.content_type,
+                            f"{trail.pod_request_id}-{number}",
+                            call.body_length,
+                            visit.priority if is_told else 0,
+                            trace_lines,
+                        )
+                        trail.sent_at = relay.sent_at = lease.sent_at = self._clock()
+                        connection.send(head, call.body, relay)
+                        del head
+                        first = await relay.first
+                        if isinstance(first, Whole):
+                            self._answer_whole(first, lease, request)
+                            outcome = trail.outcome
+                            return
+                        if not isinstance(first, Failed):
+                            mark = self._begun(first, relay, lease, request)
+                            await self._relay_to_its_end(first, relay, lease, pool, request, mark)
+                            outcome = trail.outcome
+                            return
+                    finally:
+                        del self._running[relay]
+                        if not isinstance(first, Whole):
+                            # Of one that has brought a whole answer there is nothing to let go.
+                            connection.drop(relay)
+                            relay.discard()
+                        self._note_usage(relay, request)
+                    failed = await self._diagnosed(first, lease, request)
+                outcome = failed.failure
+                self._blame(failed, lease, visit)
+            finally:
+                ended_at = 0.0 if trace is None else self._clock()
+                if number == 1 and outcome is _COMPLETED:
+                    trail.attempt_outcomes = self._completed.get(pod.pool) or self._completed_in(pod.pool)
+                else:
+                    trail.attempt_outcomes += ((pod.pool, outcome),)
+                trail.tried += (
+                    _attempt(
+                        (
+                            pod.name,
+                            reason,
+                            lease.candidates,
+                            costs,
+                            cached_tokens,
+                            outcome,
+                            model,
+                            started_at,
+                            ended_at,
+                        )
+                    ),
+                )
+            # Nearly every request has one attempt: what counts them is made when the first one failed.
+            retries = retries or self.retries()
+            again = retries.again(failed.failure, pod.uid, budget_left=self._balancer.may_retry)
+            if again is Again.SAME_POD and self._is_routed(model, pod):
+                trail.retries += ((pod.pool, failed.failure),)
+                await self.to_model(request, route, lease, retries, afresh=True)
+                return
+        await self._elsewhere(request, route, retries, again, failed)
+
+    def _completed_in(self, pool: str) -> tuple[tuple[str, str], ...]:
+        if len(self._completed) >= MOST_POOLS:
+            self._completed.clear()
+        completed = self._completed[pool] = ((pool, _COMPLETED),)
+        return completed
+
+    async def _elsewhere(
+        self, request: Request, route: Route, retries: Retries, again: Again | None, failed: Failed
+    ) -> None:
+        """Another attempt, at another pod, or the error of the last one."""
+        if self._quarantine.deaths and self._quarantine.holds(_mark(request), self._clock()):
+            raise self._put_in_quarantine()
+        if again is None:
+            raise failed.error
+        trail, model = request.visit.trail, request.call.model
+        # Time has passed: whoever became unready or went away meanwhile gets no second attempts either.
+        route = self._fleet.value.routes.get(model) or route
+        excluded, on_budget = retries.excluded, retries.on_budget
+        lease = self._balancer.lease_nowait(model, request.wish, excluded, retry=on_budget)
+        if lease is None:
+            lease = await self._room(request, route, excluded, on_budget, failed)
+        trail.retries += ((lease.seat.pod.pool, failed.failure),)
+        await self.to_model(request, route, lease, retries)
 
     async def _room(
         self, request: Request, route: Route, excluded: Collection[str], on_budget: bool, failed: Failed | None
@@ -277,91 +392,6 @@ class Forwarder:
         route = self._fleet.value.routes.get(model)
         return route is not None and any(each.uid == pod.uid for each in route.pods)
 
-    async def _attempt(
-        self,
-        lease: Lease,
-        pool: PodPool,
-        connection: PodConnection | None,
-        request: Request,
-        deadlines: Deadlines,
-    ) -> Failed | None:
-        """One pod, on a connection that is open already or a fresh one. None when the client has its answer."""
-        visit, call, _, _ = request
-        trail, choice = visit.trail, lease.choice
-        trail.attempts += 1
-        trail.pod, trail.decision = pool.pod.name, choice.reason
-        trace = trail.trace
-        started_at = 0.0 if trace is None else self._clock()
-        outcome: str = Failure.ABANDONED
-        try:
-            if connection is None:
-                await in_a_task()
-                try:
-                    connection = await pool.connect()
-                except ConnectFailed:
-                    outcome = Failure.CONNECT
-                    return self._blamed(Failed(outcome, self._no_ready_pod(request)), lease, visit)
-            if self.draining:
-                # The drain ended while this request was on its way to a pod: nobody would tell it so later.
-                connection.abort()
-                raise draining()
-            relay = self._relay(request, deadlines)
-            relay.connection = connection
-            head = self.request_head(
-                visit.operation.path,
-                pool.host,
-                self._pools.authorization,
-                visit.head.fields,
-                call.content_type,
-                f"{trail.pod_request_id}-{trail.attempts}",
-                call.body_length,
-                visit.priority if visit.priority and pool.pod.takes_priority and not call.says_priority else 0,
-                None if trace is None else trace.lines(trail.attempts),
-            )
-            self._running[relay] = lease
-            first: First | None = None
-            try:
-                trail.sent_at = relay.sent_at = lease.sent_at = self._clock()
-                connection.send(head, call.body, relay)
-                del head
-                first = await relay.first
-                if isinstance(first, Whole):
-                    self._answer_whole(first, lease, request)
-                    outcome = trail.outcome
-                    return None
-                if not isinstance(first, Failed):
-                    mark = self._begun(first, relay, lease, request)
-                    await self._relay_to_its_end(first, relay, lease, pool, request, mark)
-                    outcome = trail.outcome
-                    return None
-            finally:
-                del self._running[relay]
-                if not isinstance(first, Whole):
-                    # Of one that has brought a whole answer there is nothing to let go.
-                    connection.drop(relay)
-                    relay.discard()
-                self._note_usage(relay, request)
-            failed = await self._diagnosed(first, lease, request)
-            outcome = failed.failure
-            return self._blamed(failed, lease, visit)
-        finally:
-            trail.attempt_outcomes += ((pool.pod.pool, outcome),)
-            trail.tried += (
-                _attempt(
-                    (
-                        trail.pod,
-                        trail.decision,
-                        tuple([each.name for each in choice.weighed]),
-                        choice.costs,
-                        choice.cached_tokens,
-                        outcome,
-                        call.model,
-                        started_at,
-                        0.0 if trace is None else self._clock(),
-                    )
-                ),
-            )
-
     def _begun(self, first: Whole | Large | Content, relay: Relay, lease: Lease, request: Request) -> Mark:
         """The answer has begun: note it, let go of what was sent. What the request is known by, if that is needed."""
         visit, call = request.visit, request.call
@@ -394,7 +424,7 @@ class Forwarder:
             trail.status = 200
             exchange.whole(first.content_type, first.body, first.headers)
             trail.committed_at = self._clock()
-        trail.outcome = Outcome.COMPLETED
+        trail.outcome = _COMPLETED
         lease.came_whole(visit.tenant, now)
 
     def _relay(self, request: Request, deadlines: Deadlines) -> Relay:
@@ -481,7 +511,7 @@ class Forwarder:
                 return failed._replace(failure=Failure.RESET)
         return failed
 
-    def _blamed(self, failed: Failed, lease: Lease, visit: Visit) -> Failed:
+    def _blame(self, failed: Failed, lease: Lease, visit: Visit) -> None:
         """Count a failure against its pod, as the table says."""
         failure = failed.failure
         blame = self.blame.get(failure)
@@ -490,7 +520,6 @@ class Forwarder:
             lease.failed(blame, visit.tenant, seconds)
         elif failure is Failure.REFUSED:
             lease.answered(visit.tenant)
-        return failed
 
     async def _condition(self, pod: Pod, *, died: bool = False) -> Condition:
         # Shielded: others may wait for the same answer.
@@ -514,7 +543,10 @@ class Forwarder:
         # A pod works on a prompt from the moment it has it: who leaves before the first token has spent that much.
         if operation.takes_tokens:
             usage = reader.usage()
-            if usage is None or self._is_a_lie(usage, call):
+            if usage is None or (
+                (usage.completion_tokens > SLACK_TOKENS or usage.prompt_tokens > MOST_UNSEEN_TOKENS)
+                and self._is_a_lie(usage, call)
+            ):
                 seen = reader.content_events - reader.openings
                 if not seen and operation.streams and not call.stream and trail.committed_at is not None:
                     seen = relay.body_bytes // BYTES_PER_TOKEN
@@ -529,7 +561,7 @@ class Forwarder:
             return True
         if call.max_tokens is None or call.choices is None:
             return usage.completion_tokens > MOST_UNSEEN_TOKENS * (call.choices or 1)
-        return usage.completion_tokens > 2 * call.max_tokens * call.choices + 1024
+        return usage.completion_tokens > 2 * call.max_tokens * call.choices + SLACK_TOKENS
 
     # Quarantine.
 
@@ -577,6 +609,15 @@ class Forwarder:
 
 def _mark(request: Request) -> Mark:
     return mark_of(request.visit.tenant.key_id, request.call.body)
+
+
+async def _opened(pool: PodPool) -> PodConnection | None:
+    """A fresh connection; None: there is none to be had."""
+    await in_a_task()
+    try:
+        return await pool.connect()
+    except ConnectFailed:
+        return None
 
 
 def _give_up(relay: Relay) -> None:

@@ -1,4 +1,4 @@
-"""Bytes and headers → `Call`. The body is looked at here and nowhere else.
+"""Bytes and headers → `Call`. The body is looked at here, and in `familiar` where it is like others before it.
 
 The decoder gives the top level's members, each value as its bytes, validating all the same (NaN, control characters,
 trailing bytes, broken escapes, half a surrogate pair are errors). What we read of them is a dict's look-up away; the
@@ -11,7 +11,7 @@ say, and so costs what it does with a small one. A body of another kind is looke
 
 import json
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -79,7 +79,7 @@ _MEDIA: tuple[tuple[bytes, Callable[[int], int]], ...] = (
 )
 """What base64 begins behind, in the spellings of the SDKs, and how many tokens so many bytes of it are."""
 
-_PROMPT = ("tools", "system", "instructions", "messages", "prompt", "input")
+PROMPT_FIELDS = ("tools", "system", "instructions", "messages", "prompt", "input")
 """What a prompt is made of, in the order in which a chat template writes it."""
 
 LONG_STRING_BYTES = 1024
@@ -90,7 +90,11 @@ _BRACKET = ord("[")
 _WORDS = ("system", "prompt", "input", "instructions")
 """What may be a string, beside the messages."""
 _HOLLOW = ("messages", *_WORDS)
-_NO_PLACES: Mapping[str, tuple[int, int]] = MappingProxyType({})
+NO_PLACES: Mapping[str, tuple[int, int]] = MappingProxyType({})
+ANSWER = "assistant"
+"""The role of an earlier answer."""
+_RAW_ANSWER = msgspec.Raw(b'"assistant"')
+_EMPTY = Hollow(b"")
 _CONTENT = b'"content"'
 _TEXT = b'"text"'
 
@@ -133,7 +137,7 @@ class _Message(msgspec.Struct, gc=False):
     content: msgspec.Raw = _NOTHING
 
 
-def _at_most(most: int, kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
+def at_most(most: int, kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
     """A list that the decoder gives up at the first entry too many: what it makes of one is bounded."""
     entries = [(f"entry_{place}", kind | msgspec.UnsetType, msgspec.UNSET) for place in range(most)]
     return msgspec.defstruct(
@@ -144,7 +148,7 @@ def _at_most(most: int, kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
 def _worded(most_messages: int) -> "msgspec.json.Decoder[Any]":
     """Where the words of a body are that has no more messages than this."""
     fields: list[tuple[str, Any, Any]] = [(name, msgspec.Raw, _NOTHING) for name in _WORDS]
-    fields.append(("messages", _at_most(most_messages, _Message) | msgspec.UnsetType, msgspec.UNSET))
+    fields.append(("messages", at_most(most_messages, _Message) | msgspec.UnsetType, msgspec.UNSET))
     return msgspec.json.Decoder(msgspec.defstruct("_Worded", fields, gc=False))
 
 
@@ -159,7 +163,7 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _large = msgspec.json.Decoder(_Large)
 _worded_in_few, _worded_in_many = map(_worded, (16, 2048))
 """Of so many messages at most. A body of more has short ones, where to leave one out costs more than to look at it."""
-_parts = msgspec.json.Decoder(_at_most(64, _Part))
+_parts = msgspec.json.Decoder(at_most(64, _Part))
 _text = msgspec.json.Decoder(str)
 _optional_truth = msgspec.json.Decoder(bool | None)
 _optional_number = msgspec.json.Decoder(int | None)
@@ -168,7 +172,7 @@ _prompts = msgspec.json.Decoder(list[msgspec.Raw])
 _anything = msgspec.json.Decoder(float_hook=float)
 
 
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _TOO_DEEP = f"the body nests deeper than {MAX_NESTING} levels"
 _NO_MODEL = "the field 'model' is missing: name one of /v1/models"
 _REASONS = (
@@ -177,6 +181,24 @@ _REASONS = (
     ("invalid utf-16 surrogate pair", "half a surrogate pair"),
 )
 """What msgspec says, and what it mostly means: a text that was cut within an emoji."""
+
+
+class Plain(NamedTuple):
+    """Where in a body its messages stand, which are its whole prompt, and each of which is a role and a text."""
+
+    start: int
+    end: int
+    messages: Sequence[Any]
+    """Each with its `role` and its `content`, if it is a large body's as `msgspec.Raw`."""
+
+    def prompt(self, body: bytes) -> Prompt:
+        """What stands there. It is looked through for an answer only if one of its texts is the role of one."""
+        start, end, messages = self
+        whole = ((start, end, 0),)
+        for message in messages:
+            if message.role == ANSWER or message.content == ANSWER or message.content == _RAW_ANSWER:
+                return _prompt((body, start, end, Hollow(body), whole))
+        return _prompt((body, start, end, _EMPTY, ()))
 
 
 class Look(NamedTuple):
@@ -190,16 +212,22 @@ class Look(NamedTuple):
     may_name_urls: bool
     hollow: Hollow | None = None
     """The body without what long messages say; None: it is looked at whole."""
-    places: Mapping[str, tuple[int, int]] = _NO_PLACES
+    places: Mapping[str, tuple[int, int]] = NO_PLACES
     """Where the members of a hollow body stand in it."""
+    plain: Plain | None = None
+    """Its messages, if that is all there is to its prompt (see `familiar`); they are not among the members then."""
 
     @property
     def prompt(self) -> Prompt:
         """What the prompt is made of, in the order in which a chat template writes it."""
+        if self.plain is not None:
+            return self.plain.prompt(self.body)
         told = self.members
         if self.hollow is None:
-            return Prompt.of([bytes(told[name]) for name in _PROMPT if name in told])
-        return Prompt.within(self.body, self.hollow, [self.places[name] for name in _PROMPT if name in self.places])
+            return Prompt.of([bytes(told[name]) for name in PROMPT_FIELDS if name in told])
+        return Prompt.within(
+            self.body, self.hollow, [self.places[name] for name in PROMPT_FIELDS if name in self.places]
+        )
 
     @property
     def session(self) -> str:
@@ -214,6 +242,7 @@ class Look(NamedTuple):
 
 
 _look = maker(Look)
+_prompt = maker(Prompt)
 _call = maker(Call)
 
 
@@ -239,19 +268,19 @@ def look(body: bytes, operation: Operation) -> Look:
         if not body.isascii():
             str(body, "utf-8")
         found = _members.decode(body)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _unreadable(body, error) from None
     _check_keys(body, found)
     if may_nest_deeply(body):
         at_once(_check_nesting(body))
     model, stream = _routing(found, operation)
-    return _look((body, found, model, stream, may_name_urls(body), None, _NO_PLACES))
+    return _look((body, found, model, stream, may_name_urls(body), None, NO_PLACES, None))
 
 
 def looking(body: bytes, operation: Operation) -> Steps[Look]:
     """`look` at a large body. Where it yields others may have a turn: each step is a pass or two through the body,
     which hold the loop's thread for some milliseconds where it has 8 MiB."""
-    places = _NO_PLACES
+    places = NO_PLACES
     try:
         if not body.isascii():
             str(body, "utf-8")
@@ -262,7 +291,7 @@ def looking(body: bytes, operation: Operation) -> Steps[Look]:
             places = places_of(hollow.text, found)
             if not hollow.only_in([places[name] for name in _HOLLOW if name in places]):
                 hollow, found = None, (yield from _members_in(body))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _unreadable(body, error) from None
     text = body if hollow is None else hollow.text
     yield
@@ -320,7 +349,7 @@ def _hollowed(body: bytes) -> Steps[Hollow | None]:
     yield
     hollow = Hollow(body)
     if worded.messages is not msgspec.UNSET:
-        messages = _entries(worded.messages)
+        messages = entries_of(worded.messages)
         long = LONG_STRING_BYTES if len(body) <= _LARGE_BYTES else LONG_STRING_BYTES // 4
         hollow = hollow.without(_strings(messages, long), misses=2 * len(messages) + _SPARE)
     for name in _WORDS:
@@ -343,7 +372,7 @@ def _strings(messages: Iterable[_Message], long: int) -> Iterator[tuple[bytes, b
                 parts = _parts.decode(content)
             except msgspec.ValidationError:
                 continue
-            for part in _entries(parts):
+            for part in entries_of(parts):
                 if len(part.text) > long:
                     yield _TEXT, part.text
 
@@ -352,8 +381,8 @@ def _first(raw: msgspec.Raw) -> int:
     return memoryview(raw)[0]
 
 
-def _entries(listed: msgspec.Struct) -> tuple[Any, ...]:
-    """Those that a list `_at_most` so long has."""
+def entries_of(listed: msgspec.Struct) -> tuple[Any, ...]:
+    """Those that a list `at_most` so long has."""
     entries = msgspec.structs.astuple(listed)
     return entries[: entries.index(msgspec.UNSET)] if entries[-1] is msgspec.UNSET else entries
 

@@ -8,7 +8,8 @@ import os
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from itertools import count
+from typing import NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
 from gateway.core.call import Trail
@@ -22,6 +23,7 @@ from gateway.core.errors import (
     PoolgateError,
     UnsupportedMediaType,
 )
+from gateway.core.made import blank
 from gateway.limits.keys import KeyRing
 from gateway.pipeline.cors import Origins
 from gateway.pipeline.dialects import OPENAI, Dialect
@@ -35,6 +37,7 @@ from gateway.telemetry.sampling import Sampler
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 _ONCE = (b"authorization", b"x-api-key", b"content-type", b"x-request-id", b"expect")
+_NOT_KEPT = (b"authorization", b"x-api-key", b"content-length")
 _USER = b"x-openwebui-user-id"
 _SIGNED_USER = b"x-openwebui-user-jwt"
 _TASK = b"x-openwebui-task"
@@ -103,19 +106,25 @@ class Visit:
         self.max_body_bytes = max_body_bytes
 
 
-class RequestIds:
-    """Ids that no other gateway and no other request has: a random prefix for the process, and a count."""
+_blank_trail, _blank_visit = blank(Trail), blank(Visit)
 
-    __slots__ = ("_count", "_prefix")
 
-    def __init__(self) -> None:
-        self._prefix = os.urandom(8).hex()
-        self._count = 0
+def request_ids() -> Callable[[], str]:
+    """What gives an id that no other gateway and no other request has, of letters and digits: a random prefix for the
+    process, and a count. All of it is done in C: each request has one."""
+    return map(f"{os.urandom(8).hex()}%08x".__mod__, count(1)).__next__
 
-    def next(self) -> str:
-        """An id of letters and digits."""
-        self._count += 1
-        return f"{self._prefix}{self._count:08x}"
+
+class Regular(NamedTuple):
+    """What was decided on a head, for when one comes that says the same, key and all. It holds as long as these keys
+    are in force, and their owner's among them."""
+
+    head: Head
+    """Without its key and its length."""
+    operation: Operation
+    tenant: Tenant
+    priority: int
+    keys: KeyRing
 
 
 class Reception:
@@ -150,7 +159,7 @@ class Reception:
         self._forwarded_users = forwarded_users
         self._sampler = sampler
         self._overload = overload
-        self._ids = RequestIds()
+        self._next_id = request_ids()
 
     _NEVER_ALIKE = frozenset((b"x-request-id", b"expect", b"origin", _USER, _SIGNED_USER))
     """With these, heads of the same bytes may still mean different things."""
@@ -158,7 +167,7 @@ class Reception:
     def receive(self, head: Head) -> Visit:
         """Look at a head. Never raises: a visit that is refused bears its error."""
         fields = head.fields
-        ours = self._ids.next()
+        ours = self._next_id()
         trail = Trail(ours, head.received_at)
         trail.pod_request_id = ours
         if b"x-request-id" in fields and _REQUEST_ID.match(fields[b"x-request-id"]):
@@ -200,42 +209,52 @@ class Reception:
                 visit.refused_in = dialect_at(head.target)
         return visit
 
-    def key_of(self, visit: Visit) -> bytes | None:
-        """The key by which alone was decided who calls, if what else was decided will be decided alike for each head
-        like this one; None: it will not, or cannot be known to."""
-        fields, tenant = visit.head.fields, visit.tenant
+    def regular_of(self, visit: Visit) -> Regular | None:
+        """What was decided on a head, if it will be decided alike on each that says the same; None: it will not, or
+        cannot be known to."""
+        head, tenant, keys = visit.head, visit.tenant, self.keys
+        fields = head.fields
         if (
-            self.keys is None
+            keys is None
             or visit.error is not None
             or visit.operation.body is not Body.JSON
             or self._sampler is not None
+            or tenant.forwards_user
             or not self._NEVER_ALIKE.isdisjoint(fields)
             or (b"authorization" in fields and b"x-api-key" in fields)
         ):
             return None
         key = fields[b"authorization"][7:].strip() if b"authorization" in fields else fields.get(b"x-api-key", b"")
-        return key if self.keys.tenant_of(key) is tenant else None
+        if keys.tenant_of(key) is not tenant:
+            # It is told by its token.
+            return None
+        fields = {name: value for name, value in fields.items() if name not in _NOT_KEPT}
+        head = head._replace(fields=fields, received_at=0.0, connection=None)
+        return Regular(head, visit.operation, tenant, visit.priority, keys)
 
-    def receive_again(self, head: Head, operation: Operation, key: bytes, received_at: float) -> Visit | None:
-        """As `receive`, of a head like one whose `key_of` there was, but for its key and its length. None: it has to be
-        looked at as any other."""
-        tenant = None if self.keys is None else self.keys.tenant_of(key)
+    def receive_again(self, regular: Regular, received_at: float) -> Visit | None:
+        """As `receive`, of a head that says the same as one before, but for its length. None: it has to be looked at as
+        any other."""
+        head, operation, tenant, priority, keys = regular
         if (
-            tenant is None
-            or tenant.forwards_user
+            keys is not self.keys
+            or (tenant.expires_at is not None and not keys.lasts(tenant))
             or self.origins is not None
             or (self._overload is not None and self._overload.level)
         ):
             return None
-        trail = Trail(self._ids.next(), received_at)
-        trail.pod_request_id = trail.request_id
+        trail, visit = _blank_trail(), _blank_visit()
+        trail.request_id = trail.pod_request_id = self._next_id()
+        trail.received_at = received_at
         trail.operation = operation.label
         trail.tenant = tenant
-        visit = Visit(head, trail, self.max_body_bytes)
+        visit.head = head
+        visit.trail = trail
+        visit.max_body_bytes = self.max_body_bytes
         visit.operation = operation
         visit.tenant = tenant
-        if tenant.priority or _TASK in head.fields:
-            visit.priority = _priority(tenant, head.fields)
+        if priority:
+            visit.priority = priority
         return visit
 
     def address_of(self, head: Head) -> str:
@@ -245,7 +264,7 @@ class Reception:
     def stranger(self, received_at: float, error: PoolgateError, fields: dict[bytes, bytes] | None = None) -> Visit:
         """A visit of someone whose very head could not be read, or was refused. `fields`: what of it was read."""
         head = Head(b"", b"", fields or {}, frozenset(), received_at)
-        visit = Visit(head, Trail(self._ids.next(), received_at))
+        visit = Visit(head, Trail(self._next_id(), received_at))
         if self.origins is not None:
             visit.origin_lines = self.origins.lines_for(head.fields, head.repeated)
         visit.error = error

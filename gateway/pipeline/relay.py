@@ -31,7 +31,7 @@ from gateway.core.fleet import Deadlines
 from gateway.core.made import maker
 from gateway.pipeline.errand import Moment
 from gateway.pipeline.exchange import Exchange, Headers
-from gateway.upstream.connection import AnswerHead, Loss, PodConnection
+from gateway.upstream.connection import AnswerHead, Loss, PodConnection, Receiver
 from gateway.upstream.failure import Failure
 from gateway.upstream.passage import Passage
 from gateway.upstream.refusal import first_event_error, refusal
@@ -105,7 +105,7 @@ _EVENTS = (b"text/event-stream",)
 _DESCRIPTION = b"metadata"
 
 
-class Relay:
+class Relay(Receiver):
     """An answer that is not a stream. `first` and `ended` are the two moments; neither ever holds an exception."""
 
     max_whole_bytes: ClassVar[int] = 1 << 20
@@ -117,6 +117,7 @@ class Relay:
         "_accepted",
         "_clock",
         "_deadline",
+        "_ended",
         "_ending",
         "_exchange",
         "_head",
@@ -124,7 +125,6 @@ class Relay:
         "_paused",
         "body_bytes",
         "connection",
-        "ended",
         "first",
         "first_content_at",
         "reader",
@@ -155,7 +155,15 @@ class Relay:
         """When the request left for the pod."""
         self.first_content_at: float | None = None
         self.first: Moment[First] = Moment(loop)
-        self.ended: Moment[Ended] = Moment(loop)
+        self._ended: Moment[Ended] | None = None
+
+    @property
+    def ended(self) -> Moment[Ended]:
+        """Made when it is first asked for: of an answer that is held whole nobody asks."""
+        ended = self._ended
+        if ended is None:
+            ended = self._ended = Moment(self.first.get_loop())
+        return ended
 
     def commit(self, exchange: Exchange) -> None:
         """The answer's head is on its way: send what is held, and from now on what comes."""
@@ -217,6 +225,21 @@ class Relay:
             self.connection.resume(self)
 
     # The connection's callbacks.
+
+    def whole_received(self, content_type: bytes, body: bytes) -> bool:
+        # Nearly every answer that is no stream comes so: what the parts below would make of it, in one step.
+        first, size = self.first, len(body)
+        if (
+            content_type != _JSON
+            or _JSON not in self._accepted
+            or size > self.max_whole_bytes
+            or first.done()
+            or not self.reader.read_whole(body)
+        ):
+            return False
+        self.body_bytes = size
+        first.bring(_whole((body, _JSON, ())))
+        return True
 
     def head_received(self, head: AnswerHead) -> None:
         self._head = head
@@ -393,7 +416,7 @@ class StreamRelay(Relay):
         if not self._streaming:
             super().body_received(data)
             return
-        if self.ended.done():
+        if self._ended is not None and self._ended.done():
             self._overrun()
             return
         exchange, reader = self._exchange, self.reader

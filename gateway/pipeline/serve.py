@@ -30,6 +30,7 @@ from gateway.pipeline.aside import OFF_LOOP_BYTES, Aside
 from gateway.pipeline.caps import THE_USUAL_CAPS, Caps
 from gateway.pipeline.errand import in_a_task
 from gateway.pipeline.exchange import Exchange, Headers
+from gateway.pipeline.familiar import Familiar
 from gateway.pipeline.form import read_form
 from gateway.pipeline.forward import Forwarder, begin, debug_headers, draining, request_of
 from gateway.pipeline.intake import FORM_FIELDS, Look, call_of, call_of_form, check_media, look, looking
@@ -38,6 +39,8 @@ from gateway.pipeline.reception import Visit
 from gateway.pipeline.wish import wish_of
 
 _JSON = b"application/json"
+# A member of an enum costs ten times as much to read as what stands here.
+_NONE, _FORM = Body.NONE, Body.FORM
 _ask_of = maker(Ask)
 
 log = logging.getLogger("poolgate")
@@ -74,6 +77,7 @@ class Pipeline:
         self.active = 0
         """Requests being served now."""
         self._looking = asyncio.Lock()
+        self._familiar = Familiar()
 
     def sweep(self, now: float) -> None:
         """Judge every running answer's deadlines; about four times a second."""
@@ -98,32 +102,39 @@ class Pipeline:
         trail = visit.trail
         self.active += 1
         try:
+            operation, forwarder = visit.operation, self._forwarder
+            kind = operation.body
             if exchange.client_gone:
                 trail.outcome = Outcome.CLIENT_LEFT
-            elif visit.preflight is not None:
-                self._let_ask(visit, visit.preflight, exchange)
-            elif visit.operation.body is Body.NONE:
-                self._list_models(visit, exchange)
-            elif self._forwarder.draining:
+            elif kind is _NONE:
+                self._answer_at_once(visit, exchange)
+            elif forwarder.draining:
                 raise draining()
             else:
                 seen = None
-                if visit.operation.body is Body.FORM:
+                if kind is _FORM:
                     call = await self._read_form(visit, body)
                 else:
-                    if len(body) > OFF_LOOP_BYTES:
-                        seen = await self._look_in_turns(body, visit.operation)
-                    else:
-                        seen = self.look(body, visit.operation)
-                    if seen.may_name_urls:
-                        await self._aside.run(len(body), partial(check_media, seen, self.caps))
-                    call = call_of(seen, visit.operation, visit.tenant, self.caps)
-                models = self._models(call, visit)
-                if self._admission.is_free(visit.tenant, visit.user, call.model):
-                    wish = wish_of(self._fleet.value.routes.get(models[0]), call, seen, visit)
-                    way = self._forwarder.forward(request_of((visit, call, exchange, wish)), models)
+                    seen, call = (
+                        self._familiar.told(body, operation, self.caps)
+                        if len(body) <= OFF_LOOP_BYTES
+                        else await self._told_in_turn(body, operation)
+                    ) or await self._read(visit, body)
+                name = trail.model = call.model
+                trail.stream = call.stream
+                route = self._fleet.value.routes.get(name)
+                if (
+                    (visit.tenant, visit.user, name) in self._admission.free
+                    and route is not None
+                    and name not in self._aliases.value
+                    and forwarder.keep_alive_seconds is None
+                ):
+                    # Nearly every request: nothing stands between it and a pod. Who is free may use the model, too.
+                    trail.served_model = True
+                    wish = wish_of(route, call, seen, visit)
+                    way = forwarder.to_model(request_of((visit, call, exchange, wish)), route)
                 else:
-                    way = self._admitted(visit, call, seen, exchange, models)
+                    way = self._admitted(visit, call, seen, exchange)
                 # From here on the body lives in the call alone.
                 del body, seen
                 await way
@@ -144,13 +155,17 @@ class Pipeline:
             trail.ended_at = self._monotonic()
             self._settled(trail)
 
-    async def _admitted(
-        self, visit: Visit, call: Call, seen: Look | None, exchange: Exchange, models: tuple[str, ...]
-    ) -> None:
-        """Forward a request whose caller has limits, if they let it in.
+    async def _admitted(self, visit: Visit, call: Call, seen: Look | None, exchange: Exchange) -> None:
+        """Forward a request, if its caller may use the model, and if its limits let it in.
 
-        Raises `RateLimited`, `QuotaExceeded` and `Busy`, and what forwarding raises.
+        Raises `Forbidden`, `ModelNotFound`, `RateLimited`, `QuotaExceeded` and `Busy`, and what forwarding raises.
         """
+        models = self._models(call, visit)
+        if (visit.tenant, visit.user, call.model) in self._admission.free:
+            wish = wish_of(self._fleet.value.routes.get(models[0]), call, seen, visit)
+            del seen
+            await self._forwarder.forward(request_of((visit, call, exchange, wish)), models)
+            return
         ask = _ask(visit, call)
         reservation = self._admission.reserve_nowait(ask, visit.trail)
         if reservation is None:
@@ -161,6 +176,28 @@ class Pipeline:
             wish = wish_of(self._fleet.value.routes.get(models[0]), call, seen, visit)
             del seen
             await self._forwarder.forward(request_of((visit, call, exchange, wish)), models)
+
+    async def _read(self, visit: Visit, body: bytes) -> tuple[Look, Call]:
+        """The call that a JSON body makes, after a look at it.
+
+        Raises `InvalidJson`, `InvalidRequest` and `Forbidden`.
+        """
+        operation, caps = visit.operation, self.caps
+        if len(body) > OFF_LOOP_BYTES:
+            seen = await self._look_in_turns(body, operation)
+        else:
+            seen = self.look(body, operation)
+        if seen.may_name_urls:
+            await self._aside.run(len(body), partial(check_media, seen, caps))
+        call = call_of(seen, operation, visit.tenant, caps)
+        self._familiar.note(body, operation, caps)
+        return seen, call
+
+    async def _told_in_turn(self, body: bytes, operation: Operation) -> tuple[Look, Call] | None:
+        """What is known of a large body, in a turn of its own (see `_look_in_turns`): it is read through twice."""
+        async with self._looking:
+            await asyncio.sleep(0)
+            return self._familiar.told(body, operation, self.caps)
 
     async def _read_form(self, visit: Visit, body: bytes) -> Call:
         """The call that a form makes.
@@ -184,6 +221,13 @@ class Pipeline:
                     await asyncio.sleep(0)
                     seen: Look = last.value
                     return seen
+
+    def _answer_at_once(self, visit: Visit, exchange: Exchange) -> None:
+        """Answer what has no body: a browser's question, or one for the models."""
+        if visit.preflight is not None:
+            self._let_ask(visit, visit.preflight, exchange)
+        else:
+            self._list_models(visit, exchange)
 
     def _let_ask(self, visit: Visit, told: Headers, exchange: Exchange) -> None:
         """A browser may send what it asks for: no content."""
@@ -209,8 +253,6 @@ class Pipeline:
         Raises `Forbidden` and `ModelNotFound`.
         """
         trail, name = visit.trail, call.model
-        trail.stream = call.stream
-        trail.model = name
         aliases = self._aliases.value
         trail.served_model = name in aliases or name in self._fleet.value.routes
         if not visit.tenant.may_use(name):

@@ -36,12 +36,14 @@ _wish = maker(Wish)
 def wish_of(route: Route | None, call: Call, seen: Look | None, visit: Visit) -> Wish:
     """What a pod for this call is chosen by. `seen` None: a form, which shares nothing with another."""
     tokens = call.prompt_tokens_estimate
-    if route is None or seen is None or len(route.pods) < 2:
+    if route is None or seen is None:
         return Wish(tokens)
     policy: Policy = route.pool.policy
     # What does not generate has no cache, and what is shorter than a block shares nothing.
-    if policy not in _LOOKING or (policy == "auto" and (len(seen.body) < BLOCK_BYTES or not visit.operation.streams)):
+    if policy == "auto" and (len(seen.body) < BLOCK_BYTES or not visit.operation.streams):
         return _wish((tokens, (), 0))
+    if policy not in _LOOKING or len(route.pods) < 2:
+        return Wish(tokens)
     seed, prompt = (route.model, seen.cache_salt), seen.prompt
     if policy == "auto":
         if prompt.end - prompt.start < BLOCK_BYTES:

@@ -28,7 +28,7 @@ MAX_KINDS = 1024
 class Told(NamedTuple):
     """What many requests' lines have in common: the members of the JSON, and the words for a terminal."""
 
-    text: str
+    text: bytes
     picture: str
 
 
@@ -46,7 +46,7 @@ class AccessLog:
         self._render = _line_for_eyes if out.isatty() else _line_for_machines
         self._told: dict[_Kind, Told] = {}
         self._second = 0
-        self._second_text = ""
+        self._second_text = b""
         self._lines: list[bytes] = []
         self.dropped = 0
         """Lines lost since start because the reader of stdout was too slow."""
@@ -62,7 +62,7 @@ class AccessLog:
         second = int(wall)
         if second != self._second:
             self._second = second
-            self._second_text = iso_seconds(second)
+            self._second_text = iso_seconds(second).encode("ascii")
         usage = trail.usage
         kind = (
             trail.tenant,
@@ -84,8 +84,7 @@ class AccessLog:
             if len(self._told) >= MAX_KINDS:
                 self._told.clear()
             told = self._told[kind] = _tell(kind)
-        moment = f"{self._second_text}.{int((wall - second) * 1000):03d}Z"
-        self._lines.append(self._render(trail, moment, told))
+        self._lines.append(self._render(trail, self._second_text, int((wall - second) * 1000), told))
 
     def flush(self) -> None:
         """Hand what has gathered to the writer. Never waits."""
@@ -121,38 +120,51 @@ class AccessLog:
                 self._batches.task_done()
 
 
-def _line_for_machines(trail: Trail, moment: str, told: Told) -> bytes:
-    prompt, completion, cached, _ = trail.usage or _NO_USAGE
-    ttft = _milliseconds(trail.ttft_seconds) if trail.stream else "null"
+_LINE = (
+    b'{"ts":"%b.%03dZ","request_id":"%b",%b%b"prompt_tokens":%d,"completion_tokens":%d,"cached_tokens":%d,'
+    b'"queue_ms":%b,"ttft_ms":%b,"duration_ms":%.3f,"overhead_ms":%b}\n'
+)
+"""Put together as bytes, in one step: as text it took twice as long."""
+_LINE_WITHOUT_USAGE = _LINE.replace(b"%d", b"%b")
+_NO_USAGE = (b"null", b"null", b"null", None)
+
+
+def _line_for_machines(trail: Trail, second: bytes, milliseconds: int, told: Told) -> bytes:
+    usage = trail.usage
+    prompt, completion, cached, _ = usage or _NO_USAGE
     overhead = trail.overhead_seconds
-    # The request id is made of letters that need no escape in JSON.
-    return (
-        f'{{"ts":"{moment}","request_id":"{trail.request_id}",'
-        f"{'' if trail.trace is None else _trace_member(trail)}{told.text}"
-        f'"prompt_tokens":{prompt},"completion_tokens":{completion},"cached_tokens":{cached},'
-        f'"queue_ms":{_milliseconds(trail.queue_seconds) if trail.queue_seconds else 0},'
-        f'"ttft_ms":{ttft},"duration_ms":{(trail.ended_at - trail.received_at) * 1000:.3f},'
-        f'"overhead_ms":{"null" if overhead is None else f"{overhead * 1000:.3f}"}}}\n'
-    ).encode()
+    return (_LINE_WITHOUT_USAGE if usage is None else _LINE) % (
+        second,
+        milliseconds,
+        # It is made of letters that need no escape in JSON.
+        trail.request_id.encode(),
+        b"" if trail.trace is None else _trace_member(trail),
+        told.text,
+        prompt,
+        completion,
+        cached,
+        _milliseconds(trail.queue_seconds) if trail.queue_seconds else b"0",
+        _milliseconds(trail.ttft_seconds) if trail.stream else b"null",
+        (trail.ended_at - trail.received_at) * 1000,
+        b"null" if overhead is None else b"%.3f" % (overhead * 1000),
+    )
 
 
-_NO_USAGE = ("null", "null", "null", None)
+def _trace_member(trail: Trail) -> bytes:
+    return b'"trace_id":"%b",' % trail.trace_id.encode() if trail.trace_id else b""
 
 
-def _trace_member(trail: Trail) -> str:
-    return f'"trace_id":"{trail.trace_id}",' if trail.trace_id else ""
+def _milliseconds(seconds: float | None) -> bytes:
+    return b"null" if seconds is None else b"%.3f" % (seconds * 1000)
 
 
-def _milliseconds(seconds: float | None) -> str:
-    return "null" if seconds is None else f"{seconds * 1000:.3f}"
-
-
-def _line_for_eyes(trail: Trail, moment: str, told: Told) -> bytes:
+def _line_for_eyes(trail: Trail, second: bytes, milliseconds: int, told: Told) -> bytes:
+    moment = f"{second[11:].decode('ascii')}.{milliseconds:03d}"
     ttft = f"  ttft {trail.ttft_seconds * 1000:.1f} ms" if trail.ttft_seconds is not None else ""
     tokens = f"  {trail.usage.prompt_tokens}+{trail.usage.completion_tokens} tokens" if trail.usage is not None else ""
     waited = f"  waited {trail.queue_seconds * 1000:.1f} ms" if trail.queue_seconds else ""
     took = f"{trail.duration_seconds * 1000:.1f} ms"
-    return f"{moment[11:23]} {told.picture}  {took}{waited}{ttft}{tokens}  {trail.request_id}\n".encode()
+    return f"{moment} {told.picture}  {took}{waited}{ttft}{tokens}  {trail.request_id}\n".encode()
 
 
 def _tell(kind: _Kind) -> Told:
@@ -179,7 +191,7 @@ def _tell(kind: _Kind) -> Told:
     picture = f"\x1b[{colour}m{status or '---'} {outcome:<16}\x1b[0m {operation:<11} {shown} → {pod or '-'} {code}"
     # What stands behind a backslash there means the same in JSON.
     text = orjson.dumps(members).decode()
-    return Told(one_line(text, len(text))[1:-1] + ",", picture)
+    return Told((one_line(text, len(text))[1:-1] + ",").encode(), picture)
 
 
 _COLOURS = {Outcome.COMPLETED: "32", Outcome.CLIENT_LEFT: "33", Outcome.REFUSED: "33"}

@@ -24,6 +24,8 @@ from gateway.upstream.known import Shape, body_within, shape_of
 from gateway.upstream.passage import LARGEST_PASSED, SIZE_LINES, Passage, is_one_chunk
 
 LARGE_BODY_BYTES = 16384
+_WITHOUT_TRANSPORT: Callable[[], bool] = True.__bool__
+"""Whether a connection is closing that is not open."""
 
 _QUICK_ACKNOWLEDGEMENTS: int | None = getattr(socket, "TCP_QUICKACK", None)
 """Linux alone has it."""
@@ -64,6 +66,13 @@ class AnswerHead(NamedTuple):
 class Receiver(Protocol):
     """Who takes an answer. Called from the socket's callbacks: none of these may wait."""
 
+    __slots__ = ()
+
+    def whole_received(self, content_type: bytes, body: bytes) -> bool:
+        """A whole answer at once: a 200, not encoded, of this media type. False, and nothing done: it is to be told in
+        its parts."""
+        return False
+
     def head_received(self, head: AnswerHead) -> None: ...
     def body_received(self, data: bytes) -> None: ...
     def answer_ended(self, by_close: bool) -> None:
@@ -75,6 +84,10 @@ class Receiver(Protocol):
 
 class NotOneAnswer(Exception):
     """What came is not HTTP that means one thing. Raised in llhttp's callbacks, which stops it."""
+
+
+_KnownHead = tuple[Shape, bytes, dict[bytes, bytes]]
+"""The head of a 200 but for its length: its shape, its media type, its fields."""
 
 
 class PodConnection(asyncio.Protocol):
@@ -110,6 +123,7 @@ class PodConnection(asyncio.Protocol):
         "_transport",
         "_usual",
         "idle_since",
+        "is_closing",
         "on_body",
     )
 
@@ -119,6 +133,8 @@ class PodConnection(asyncio.Protocol):
         self._on_idle = on_idle
         self._on_closed = on_closed
         self._transport: asyncio.Transport | None = None
+        self.is_closing = _WITHOUT_TRANSPORT
+        """The transport's own answer: it costs no Python frame."""
         self._receiver: Receiver | None = None
         self._pieces: list[bytes] = []
         self._headers: list[tuple[bytes, bytes]] = []
@@ -127,8 +143,8 @@ class PodConnection(asyncio.Protocol):
         self._reused = False
         self._paused = False
         self.idle_since = 0.0
-        self._known: tuple[Shape, AnswerHead] | None = None
-        """The head of the last answer that came in one read, but for its length."""
+        self._known: _KnownHead | None = None
+        """The head of the last answer that came in one read."""
         self._begin()
 
     def _begin(self) -> None:
@@ -156,20 +172,24 @@ class PodConnection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """Whether a request may be sent now."""
-        return self._transport is not None and self._receiver is None and not self._transport.is_closing()
+        return self._receiver is None and not self.is_closing()
 
     def send(self, head: bytes, body: Sequence[bytes | memoryview], receiver: Receiver) -> None:
         """Send one request and push the answer at `receiver`."""
-        assert self._transport is not None
-        assert self._receiver is None
+        transport = self._transport
+        assert transport is not None and self._receiver is None  # noqa: PT018
         self._receiver = receiver
-        if len(body) == 1 and len(body[0]) <= LARGE_BODY_BYTES:
-            self._transport.write(b"".join((head, body[0])))
+        if len(body) == 1:
+            only = body[0]
+            if len(only) <= LARGE_BODY_BYTES:
+                transport.write(head + only)
+            else:
+                transport.writelines((head, only))
         elif any(len(part) > LARGE_BODY_BYTES for part in body):
-            self._transport.writelines((head, *body))
+            transport.writelines((head, *body))
         else:
             # Joining is cheaper than handing over each part, up to a size.
-            self._transport.write(b"".join((head, *body)))
+            transport.write(b"".join((head, *body)))
 
     # The pod's side of an exchange. Each names its receiver, since the connection may serve another one already.
 
@@ -225,6 +245,7 @@ class PodConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # create_connection gives a Transport
+        self.is_closing = transport.is_closing
         # Not before: it and we hold each other, and a connection that does not come about is never lost.
         self._parser = httptools.HttpResponseParser(self)
 
@@ -251,7 +272,7 @@ class PodConnection(asyncio.Protocol):
         begins = False
         if not self._status:
             begins = not self._head_bytes
-            if begins and self._known is not None and self._came_again(receiver, self._known, data):
+            if begins and self._known is not None and self._came_again(receiver, data, self._known):
                 return
             if begins and not data.startswith(_USUAL_OPENING):
                 # llhttp reads RTSP as well, and skips blank lines. It sees to the rest of the name.
@@ -288,25 +309,27 @@ class PodConnection(asyncio.Protocol):
                 if begins and self._keep_alive and self._head is not None and self._usual:
                     shape, head = shape_of(data), self._head
                     fields = {name: value for name, value in head.fields.items() if name != b"content-length"}
-                    self._known = None if shape is None else (shape, head._replace(fields=fields))
+                    self._known = None if shape is None or head.is_encoded else (shape, head.content_type, fields)
                 self._complete()
 
-    def _came_again(self, receiver: Receiver, known: tuple[Shape, AnswerHead], data: bytes) -> bool:
+    def _came_again(self, receiver: Receiver, data: bytes, known: _KnownHead) -> bool:
         """Take a whole answer whose head is known."""
-        shape, head = known
+        shape, content_type, fields = known
         transport = self._transport
         body = body_within(data, shape)
         if not body or self._paused or transport is None:
             return False
-        receiver.head_received(head if len(body) == head.content_length else head._replace(content_length=len(body)))
-        receiver.body_received(body)
+        is_told = receiver.whole_received(content_type, body)
+        if not is_told:
+            receiver.head_received(AnswerHead(200, fields, len(body), content_type))
+            receiver.body_received(body)
         dropped, self._receiver = self._receiver is not receiver, None
         if dropped or transport.get_write_buffer_size():
             self.abort()
         else:
             self._reused = True
             self._on_idle(self)
-        if not dropped:
+        if not is_told and not dropped:
             receiver.answer_ended(by_close=False)
         return True
 
@@ -324,6 +347,7 @@ class PodConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self.is_closing = _WITHOUT_TRANSPORT
         # A cycle otherwise, that only the collector would end, for each connection there was.
         del self._parser
         self._on_closed(self)
@@ -434,7 +458,7 @@ class PodConnection(asyncio.Protocol):
             receiver.answer_lost(loss)
 
 
-class _NothingMore:
+class _NothingMore(Receiver):
     """Takes the end of an answer whose receiver has gone; an end that does not come is the pool's sweep's matter."""
 
     __slots__ = ("_connection",)

@@ -9,6 +9,7 @@ could be bounded. Whoever compresses all the same (a middleware, a sidecar) is r
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 _TRACE = (b"traceparent", b"tracestate")
 _PASSED = (b"accept", *_TRACE)
@@ -38,18 +39,63 @@ def request_head(
         value = fields.get(name)
         if value and len(value) <= _MAX_PASSED_BYTES:
             passed += b"%b: %b\r\n" % (name, value)
+    return _all_but(path, host, authorization, content_type, passed) % (length, attempt_id.encode("ascii"))
+
+
+def _all_but(*said: bytes) -> bytes:
+    """A head but for its length and its id, which are put in by `%`."""
     return (
-        b"POST %b HTTP/1.1\r\nhost: %b\r\n%bcontent-type: %b\r\ncontent-length: %d\r\n"
-        b"accept-encoding: identity\r\nx-request-id: %b\r\n%b\r\n"
-    ) % (
-        path,
-        host,
-        authorization,
-        content_type,
-        length,
-        attempt_id.encode("ascii"),
-        passed,
-    )
+        b"POST %b HTTP/1.1\r\nhost: %b\r\n%bcontent-type: %b\r\ncontent-length: %%d\r\n"
+        b"accept-encoding: identity\r\nx-request-id: %%b\r\n%b\r\n"
+    ) % tuple([each.replace(b"%", b"%%") for each in said])
+
+
+class RequestHeads:
+    """Makes `request_head`s, and keeps most of the usual ones: the same callers ask the same pods, and only the length
+    and the id are others each time.
+
+    What is kept is found by all that it was made of, so nothing makes it untrue. When there is too much of it, all of
+    it is dropped.
+    """
+
+    max_kept: ClassVar[int] = 256
+
+    __slots__ = ("_kept",)
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[bytes, bytes, bytes, bytes, bytes | None], bytes] = {}
+
+    def of(
+        self,
+        path: bytes,
+        host: bytes,
+        authorization: bytes,
+        fields: Mapping[bytes, bytes],
+        content_type: bytes,
+        attempt_id: str,
+        length: int,
+        priority: int = 0,
+        trace: bytes | None = None,
+    ) -> bytes:
+        """See `request_head`."""
+        if priority or trace is not None or b"traceparent" in fields or b"tracestate" in fields:
+            return request_head(path, host, authorization, fields, content_type, attempt_id, length, priority, trace)
+        alike = (path, host, authorization, content_type, fields.get(b"accept"))
+        kept = self._kept.get(alike)
+        if kept is None:
+            kept = self._keep(*alike)
+        return kept % (length, attempt_id.encode("ascii"))
+
+    def _keep(self, path: bytes, host: bytes, authorization: bytes, content_type: bytes, accept: bytes | None) -> bytes:
+        if accept is not None and len(accept) > _MAX_PASSED_BYTES:
+            # It does not pass, and is too long to be kept.
+            return _all_but(path, host, authorization, content_type, b"")
+        if len(self._kept) >= self.max_kept:
+            self._kept.clear()
+        passed = b"accept: %b\r\n" % accept if accept else b""
+        all_but = _all_but(path, host, authorization, content_type, passed)
+        self._kept[path, host, authorization, content_type, accept] = all_but
+        return all_but
 
 
 def fetch_head(path: bytes, host: bytes, authorization: bytes) -> bytes:

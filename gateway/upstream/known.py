@@ -5,19 +5,13 @@ llhttp made of the whole of it holds for one that has the same bytes everywhere 
 """
 
 import re
-from typing import NamedTuple
 
 _LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,9})(?=\r\n)", re.IGNORECASE)
 _END = b"\r\n\r\n"
 _MAX_HEAD_BYTES = 1_024
-_MAX_DIGITS = 9
 
-
-class Shape(NamedTuple):
-    """A head's bytes before its length and behind it."""
-
-    first: bytes
-    last: bytes
+Shape = bytes
+"""A head's bytes, with `%d` in place of the length: what makes the head of a body of any length."""
 
 
 def shape_of(data: bytes) -> Shape | None:
@@ -30,18 +24,14 @@ def shape_of(data: bytes) -> Shape | None:
     if len(lengths) != 1:
         return None
     start, stop = lengths[0].span(1)
-    return Shape(text[:start], text[stop:])
+    return text[:start].replace(b"%", b"%%") + b"%d" + text[stop:].replace(b"%", b"%%")
 
 
 def body_within(data: bytes, shape: Shape) -> bytes:
-    """The body, if these bytes are an answer with such a head, whole, and nothing else; empty if they are not."""
-    first, last = shape
-    if not data.startswith(first):
-        return b""
-    start = len(first)
-    stop = data.find(b"\r", start, start + _MAX_DIGITS + 1)
-    digits = data[start:stop]
-    if stop < 0 or not digits.isdigit() or not data.startswith(last, stop):
-        return b""
-    body = data[stop + len(last) :]
-    return body if len(body) == int(digits) else b""
+    """The body, if these bytes are an answer with such a head, whole, and nothing else; empty if they are not.
+
+    What stands behind the head's end, wherever that is, is taken for the body, and the head that such a body would have
+    is made: with that the bytes must begin.
+    """
+    body = data[data.find(_END) + len(_END) :]
+    return body if data.startswith(shape % len(body)) else b""

@@ -61,11 +61,7 @@ _T = TypeVar("_T", _Type, _MessageDelta, _Closing, _Error)
 class NamedEventReader(EventReader):
     """What both have in common. A subclass tells what each name means."""
 
-    __slots__ = ("_finish",)
-
-    def __init__(self, choices: int | None = None) -> None:
-        super().__init__(choices)
-        self._finish = ""
+    __slots__ = ()
 
     def read_event(self, event: bytes) -> EventKind:
         usual = _USUAL(event)
@@ -107,10 +103,6 @@ class NamedEventReader(EventReader):
         """Asked at the closing event, which is the proof."""
         return self.answered
 
-    @property
-    def finish(self) -> str:
-        return self._finish
-
 
 class MessagesReader(NamedEventReader):
     """Anthropic's. Whatever follows `message_start` is the answer; usage and stop reason are in `message_delta`."""
@@ -131,11 +123,11 @@ class MessagesReader(NamedEventReader):
         if name == b"message_delta":
             told = _decoded(_message_delta, data)
             self._note_usage(told.usage)
-            self._finish = told.delta.stop_reason or ""
+            self.finish = told.delta.stop_reason or ""
         return EventKind.OTHER if self.answered else self._open()
 
     def _note(self, seen: WholeAnswer) -> None:
-        self._finish = seen.stop_reason or ""
+        self.finish = seen.stop_reason or ""
 
 
 class ResponsesReader(NamedEventReader):
@@ -161,7 +153,7 @@ class ResponsesReader(NamedEventReader):
     def _close(self, name: bytes, data: bytes) -> EventKind:
         response = _decoded(_closing, data).response
         self._note_usage(response.usage)
-        self._finish = response.status
+        self.finish = response.status
         if name == b"response.failed":
             self.error = PodError("the pod reported a failure")
             if not isinstance(response.error, msgspec.UnsetType) and response.error != b"null":
@@ -172,7 +164,7 @@ class ResponsesReader(NamedEventReader):
         return EventKind.LAST
 
     def _note(self, seen: WholeAnswer) -> None:
-        self._finish = seen.status or ""
+        self.finish = seen.status or ""
 
 
 def _decoded(decoder: "msgspec.json.Decoder[_T]", data: bytes) -> _T:

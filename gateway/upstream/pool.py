@@ -7,7 +7,7 @@ A pool lives as long as its pod is known, or its last exchange runs.
 
 import asyncio
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import ClassVar
 
 from gateway.core.fleet import Pod
@@ -60,7 +60,8 @@ class PodPool:
         """An idle connection to use again, or None. Never waits."""
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable:
+            # Nobody uses it, or it would not be here.
+            if not connection.is_closing():
                 return connection
         return None
 
@@ -102,7 +103,8 @@ class PodPool:
             self._idle.pop().abort()
 
     def _on_idle(self, connection: PodConnection) -> None:
-        self._released.pop(connection, None)
+        if self._released:
+            self._released.pop(connection, None)
         connection.idle_since = self._clock()
         self._idle.append(connection)
 
@@ -131,6 +133,8 @@ class Pools:
     ) -> None:
         self._clock = clock
         self._pools: dict[str, PodPool] = {}
+        self.known: Mapping[str, PodPool] = self._pools
+        """Those made so far, by uid; what of a pod may change they know as of the last `of`."""
         self._known: Collection[str] = ()
         self.use(connect_seconds=connect_seconds, idle_seconds=idle_seconds, api_key=api_key)
 
@@ -213,7 +217,7 @@ class _Stale(Exception):
     """A reused connection died before the first byte."""
 
 
-class _Collector:
+class _Collector(Receiver):
     """Takes a whole answer of bounded size. What is not even to be looked at ends the exchange with its head."""
 
     def __init__(self, done: "asyncio.Future[bytes]", connection: PodConnection, max_bytes: int) -> None:

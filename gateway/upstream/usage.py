@@ -13,7 +13,7 @@ unread, so an event costs half a microsecond, whatever its delta says, and inval
 
 import re
 from enum import IntEnum
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
 
@@ -67,6 +67,33 @@ class _Usage(msgspec.Struct):
     cache_creation_input_tokens: int | None = None
 
 
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+
+
+class _UsualDetails(msgspec.Struct, gc=False):
+    cached_tokens: _Tokens | None = None
+
+
+class _UsualUsage(msgspec.Struct, gc=False):
+    """With OpenAI's names alone. No number is one that makes no sense."""
+
+    prompt_tokens: _Tokens
+    completion_tokens: _Tokens = 0
+    prompt_tokens_details: _UsualDetails | None = None
+    input_tokens: None = None
+    output_tokens: None = None
+    input_tokens_details: None = None
+    cache_read_input_tokens: None = None
+    cache_creation_input_tokens: None = None
+
+
+class _UsualAnswer(msgspec.Struct, gc=False):
+    """A whole answer as nearly every one is, its usage read in the same step. Of another one nothing is read so."""
+
+    choices: list[_Choice]
+    usage: _UsualUsage
+
+
 class _Event(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -94,6 +121,7 @@ _OPENING = b'"delta":{"role":"assistant","content":""'
 _UNSET = msgspec.UNSET
 _decode_event = msgspec.json.Decoder(_Event).decode
 _decode_whole = msgspec.json.Decoder(WholeAnswer).decode
+_decode_usual = msgspec.json.Decoder(_UsualAnswer).decode
 _usage = msgspec.json.Decoder(_Usage)
 _error = msgspec.json.Decoder(PodError)
 
@@ -160,16 +188,20 @@ _usage_of = maker(Usage)
 class AnswerReader:
     """Follows one answer that is no stream, or the whole answer of an operation that might have streamed."""
 
-    __slots__ = ("_raw_usage", "answered", "content_events", "openings")
+    __slots__ = ("_raw_usage", "_usage", "answered", "content_events", "finish", "openings")
 
     def __init__(self, choices: int | None = None) -> None:
         self._raw_usage: msgspec.Raw | bytes | None = None
+        self._usage: Usage | None = None
+        """If it was read already."""
         self.answered = False
         """Whether anything of an answer was read."""
         self.content_events = 0
         """Events of a stream that carry a piece of the answer, one token each as a rule, or open it."""
         self.openings = 0
         """Those of them that only open it, and bear no token."""
+        self.finish = ""
+        """Why the answer ended, as the access line tells it: of several the first."""
 
     def read_whole(self, body: bytes) -> bool:
         """Note what a whole answer says; False when it is no JSON object."""
@@ -200,15 +232,10 @@ class AnswerReader:
     def _note(self, seen: WholeAnswer) -> None:
         """What else a whole answer says."""
 
-    @property
-    def finish(self) -> str:
-        """Why the answer ended, as the access line tells it."""
-        return ""
-
     def usage(self) -> Usage | None:
         """The pod's own count, in any of the three spellings; None if it never came, or makes no sense."""
         if self._raw_usage is None:
-            return None
+            return self._usage
         try:
             told = _usage.decode(self._raw_usage)
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -265,10 +292,10 @@ class ChoicesReader(EventReader):
 
     def __init__(self, choices: int | None) -> None:
         # One is made for every chat: the fields of the classes above are set here, at the cost of one frame.
-        self._raw_usage = None
+        self._raw_usage = self._usage = self.error = None
         self.answered = False
         self.content_events = self.openings = 0
-        self.error = None
+        self.finish = ""
         self.choices = choices
         self.finished: dict[int, str] = {}
         """Finish reasons by index."""
@@ -309,7 +336,7 @@ class ChoicesReader(EventReader):
             for choice in seen.choices:
                 if choice.finish_reason is not None:
                     if len(self.finished) < (self.choices or MAX_INDICES):
-                        self.finished[choice.index] = choice.finish_reason[:MAX_REASON_CHARACTERS]
+                        self._ended(choice.index, choice.finish_reason[:MAX_REASON_CHARACTERS])
                 elif self.choices is None:
                     if self.unfinished is None:
                         self.unfinished = set()
@@ -318,9 +345,31 @@ class ChoicesReader(EventReader):
             return EventKind.CONTENT
         return EventKind.USAGE if has_usage and seen.choices is not None else EventKind.OTHER
 
+    def read_whole(self, body: bytes) -> bool:
+        try:
+            seen = _decode_usual(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return super().read_whole(body)
+        self.answered = True
+        for choice in seen.choices:
+            self.finished[choice.index] = reason = choice.finish_reason or ""
+            if not choice.index:
+                self.finish = reason
+        usage = seen.usage
+        details = usage.prompt_tokens_details
+        cached = 0 if details is None else details.cached_tokens or 0
+        if cached <= usage.prompt_tokens:
+            self._usage = _usage_of((usage.prompt_tokens, usage.completion_tokens, cached, False))
+        return True
+
     def _note(self, seen: WholeAnswer) -> None:
         for choice in seen.choices or ():
-            self.finished[choice.index] = choice.finish_reason or ""
+            self._ended(choice.index, choice.finish_reason or "")
+
+    def _ended(self, index: int, reason: str) -> None:
+        self.finished[index] = reason
+        if not index:
+            self.finish = reason
 
     @property
     def may_skip(self) -> bool:
@@ -333,11 +382,6 @@ class ChoicesReader(EventReader):
         if self.choices is None:
             return bool(self.finished) and (self.unfinished or set()) <= self.finished.keys()
         return len(self.finished) >= self.choices
-
-    @property
-    def finish(self) -> str:
-        """The finish reason of the first index."""
-        return self.finished.get(0, "")
 
 
 class TranscriptReader(ChoicesReader):

@@ -18,7 +18,16 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final, NamedTuple
 
-from gateway.balancing.affinity import BLOCK_BYTES, KEY_BYTES, PrefixIndex, Seed, beginning_key, blocks_of, uid_key
+from gateway.balancing.affinity import (
+    BLOCK_BYTES,
+    KEY_BYTES,
+    PrefixIndex,
+    Seed,
+    beginning_key,
+    blocks_of,
+    ends_of,
+    uid_key,
+)
 from gateway.balancing.policy import POLICIES, Choice, Standing, View, Wish, learn
 from loadtest.bench.__main__ import listen_for_signals, publish
 from loadtest.bench.processes import alone
@@ -82,7 +91,7 @@ CASES: Final = (
 
 
 class BusyPods:
-    """Pods under a steady load. A choice is made and counted as in `Balancer._lease`."""
+    """Pods under a steady load. A choice is made and counted as in `Balancer.lease_nowait`."""
 
     def __init__(self, policy: str, pods: int, rng: Random) -> None:
         self.standings = []
@@ -132,7 +141,7 @@ class Wishes:
         self._turns = 0
 
     def take(self, count: int) -> list[Wish]:
-        """The next so many. Their blocks are numbers like those of `blocks_of`, made anew as those are: a look-up
+        """The next so many. Their hashes are numbers like those of `blocks_of`, made anew as those are: a look-up
         of the very same object would be cheaper."""
         case = self._case
         tokens = max(case.blocks, 1) * BLOCK_BYTES // BYTES_PER_TOKEN
@@ -142,7 +151,7 @@ class Wishes:
             self._turns += 1
             beginning = [hash((key, number)) for number in range(old)]
             end = [hash((key, number, self._turns)) for number in range(old, case.blocks)]
-            wishes.append(Wish(tokens, (*beginning, *end), key if case.key else 0))
+            wishes.append(Wish(tokens, ends_of((*beginning, *end)), key if case.key else 0))
         return wishes
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from gateway.balancing.affinity import ends_of
 from gateway.balancing.policy import Wish
 from loadtest.policysim.engine import TOKENS_PER_BLOCK
 from loadtest.policysim.profiles import Profile, pairs
@@ -89,7 +90,7 @@ class Draw:
         answer = min(max(answer, 1), self._profile.max_answer_tokens)
         chain = text.first(prompt + answer)
         estimate = max(int(prompt * math.exp(self.rng.gauss(0.0, ESTIMATE_ERROR))), 1)
-        blocks = chain[: prompt // TOKENS_PER_BLOCK]
+        blocks = ends_of(chain[: prompt // TOKENS_PER_BLOCK])
         # Without a session the prompt's beginning is the key: a block of it, or all there is.
         key = key or (blocks[0] if blocks else self.rng.getrandbits(64))
         return Request(at, prompt, answer, chain, Wish(estimate, blocks, key | 1))

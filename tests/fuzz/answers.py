@@ -9,7 +9,7 @@ import h11
 from gateway.cli.chat_client import Answered, Unanswered
 from gateway.cli.chat_client import _read as read_told
 from gateway.core.errors import PodRefusal, PoolgateError
-from gateway.upstream.connection import AnswerHead, Loss, PodConnection
+from gateway.upstream.connection import AnswerHead, Loss, PodConnection, Receiver
 from gateway.upstream.named_events import MessagesReader, ResponsesReader
 from gateway.upstream.refusal import first_event_error, refusal
 from gateway.upstream.sse import EventFramer, is_comment, payload
@@ -24,7 +24,7 @@ BEFORE = (answer(b"[0]"), answer(b"{}"))
 _END = re.compile(rb"\r\n|\n|\r")
 
 
-class Heard:
+class Heard(Receiver):
     """A `Receiver` that keeps what it is told."""
 
     def __init__(self) -> None:
@@ -50,11 +50,24 @@ class Heard:
         self.end = loss
 
 
-def heard(pieces: list[bytes], before: bytes = b"") -> tuple[Heard, bool]:
+class HeardAtOnce(Heard):
+    """One that takes an answer at once if it may."""
+
+    at_once = False
+
+    def whole_received(self, content_type: bytes, body: bytes) -> bool:
+        self.at_once = True
+        self.head_received(AnswerHead(200, {}, len(body), content_type))
+        self.body_received(body)
+        self.answer_ended(by_close=False)
+        return True
+
+
+def heard(pieces: list[bytes], before: bytes = b"", hearer: type[Heard] = Heard) -> tuple[Heard, bool]:
     """(what an exchange came to, whether its connection may serve another). `before`: an answer that came on it."""
     idle: list[PodConnection] = []
     connection = PodConnection(idle.append, lambda _: None)
-    transport, told = FakeTransport(), Heard()
+    transport, told = FakeTransport(), hearer()
     connection.connection_made(transport)
     if before:
         connection.send(b"POST / HTTP/1.1\r\n\r\n", [b""], Heard())
@@ -90,6 +103,12 @@ def pod_answer(data: bytes) -> None:
                 whole.end,
                 usable,
             )
+        told, still = heard([data] if data else [], before, HeardAtOnce)
+        if isinstance(told, HeardAtOnce) and told.at_once:
+            assert whole.head is not None
+            assert not whole.head.is_encoded
+            assert told.head == whole.head._replace(fields={})
+            assert (told.body, told.end, still) == (whole.body, whole.end, usable)
     if whole.end is not False:
         return
     assert whole.head is not None

@@ -189,7 +189,9 @@ async def test_of_the_room_for_bodies_one_caller_has_half() -> None:
         other.send(request(chat_of(4_000), key=at.gateway.other_key))
         await until(lambda: at.asked == 1)
         assert buffered(at.gateway) == 8_000
-    await until(lambda: not at.gateway.gateway.edge.bodies._of)
+    bodies = at.gateway.gateway.edge.bodies
+    await until(lambda: bodies.held == 0)
+    assert not any(account.held for account in bodies._accounts.values())
 
 
 @pytest.mark.parametrize("side", ["edge", "asgi"])

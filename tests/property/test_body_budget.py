@@ -158,7 +158,7 @@ def test_the_budget_holds_what_is_there_and_nothing_when_all_have_left(steps: li
 @given(st.lists(st.integers(0, 2_000), max_size=20), st.booleans())
 def test_a_share_gives_back_what_it_took_once(pieces: list[int], twice: bool) -> None:
     budget = BodyBudget(LIMIT)
-    assert budget.take(500)
+    assert budget.take(500, budget.anybody)
     share = Share(budget)
     taken = 0
     for piece in pieces:
@@ -172,3 +172,24 @@ def test_a_share_gives_back_what_it_took_once(pieces: list[int], twice: bool) ->
     for _ in range(1 + twice):
         share.release()
     assert budget.held == 500
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 1_500), st.booleans()), max_size=40))
+def test_one_caller_has_half_at_most_but_for_a_single_body(steps: list[tuple[str, int, bool]]) -> None:
+    """However often its account was let go of in between, and whoever holds it now."""
+    budget = BodyBudget(LIMIT)
+    held: dict[str, list[int]] = {"a": [], "b": []}
+    kept = []
+    for caller, count, ends in steps:
+        account, bodies = budget.account_of(caller), held[caller]
+        if ends and bodies:
+            budget.give_back(bodies.pop(), account)
+        fits = sum(bodies) + count <= LIMIT // 2 or not bodies
+        assert budget.take(count, account) == (fits and count <= LIMIT - sum(map(sum, held.values())))
+        if account.held > sum(bodies):
+            bodies.append(count)
+        # Who has a body holds its account.
+        kept = [budget.account_of(name) for name in held if held[name]]
+        del account
+    assert [each.held for each in kept] == [sum(bodies) for bodies in held.values() if bodies]
+    assert budget.held == sum(map(sum, held.values()))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gateway.balancing.balancer import Balancer, Blame, Lease
+from gateway.balancing.health import State
 from gateway.balancing.policy import Wish
 from gateway.core.cell import Cell
 from gateway.core.errors import QueueFull, QueueTimeout
@@ -114,7 +115,7 @@ class Requests(RuleBasedStateMachine):
         route = self.fleet.value.routes.get(model)
         if route is None:
             return
-        lease = self.balancer.lease_nowait(route, Wish(100, (), key), excluded, retry=retry)
+        lease = self.balancer.lease_nowait(model, Wish(100, (), key), excluded, retry=retry)
         # Whoever waited longer has been given what there was.
         self.turn()
         if lease is not None:
@@ -124,7 +125,7 @@ class Requests(RuleBasedStateMachine):
     def fill(self, model: str) -> None:
         """Take all the room there is."""
         route = self.fleet.value.routes.get(model)
-        while route is not None and (lease := self.balancer.lease_nowait(route, Wish(10))) is not None:
+        while route is not None and (lease := self.balancer.lease_nowait(model, Wish(10))) is not None:
             self.turn()
             self.take_hold(lease, Waiting(model, set(), False))
         self.turn()
@@ -140,7 +141,7 @@ class Requests(RuleBasedStateMachine):
         if route is None:
             return
         asked = Waiting(model, excluded, retry)
-        lease = self.balancer.lease_nowait(route, Wish(10), excluded, retry=retry)
+        lease = self.balancer.lease_nowait(model, Wish(10), excluded, retry=retry)
         if lease is None:
             waiting = self.balancer.wait_for_room(
                 route, Wish(10), excluded, retry=retry, caller=caller, deadline=self.clock() + 5
@@ -151,10 +152,12 @@ class Requests(RuleBasedStateMachine):
             self.take_hold(lease, asked)
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data(), how=st.sampled_from(["answered", "streams", "left", *Blame]))
+    @rule(data=st.data(), how=st.sampled_from(["whole", "answered", "streams", "left", *Blame]))
     def end(self, data: st.DataObject, how: str | Blame) -> None:
         lease = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
-        if how == "answered":
+        if how == "whole":
+            lease.came_whole("caller", self.clock())
+        elif how == "answered":
             lease.began(self.clock())
             lease.answered("caller")
         elif how == "streams":
@@ -268,6 +271,20 @@ class Requests(RuleBasedStateMachine):
                 assert (seat.probe is None) == self._has_room(seat.pod)
 
     @invariant()
+    def a_pool_with_a_pod_that_is_not_well_takes_no_short_way(self) -> None:
+        for state in self.balancer._pools.values():
+            well = [
+                state.health.state(seat.uid) is State.HEALTHY and self.clock() >= seat.resting_until
+                for seat in state.seats
+            ]
+            assert state.unsettled or (all(well) and not state.health.panic and not state.health.ramping)
+
+    @invariant()
+    def a_seat_knows_its_pool(self) -> None:
+        for seat in self.balancer._seats.values():
+            assert seat.state is self.balancer._pools.get(seat.pod.pool, seat.state)
+
+    @invariant()
     def no_pod_that_is_gone_has_a_seat_without_requests(self) -> None:
         if self.balancer._seen is self.fleet.value:
             there = {name for name, state in self.states.items() if state is not PodState.DRAINING}
@@ -325,14 +342,14 @@ def balancer_of(count: int, pool: Pool, clock: Hands) -> tuple[Balancer, Route]:
 def test_least_spreads_evenly(pods: int, requests: int) -> None:
     balancer, route = balancer_of(pods, Pool("p", policy="least"), Hands())
     for _ in range(requests):
-        assert balancer.lease_nowait(route) is not None
+        assert balancer.lease_nowait("m") is not None
     counts = [balancer.in_flight(pod.uid) for pod in route.pods]
     assert max(counts) - min(counts) <= 1
 
 
 async def test_callers_take_turns_in_the_line_whoever_asked_first() -> None:
     balancer, route = balancer_of(1, Pool("p", max_in_flight_per_pod=1), Hands())
-    held = balancer.lease_nowait(route)
+    held = balancer.lease_nowait("m")
     assert held is not None
     order: list[str] = []
 
@@ -349,7 +366,7 @@ async def test_callers_take_turns_in_the_line_whoever_asked_first() -> None:
 
 async def test_one_caller_cannot_fill_the_line_for_the_others() -> None:
     balancer, route = balancer_of(1, Pool("p", max_in_flight_per_pod=1, queue_limit=4), Hands())
-    held = balancer.lease_nowait(route)
+    held = balancer.lease_nowait("m")
     assert held is not None
 
     def waits(caller: str) -> "asyncio.Task[Lease]":

@@ -646,7 +646,7 @@ MOST_BLOCKS = 4096
 def known(gateway: Running) -> int:
     """How much is remembered of prompts, all in all."""
     index = gateway.gateway.balancer._cache
-    return sum(len(pod.blocks) for pod in index._pods.values()) + len(index._young) + len(index._old)
+    return sum(pod.held for pod in index._pods.values()) + len(index._young) + len(index._old)
 
 
 @scene(

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import uvloop
 
-from gateway.balancing.balancer import Balancer, Lease
+from gateway.balancing.balancer import Balancer
 from gateway.core.call import Trail, Usage
 from gateway.core.caller import Tenant
 from gateway.edge.port import Edge
 from gateway.edge.protocol import ClientConnection
 from gateway.parts import THE_USUAL
 from gateway.pipeline.forward import Forwarder, Request
-from gateway.pipeline.relay import Failed, Relay
+from gateway.pipeline.relay import Relay
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.connection import PodConnection, Receiver
-from gateway.upstream.pool import PodPool, Pools
+from gateway.upstream.pool import Pools
 from tests.fakes import Hang, Reset
 from tests.scenes import says
 from tests.scenes.canaries import PROMPT
@@ -134,11 +134,10 @@ async def charges_more_than_was_told(stage: Stage) -> None:
 
 
 class _AsksInSecret(Forwarder):
-    async def _attempt(self, lease: Lease, pool: PodPool, *given: Any) -> Failed | None:
+    async def to_model(self, request: Request, *given: Any, **named: Any) -> None:
         try:
-            return await super()._attempt(lease, pool, *given)
+            await super().to_model(request, *given, **named)
         finally:
-            request: Request = given[1]
             request.visit.trail.attempts -= 1
 
 

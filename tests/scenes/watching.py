@@ -10,7 +10,7 @@ from typing import Any
 
 import httptools
 
-from gateway.balancing.balancer import Balancer, Lease, Seat
+from gateway.balancing.balancer import NO_WISH, Balancer, Lease, Seat
 from gateway.balancing.health import State
 from gateway.balancing.policy import Wish
 from gateway.core.fleet import PodState
@@ -84,8 +84,10 @@ class Watch:
         watch = self
 
         class Watched(balancer):  # type: ignore[misc, valid-type]  # whichever it is
-            def _lease(self, model: str, wish: Wish, excluded: Collection[str], retry: bool) -> Lease | None:
-                lease: Lease | None = super()._lease(model, wish, excluded, retry)
+            def lease_nowait(
+                self, model: str, wish: Wish = NO_WISH, excluded: Collection[str] = (), *, retry: bool = False
+            ) -> Lease | None:
+                lease: Lease | None = super().lease_nowait(model, wish, excluded, retry=retry)
                 if lease is not None:
                     watch._picked(self, lease, excluded)
                 return lease

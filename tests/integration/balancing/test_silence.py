@@ -7,7 +7,7 @@ import pytest
 
 from gateway.core.fleet import PodState
 from gateway.pipeline.silence import LEAVING_ASK_SECONDS, LEAVING_SECONDS, WEDGED_SECONDS
-from gateway.upstream.connection import AnswerHead, Loss
+from gateway.upstream.connection import AnswerHead, Loss, Receiver
 from gateway.upstream.headers import fetch_head
 from tests.fakes import STREAM_HEAD, Hang, ScriptedPod, Step
 from tests.integration.balancing.scenes import ENDING, FAILED, GOOD, STREAM, TOKEN, Scene, body_of, pods, scene
@@ -284,7 +284,7 @@ async def test_a_stream_that_drips_is_whole_in_the_end(side: Side) -> None:
 # Questions and requests share connections.
 
 
-class Heard:
+class Heard(Receiver):
     """Whether an answer came."""
 
     whole = False

@@ -126,18 +126,15 @@ REST = Defence(
 )
 
 
-class _TakesStaleForJunk(Forwarder):
-    async def _attempt(self, *given: Any) -> Failed | None:
-        failed = await super()._attempt(*given)
-        if failed is not None and failed.failure is Failure.STALE:
-            return failed._replace(failure=Failure.JUNK)
-        return failed
+class _TakesStaleForJunk(Retries):
+    def again(self, failure: Failure, uid: str, budget_left: bool) -> Again | None:
+        return super().again(Failure.JUNK if failure is Failure.STALE else failure, uid, budget_left)
 
 
 STALE_RETRY = Defence(
     "stale_retry",
     "A reused connection that dies without a byte is no failure: once more, on a fresh one.",
-    having(forwarder=_TakesStaleForJunk),
+    having(forwarder=but(Forwarder, retries=_TakesStaleForJunk)),
 )
 
 

@@ -53,8 +53,10 @@ class _EndsWhatRuns(Admission):
         super().__init__(*given)
         self._running: WeakSet[asyncio.Task[Any]] = WeakSet()
 
-    def is_free(self, *_: Any) -> bool:
-        return False
+    def _plan(self, ask: Ask) -> Any:
+        plan = super()._plan(ask)
+        self.free.clear()
+        return plan
 
     def reserve_nowait(self, *_: Any) -> None:
         """So that each request is a task, which can be cancelled."""

@@ -315,6 +315,8 @@ SLOW_START = Defence(
 
 
 class _TakesTurns(Balancer):
+    least_work = staticmethod(lambda pods, tokens, view: None)
+
     def _choose(self, state: Any, room: Sequence[Seat], wish: Wish, retry: bool) -> Choice:
         state.view.turn += 1
         return Choice(room[state.view.turn % len(room)], "round_robin")

@@ -123,7 +123,7 @@ class _StartsAgain(Forwarder):
         await super()._relay_to_its_end(first, relay, lease, pool, request, mark)
         trail = request.visit.trail
         if trail.outcome is Outcome.TRUNCATED and trail.attempts == 1:
-            await self._to_model(request)
+            await self.to_model(request)
 
 
 NO_NEW_BEGINNING = Defence(

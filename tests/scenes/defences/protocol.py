@@ -37,7 +37,7 @@ from gateway.pipeline.relay import First, Relay, Whole
 from gateway.pipeline.serve import Pipeline
 from gateway.telemetry.access_log import AccessLog, Told
 from gateway.telemetry.metrics import Metrics
-from gateway.upstream.headers import request_head
+from gateway.upstream.headers import RequestHeads, request_head
 from tests.scenes.defences.replacing import but, having
 from tests.scenes.scene import Defence
 
@@ -203,10 +203,10 @@ def _with_fields(
         told = [b"%b: %b" % field for field in change(ours, fields).items()]
         return b"\r\n".join([start, *told, b"", b""])
 
-    class _Careless(Forwarder):
-        request_head = staticmethod(head)
+    class _Careless(RequestHeads):
+        of = staticmethod(head)
 
-    return lambda usual: usual._replace(forwarder=_Careless)
+    return having(forwarder=but(Forwarder, heads=_Careless))
 
 
 OUR_HEADERS = Defence(
@@ -324,8 +324,8 @@ class _WritesAsItCame(AccessLog):
         self._render = _as_it_came
 
 
-def _as_it_came(trail: Trail, moment: str, told: Told) -> bytes:
-    return f'{{"time":"{moment}","model":"{trail.model}","finish":"{trail.finish}"}}\n'.encode()
+def _as_it_came(trail: Trail, second: bytes, milliseconds: int, told: Told) -> bytes:
+    return f'{{"time":"{second.decode()}.{milliseconds}","model":"{trail.model}","finish":"{trail.finish}"}}\n'.encode()
 
 
 LINES_ESCAPED = Defence(

@@ -9,11 +9,16 @@ import pytest
 
 from gateway.balancing.affinity import (
     BLOCK_BYTES,
+    BLOCKS_OF_A_RUN,
+    FINE_BLOCKS,
     KEY_BYTES,
+    LENGTHS,
     MAX_BLOCKS,
+    MAX_KEYS,
     PrefixIndex,
     beginning_key,
     blocks_of,
+    ends_of,
     session_key,
     uid_key,
 )
@@ -57,8 +62,43 @@ class TestBlocks:
 
     def test_what_comes_after_the_last_block_looked_at_changes_nothing(self) -> None:
         long = text(MAX_BLOCKS)
-        assert len(blocks_of(long, SEED)) == MAX_BLOCKS
+        assert LENGTHS[len(blocks_of(long, SEED))] == MAX_BLOCKS
         assert blocks_of(long + b"x" * 5 * BLOCK_BYTES, SEED) == blocks_of(long, SEED)
+
+    def test_of_a_long_prompt_each_fourth_block_ends_with_a_hash(self) -> None:
+        prompt = text(MAX_BLOCKS)
+        whole = blocks_of(prompt, SEED)
+        for blocks in (
+            1,
+            FINE_BLOCKS - 1,
+            FINE_BLOCKS,
+            FINE_BLOCKS + 1,
+            FINE_BLOCKS + 4,
+            40,
+            MAX_BLOCKS - 1,
+            MAX_BLOCKS,
+        ):
+            hashes = blocks_of(prompt[: blocks * BLOCK_BYTES + 5], SEED)
+            assert hashes == whole[: len(hashes)]
+            assert blocks - BLOCKS_OF_A_RUN < LENGTHS[len(hashes)] <= blocks
+            assert LENGTHS[len(hashes)] == blocks or blocks > FINE_BLOCKS
+            # Wherever a byte is another, the prompts part.
+            for place in {0, len(hashes) // 2, len(hashes) - 1}:
+                at = LENGTHS[place] * BLOCK_BYTES
+                for other_at in (at, LENGTHS[place + 1] * BLOCK_BYTES - 1):
+                    other = prompt[:other_at] + bytes((prompt[other_at] ^ 1,)) + prompt[other_at + 1 :]
+                    parted = blocks_of(other, SEED)
+                    assert parted[:place] == whole[:place]
+                    assert not set(parted[place:]) & set(whole)
+
+    def test_where_a_prompt_stands_in_a_text_is_no_matter(self) -> None:
+        prompt = text(50)
+        assert blocks_of(b"12345" + prompt + b"6", SEED, 5, 5 + len(prompt)) == blocks_of(prompt, SEED)
+
+    def test_of_hashes_that_end_each_block_the_same_are_kept(self) -> None:
+        for blocks in (0, 1, FINE_BLOCKS, FINE_BLOCKS + 3, FINE_BLOCKS + 4, 2 * MAX_BLOCKS):
+            assert ends_of(range(1, blocks + 1)) == tuple(each for each in LENGTHS if 0 < each <= blocks)
+            assert len(ends_of(range(blocks))) == len(blocks_of(bytes(blocks * BLOCK_BYTES), SEED))
 
     def test_a_prompt_of_a_megabyte_is_hashed_and_noted_within_a_millisecond(self) -> None:
         index = PrefixIndex()
@@ -124,6 +164,18 @@ class TestKeys:
         assert session_key("acme", name + "1") == session_key("acme", name + "2")
         assert session_key("acme", name[1:]) != session_key("acme", name)
 
+    def test_what_is_remembered_of_keys_is_bounded(self) -> None:
+        long = "n" * (1 << 20)
+        tracemalloc.start()
+        try:
+            for number in range(4 * MAX_KEYS):
+                session_key(f"{number}", f"{number}{long}")
+                beginning_key(b"%d%b" % (number, long.encode()), (long, long.encode()))
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < 8 * MAX_KEYS * KEY_BYTES
+
     def test_half_of_a_surrogate_pair_is_a_name_like_any_other(self) -> None:
         assert session_key("acme", "\ud800") not in (0, session_key("acme", "\ud801"))
 
@@ -138,6 +190,14 @@ class TestWhatAPodHas:
         assert cache.cached("a", (1, 2, 8, 9)) == 2
         assert cache.cached("a", (7, 8)) == 0
         assert cache.cached("b", (1, 2, 3)) == 0
+
+    def test_however_much_of_a_prompt_is_there_that_much_is_found(self) -> None:
+        for length in (1, 2, 3, 10, 64):
+            blocks = tuple(range(length))
+            for known in range(1, length + 1):
+                index = PrefixIndex()
+                index.sent("a", blocks[:known])
+                assert index.cached("a", blocks) == LENGTHS[known]
 
     def test_a_prompt_too_short_for_a_block_is_nowhere(self) -> None:
         index = PrefixIndex()
@@ -176,6 +236,18 @@ class TestWhatAPodHas:
             if block >= 80:
                 full.add(held)
         assert full == set(range(70, 81))
+
+    def test_what_a_pod_holds_is_counted_in_blocks_however_its_prompts_are_cut(self) -> None:
+        index = PrefixIndex(capacity=600)
+        prompts = [tuple(range(1000 * number, 1000 * number + number)) for number in (3, 16, 17, 40, 60, 100)] * 3
+        for round_ in range(3):
+            for number, prompt in enumerate(prompts):
+                index.sent("a", prompt[: len(prompt) - round_])
+                (pod,) = index._pods.values()
+                assert pod.held == sum(pod.blocks.values()) <= 600
+                assert number == 0 or index.cached("a", prompt) == LENGTHS[len(prompt) - round_]
+        index.resize("a", 100)
+        assert 80 <= pod.held == sum(pod.blocks.values()) <= 100
 
     def test_a_pod_that_tells_its_size_has_that_much(self) -> None:
         index = PrefixIndex(capacity=4)

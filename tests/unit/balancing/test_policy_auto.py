@@ -1,5 +1,6 @@
 """The choice of `auto`: what it weighs, by hand; the simulation shows what comes of it."""
 
+from collections import Counter
 from math import inf
 from random import Random
 
@@ -8,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.balancing.affinity import TOKENS_PER_BLOCK, PrefixIndex, blocks_of, uid_key
-from gateway.balancing.policy import BUSY_TOKENS, MOST_WEIGHED, SHARE_SLACK, Choice, Standing, View, Wish, auto, learn
+from gateway.balancing.policy import (
+    BUSY_TOKENS,
+    MOST_WEIGHED,
+    SHARE_SLACK,
+    Choice,
+    Standing,
+    View,
+    Wish,
+    auto,
+    learn,
+    least_work,
+)
 
 
 def pods_of(count: int) -> list[Standing]:
@@ -157,3 +169,41 @@ def test_equals_are_taken_by_chance_and_evenly() -> None:
         hits[auto(pods, Wish(20), view).standing.uid] += 1
     assert hits.pop("u2") == 0
     assert all(2800 < count < 3200 for count in hits.values())
+
+
+A_POD = st.tuples(
+    st.integers(0, 40),
+    st.integers(0, 3),
+    st.sampled_from([0, 0, 50, 400]),
+    st.sampled_from([0] * 9 + [1]),
+    st.sampled_from([1.0] * 9 + [0.5]),
+    st.sampled_from([40] * 9 + [41, 128]),
+)
+"""In flight, failed, waiting tokens, others, weight, room."""
+
+
+@given(st.lists(A_POD, min_size=2, max_size=MOST_WEIGHED), st.integers(0, 2000), st.integers(0, 9))
+def test_the_short_way_weighs_as_the_long_one_does_or_says_that_it_cannot(
+    described: list[tuple[int, int, int, int, float, int]], tokens: int, seed: int
+) -> None:
+    pods = pods_of(len(described))
+    for pod, (in_flight, failed, pending, others, weight, room) in zip(pods, described, strict=True):
+        pod.in_flight, pod.failed, pod.pending_tokens = in_flight, failed, pending
+        pod.others, pod.weight, pod.room = others, weight, room
+    # A key that says nothing, where prompts share nothing: that takes the long way.
+    long = auto(pods, Wish(tokens, (), 1), view_of(seed=seed))
+    short = least_work(pods, tokens, view_of(seed=seed))
+    unusual = any(pod.others or pod.weight < 1 or pod.in_flight >= pod.room for pod in pods)
+    assert (short is None) == (unusual or inf in long.costs)
+    if short is not None:
+        assert short.costs == long.costs
+        assert short._replace(standing=long.standing) == long
+        assert short.costs[pods.index(short.standing)] == min(long.costs)
+
+
+def test_the_short_way_takes_each_of_several_equals_as_often() -> None:
+    pods, view = pods_of(4), view_of()
+    pods[1].in_flight, pods[1].room = 1, 2
+    chosen = Counter(choice.standing.name for _ in range(3000) if (choice := least_work(pods, 10, view)))
+    assert chosen.keys() == {"pod-0", "pod-2", "pod-3"}
+    assert all(900 < count < 1100 for count in chosen.values())

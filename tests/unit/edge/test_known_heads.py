@@ -85,10 +85,34 @@ async def test_a_body_may_come_in_pieces_behind_it(parsed: Parsed) -> None:
 
 async def test_another_key_behind_the_same_head_is_another_caller(parsed: Parsed) -> None:
     async with known() as at:
-        at.client.send(request(chat(), key=at.gateway.other_key))
-        assert (await at.client.answer()).status == 200
-        assert parsed.heads == 1
-        assert [line["tenant"] for line in at.gateway.lines()] == ["tests", "others"]
+        for key in (at.gateway.other_key, at.gateway.key, at.gateway.other_key):
+            at.client.send(request(chat(), key=key))
+            assert (await at.client.answer()).status == 200
+        assert parsed.heads == 2
+        assert [line["tenant"] for line in at.gateway.lines()] == ["tests", "others", "tests", "others"]
+
+
+async def test_a_head_that_came_before_the_keys_were_read_anew_is_read_once_more(parsed: Parsed) -> None:
+    async with known() as at:
+        hashed = digest(at.gateway.key.encode())
+        for team in ("new", "newer"):
+            with new_keys(at, KeyEntry(hashed, Tenant("id", team))):
+                for _ in range(3):
+                    at.client.send(at.chat())
+                    assert (await at.client.answer()).status == 200
+        assert [line["tenant"] for line in at.gateway.lines()] == ["tests"] + ["new"] * 3 + ["newer"] * 3
+        assert parsed.heads == 3
+
+
+async def test_a_key_that_expires_while_its_head_is_known_is_refused() -> None:
+    async with known() as at:
+        wall = 100.0
+        entry = KeyEntry(digest(at.gateway.key.encode()), Tenant("id", "team", expires_at=101.0))
+        at.gateway.gateway.reception.keys = KeyRing([entry], lambda: wall)
+        for now, status in ((100.0, 200), (100.9, 200), (101.0, 401)):
+            wall = now
+            at.client.send(at.chat())
+            assert (await at.client.answer()).status == status
 
 
 @contextmanager

@@ -746,24 +746,24 @@ class TestWhoIsFree:
 
     def test_a_caller_without_limits_is_free_once_it_has_been_looked_at(self) -> None:
         desk = Desk(Rules())
-        assert not desk.admission.is_free(KEY, "", "m")
+        assert (KEY, "", "m") not in desk.admission.free
         desk.reserve()
-        assert desk.admission.is_free(KEY, "", "m")
-        assert not desk.admission.is_free(KEY, "", "another")
+        assert (KEY, "", "m") in desk.admission.free
+        assert (KEY, "", "another") not in desk.admission.free
 
     def test_a_caller_with_any_limit_is_not(self) -> None:
         for name in ("requests_per_minute", "tokens_per_minute", "concurrent"):
             desk = Desk(Rules(of_keys=((name, 1000),)))
             desk.reserve()
-            assert not desk.admission.is_free(KEY, "", "m")
+            assert (KEY, "", "m") not in desk.admission.free
 
     def test_nobody_is_while_the_length_of_answers_is_learned_for_somebody_s_limit(self) -> None:
         desk = Desk(Rules())
         desk.reserve(ask(tenant=FREE))
-        assert desk.admission.is_free(FREE, "", "m")
+        assert (FREE, "", "m") in desk.admission.free
         limited = Tenant("key3", "acme", tokens_per_minute=MUCH)
         desk.reserve(ask(tenant=limited))
-        assert not desk.admission.is_free(FREE, "", "m")
+        assert (FREE, "", "m") not in desk.admission.free
         desk.answered(ask(tenant=FREE), Usage(10, 5000))
         assert desk.reserve(ask(tenant=limited, max_tokens=None)).costs[2] == 4096
 
@@ -771,4 +771,4 @@ class TestWhoIsFree:
         desk = Desk(Rules())
         desk.reserve()
         desk.admission.use(Rules(of_keys=(("concurrent", 1),)))
-        assert not desk.admission.is_free(KEY, "", "m")
+        assert (KEY, "", "m") not in desk.admission.free

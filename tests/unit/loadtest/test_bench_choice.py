@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from gateway.balancing.affinity import blocks_of
+from gateway.balancing.affinity import LENGTHS, blocks_of
 from gateway.balancing.balancer import Balancer, Lease
 from gateway.balancing.policy import POLICIES, Wish
 from gateway.core.call import Trail
@@ -72,27 +72,28 @@ def test_a_wish_holds_what_the_gateway_reads_for_that_policy(case: Case) -> None
     real, _ = asked(policy, LONG if case.blocks or case.policy != "auto" else SHORT)
     (wish,) = Wishes(case, 8, Random(1)).take(1)
     assert (bool(wish.blocks), bool(wish.key)) == (bool(real.blocks), bool(real.key))
-    assert len(wish.blocks) == case.blocks
+    assert LENGTHS[len(wish.blocks)] == case.blocks
     assert bool(wish.tokens) == bool(real.tokens)
 
 
 def test_prompts_are_as_long_as_their_titles_say_and_estimated_as_the_gateway_does() -> None:
     for title, blocks in PROMPTS.items():
         size = int(title.split()[0]) * 1024
-        assert len(blocks_of(b"x" * size, ("m",))) == blocks
+        assert LENGTHS[len(blocks_of(b"x" * size, ("m",)))] == blocks
         (wish,) = Wishes(NAMES[f"auto, {title}"], 8, Random(1)).take(1)
         assert wish.tokens == size // BYTES_PER_TOKEN
 
 
 def test_a_prompt_repeats_a_conversation_but_for_its_end() -> None:
     wishes = Wishes(NAMES["auto, 48 KB"], 8, Random(1)).take(200)
+    old = LENGTHS.index(72)
     by_key: dict[int, list[Wish]] = {}
     for wish in wishes:
         by_key.setdefault(wish.key, []).append(wish)
     assert len(by_key) == choice.CONVERSATIONS * 8
     for same in by_key.values():
-        assert len({wish.blocks[:72] for wish in same}) == 1
-        assert len({wish.blocks[72:] for wish in same}) == len(same)
+        assert len({wish.blocks[:old] for wish in same}) == 1
+        assert len({wish.blocks[old:] for wish in same}) == len(same)
     # No two conversations begin alike.
     assert len({wish.blocks[0] for wish in wishes}) == len(by_key)
 
@@ -134,7 +135,7 @@ def test_a_choice_is_made_and_counted_as_the_balancer_does(case: Case, count: in
     running, unanswered = deque[Lease](), deque[Lease]()
     for wish in wishes.take(40 * count):
         ours = busy.choose(wish)
-        lease = balancer.lease_nowait(route, wish)
+        lease = balancer.lease_nowait("m", wish)
         assert lease is not None
         theirs = lease.choice
         assert (ours.standing.uid, *ours[1:4], ours.costs) == (theirs.standing.uid, *theirs[1:4], theirs.costs)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from gateway.core.fleet import Pod
-from gateway.upstream.connection import AnswerHead, Loss, PodConnection
+from gateway.upstream.connection import AnswerHead, Loss, PodConnection, Receiver
 from gateway.upstream.pool import PodPool
 from tests.fakes import Hang, ScriptedPod, answer, chunk
 
@@ -117,7 +117,7 @@ GOOD_ONES = {
 }
 
 
-class Heard:
+class Heard(Receiver):
     """What a receiver was told."""
 
     def __init__(self) -> None:

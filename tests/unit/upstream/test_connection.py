@@ -7,14 +7,14 @@ import socket
 import pytest
 
 from gateway.core.fleet import Pod
-from gateway.upstream.connection import AnswerHead, Loss, PodConnection
+from gateway.upstream.connection import AnswerHead, Loss, PodConnection, Receiver
 from gateway.upstream.pool import PodPool
 from tests.fakes import ScriptedPod, answer
 
 POST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
 
 
-class SlowReader:
+class SlowReader(Receiver):
     """A receiver whose client is behind as soon as anything comes."""
 
     def __init__(self, connection: PodConnection) -> None:

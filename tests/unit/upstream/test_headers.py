@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gateway.upstream.headers import fetch_head, request_head
+from gateway.upstream.headers import RequestHeads, fetch_head, request_head
 
 KEY = b"authorization: Bearer the-pods-own\r\n"
 PLAIN = (
@@ -77,3 +79,46 @@ def test_where_we_trace_the_pod_is_told_of_our_span_and_not_of_the_caller_s() ->
 def test_a_pod_is_asked_with_its_own_key() -> None:
     told = [b"host: h:1", KEY.strip(), b"accept: application/json", b"accept-encoding: identity"]
     assert lines(fetch_head(b"/v1/models", b"h:1", KEY)) == told
+
+
+SAID = {
+    "path": st.sampled_from([b"/v1/chat/completions", b"/tokenize"]),
+    "host": st.sampled_from([b"10.0.0.7:8000", b"[fd00::7%eth0]:8000"]),
+    "authorization": st.sampled_from([b"", KEY]),
+    "fields": st.dictionaries(
+        st.sampled_from([b"accept", b"traceparent", b"tracestate", b"cookie"]),
+        st.sampled_from([b"", b"*/*", b"%d %b %%", b"text/event-stream", b"a" * 512, b"a" * 513]),
+    ),
+    "content_type": st.sampled_from([b"application/json", b"multipart/form-data; boundary=100%25"]),
+    "attempt_id": st.sampled_from(["abc-1", "abc-2"]),
+    "length": st.integers(0, 1 << 40),
+    "priority": st.sampled_from([0, 0, 0, -3]),
+    "trace": st.sampled_from([None, None, b"traceparent: ours\r\n"]),
+}
+
+
+class Few(RequestHeads):
+    max_kept = 3
+
+
+@given(st.lists(st.fixed_dictionaries(SAID), min_size=2, max_size=30))
+def test_a_head_that_is_kept_says_what_one_says_that_is_made_anew(said: list[dict[str, object]]) -> None:
+    usual, few = RequestHeads(), Few()
+    for each in said + said:
+        made: bytes = request_head(**each)  # type: ignore[arg-type]  # as above
+        assert usual.of(**each) == few.of(**each) == made  # type: ignore[arg-type]
+
+
+def test_heads_are_kept_in_bounds_however_many_there_are() -> None:
+    heads, sizes = RequestHeads(), []
+    for number in range(3 * RequestHeads.max_kept):
+        host = b"10.0.0.7:%d" % number
+        heads.of(b"/v1/chat/completions", host, b"", {b"accept": b"*/*"}, b"application/json", "abc-1", 17)
+        sizes.append(len(heads._kept))
+    assert max(sizes) == RequestHeads.max_kept
+
+
+def test_what_is_too_long_to_pass_is_not_kept() -> None:
+    heads = RequestHeads()
+    heads.of(b"/tokenize", b"10.0.0.7:8000", b"", {b"accept": b"a" * 513}, b"application/json", "abc-1", 17)
+    assert not heads._kept

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.fleet import Pod
-from gateway.upstream.connection import AnswerHead, Loss, PodConnection
+from gateway.upstream.connection import AnswerHead, Loss, PodConnection, Receiver
 from gateway.upstream.known import Shape, body_within, shape_of
 from gateway.upstream.pool import PodPool
 from tests.fakes import Close, ScriptedPod, Step
@@ -69,13 +69,21 @@ def test_what_has_no_shape(data: bytes) -> None:
     assert shape_of(data) is None
 
 
-class Collected:
+class Collected(Receiver):
     """A receiver that keeps what it was told."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, takes_whole: bool = False) -> None:
+        self.takes_whole = takes_whole
         self.head: AnswerHead | None = None
         self.body = b""
         self.over: asyncio.Future[Loss | None] = asyncio.get_running_loop().create_future()
+
+    def whole_received(self, content_type: bytes, body: bytes) -> bool:
+        if self.takes_whole:
+            assert content_type == b"application/json"
+            self.body = body
+            self.over.set_result(None)
+        return self.takes_whole
 
     def head_received(self, head: AnswerHead) -> None:
         self.head = head
@@ -117,23 +125,25 @@ async def pool_before(*answers: list[Step]) -> AsyncIterator[PodPool]:
         yield PodPool(Pod("u", "p", "p", "127.0.0.1", pod.port), 1.0, lambda: 0.0)
 
 
-async def asked(connection: PodConnection) -> tuple[Collected, Loss | None]:
-    receiver = Collected()
+async def asked(connection: PodConnection, *, takes_whole: bool = False) -> tuple[Collected, Loss | None]:
+    receiver = Collected(takes_whole=takes_whole)
     connection.send(POST, (), receiver)
     async with asyncio.timeout(5):
         return receiver, await receiver.over
 
 
-async def test_a_known_answer_is_told_as_if_it_were_parsed(fed: list[bytes]) -> None:
+@pytest.mark.parametrize("takes_whole", [False, True], ids=["in its parts", "at once"])
+async def test_a_known_answer_is_told_as_if_it_were_parsed(fed: list[bytes], *, takes_whole: bool) -> None:
     async with pool_before([said()], [said(b"[2]")], [said(b"[3]")]) as pool:
         connection = await pool.connect()
         first, _ = await asked(connection)
         for body in (b"[2]", b"[3]"):
             assert pool.take() is connection
-            again, loss = await asked(connection)
+            again, loss = await asked(connection, takes_whole=takes_whole)
             assert first.head is not None
             fields = {name: value for name, value in first.head.fields.items() if name != b"content-length"}
-            assert (again.head, again.body) == (first.head._replace(content_length=3, fields=fields), body)
+            head = None if takes_whole else first.head._replace(content_length=3, fields=fields)
+            assert (again.head, again.body) == (head, body)
             assert loss is None
         assert fed == [said()]
         connection.abort()
@@ -161,6 +171,30 @@ async def test_an_error_is_never_taken_for_what_is_known(fed: list[bytes]) -> No
             assert pool.take() is connection
         assert len(fed) == 3
         connection.abort()
+
+
+async def test_an_encoded_answer_is_never_told_at_once(fed: list[bytes]) -> None:
+    encoded = said().replace(b"server: uvicorn", b"content-encoding: gzip")
+    async with pool_before([encoded], [encoded]) as pool:
+        connection = await pool.connect()
+        for _ in range(2):
+            assert (await asked(connection))[0].body == BODY
+            assert pool.take() is connection
+        assert len(fed) == 2
+        connection.abort()
+
+
+@given(st.binary(min_size=1, max_size=12_000) | st.sampled_from([b"\r\n\r\n", b"%d", b"1"]))
+def test_a_body_of_any_length_and_content_is_found(body: bytes) -> None:
+    assert body_within(said(body), shape()) == body
+
+
+def test_a_head_may_have_percent_signs() -> None:
+    odd = said().replace(b"uvicorn", b"100% %d %b")
+    found = shape_of(odd)
+    assert found is not None
+    assert body_within(odd, found) == BODY
+    assert not body_within(odd.replace(b"100%", b"100%%"), found)
 
 
 async def test_more_than_the_answer_is_junk_as_ever() -> None:

@@ -5,12 +5,20 @@ import time
 from itertools import groupby
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.core.call import Usage
 from gateway.upstream.sse import EventFramer, payload
-from gateway.upstream.usage import MAX_INDICES, MAX_TOKENS, PLAIN_TOKEN, ChoicesReader, EventKind, read_error
+from gateway.upstream.usage import (
+    MAX_INDICES,
+    MAX_TOKENS,
+    PLAIN_TOKEN,
+    AnswerReader,
+    ChoicesReader,
+    EventKind,
+    read_error,
+)
 from tests.running import captured
 
 CONTENT, OTHER, USAGE, ERROR, DONE, COMMENT, _ = EventKind
@@ -88,6 +96,39 @@ def test_a_whole_answer_of_a_real_vllm_is_understood(name: str, finished: dict[i
     reader = ChoicesReader(None)
     assert reader.read_whole(body_of(name))
     assert (reader.finished, reader.usage(), reader.finish) == (finished, usage, finished[0])
+
+
+ODD: st.SearchStrategy[object] = st.sampled_from([None, -1, 0, 3, 2.0, True, "4", [], {}, 10**9, 10**9 + 1, 2**70])
+ODD_USAGE = st.dictionaries(
+    st.sampled_from(
+        [
+            "prompt_tokens",
+            "completion_tokens",
+            "prompt_tokens_details",
+            "input_tokens",
+            "output_tokens",
+            "input_tokens_details",
+            "cache_read_input_tokens",
+            "cache_creation_input_tokens",
+        ]
+    ),
+    ODD | st.dictionaries(st.just("cached_tokens"), ODD, max_size=1),
+)
+ODD_CHOICE = st.fixed_dictionaries({}, optional={"index": ODD, "finish_reason": ODD | st.just("stop"), "message": ODD})
+
+
+@given(
+    st.fixed_dictionaries({}, optional={"choices": ODD | st.lists(ODD_CHOICE, max_size=3), "usage": ODD | ODD_USAGE})
+)
+@example({"choices": [{"finish_reason": "stop"}], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
+@example({"choices": [], "usage": {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}}})
+def test_a_usual_answer_is_read_in_one_step_as_it_is_in_two(said: dict[str, object]) -> None:
+    body = json.dumps(said).encode()
+    quick, slow = ChoicesReader(None), ChoicesReader(None)
+    assert quick.read_whole(body) == AnswerReader.read_whole(slow, body)
+    for name in ("answered", "finished", "finish", "content_events"):
+        assert getattr(quick, name) == getattr(slow, name)
+    assert quick.usage() == slow.usage()
 
 
 @pytest.mark.parametrize("body", [b"", b"ok", b"[]", b"null", b"{", b'{"choices":7}', b"\xff", b"[" * 100_000])

@@ -1,0 +1,209 @@
+"""A body whose frame is known says what a look at it would say; where it might not, it is looked at."""
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.core.call import Call
+from gateway.core.caller import ANONYMOUS
+from gateway.pipeline.caps import THE_USUAL_CAPS, Caps
+from gateway.pipeline.familiar import MAX_FRAMES, MAX_SIDE_BYTES, Familiar
+from gateway.pipeline.intake import PROMPT_FIELDS, WORTH_CUTTING_BYTES, Look, call_of, look
+from gateway.pipeline.operations import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES_API, Operation
+
+WORDS = "Name three colours. "
+LENGTHS = (1, 2 * WORTH_CUTTING_BYTES // len(WORDS))
+MARK = b'"assistant"'
+
+
+def said(content: Any, role: str = "user", **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+def body_of(*messages: Any, **more: Any) -> bytes:
+    return json.dumps({"model": "m", "messages": list(messages), **more}, ensure_ascii=False).encode()
+
+
+def knowing(*bodies: bytes, operation: Operation = CHAT, caps: Caps = THE_USUAL_CAPS) -> Familiar:
+    """One to which these came as often as it takes."""
+    familiar = Familiar()
+    for body in bodies:
+        familiar.note(body, operation, caps)
+        familiar.note(body, operation, caps)
+    return familiar
+
+
+def told(familiar: Familiar, body: bytes, operation: Operation = CHAT) -> tuple[Look, Call] | None:
+    return familiar.told(body, operation, THE_USUAL_CAPS)
+
+
+def as_bytes(call: Call) -> Call:
+    return call._replace(body=[bytes(part) for part in call.body])
+
+
+def assert_as_looked_at(known: tuple[Look, Call], body: bytes, operation: Operation = CHAT) -> None:
+    """All that anybody asks of them."""
+    (seen, call), looked = known, look(body, operation)
+    assert as_bytes(call) == as_bytes(call_of(looked, operation, ANONYMOUS))
+    assert (seen.body, seen.model, seen.stream, seen.may_name_urls) == (body, looked.model, looked.stream, False)
+    assert (seen.session, seen.cache_salt) == (looked.session, looked.cache_salt)
+    prompt, other = seen.prompt, looked.prompt
+    assert prompt.text[prompt.start : prompt.end] == other.text[other.start : other.end]
+    assert prompt.beginning(99) == other.beginning(99)
+    assert prompt.before(MARK, 99) == other.before(MARK, 99)
+
+
+@pytest.mark.parametrize("times", LENGTHS)
+@pytest.mark.parametrize("operation", [CHAT, MESSAGES], ids=lambda operation: operation.label)
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {},
+        {"temperature": 0.2, "max_tokens": 256},
+        {"stream": True},
+        {"stream": True, "stream_options": {"include_usage": True}},
+        {"n": 3, "max_completion_tokens": 7, "prompt_cache_key": "k", "user": "ü"},
+    ],
+    ids=str,
+)
+def test_what_is_known_is_what_a_look_would_say(beside: dict[str, Any], operation: Operation, times: int) -> None:
+    familiar = knowing(body_of(said("?"), **beside), operation=operation)
+    for messages in (
+        [],
+        [said(WORDS * times)],
+        [said("be brief", "system"), said(WORDS * times), said('Réd \\ "blue" \'[{', "assistant"), said("?")],
+        [said("\U0001f600\n" * times), said(WORDS, "assistant")],
+        [said('say "assistant'), said("assistant" * times), said('say "assistant' * times, "assistant")],
+        [said("assistant"), said(WORDS * times)],
+        [said('a url"' * times + "data:image/png;base64,")],
+    ):
+        body = body_of(*messages, **beside)
+        known = told(familiar, body, operation)
+        assert known is not None
+        assert_as_looked_at(known, body, operation)
+
+
+def test_the_spelling_of_the_rest_is_no_matter() -> None:
+    for spelling in ({"indent": 1}, {"separators": (",", ":")}, {"separators": (" ,", " : ")}):
+        first, second = (
+            json.dumps({"max_tokens": 5, "messages": [said(text)], "model": "m"}, **spelling).encode()
+            for text in ("one", "another")
+        )
+        known = told(knowing(first), second)
+        assert known is not None
+        assert_as_looked_at(known, second)
+
+
+@pytest.mark.parametrize("times", LENGTHS)
+@pytest.mark.parametrize(
+    "message",
+    [
+        said([{"type": "image_url", "image_url": {"url": "http://example.com/a.png"}}]),
+        said([{"type": "text", "text": WORDS}]),
+        said(None),
+        said(5),
+        said(WORDS, tool_calls=[]),
+        {"role": "user"},
+        {"content": "no role"},
+        {"role": None, "content": "?"},
+        "no message",
+        None,
+    ],
+    ids=str,
+)
+def test_what_is_not_plain_is_looked_at(message: Any, times: int) -> None:
+    familiar = knowing(body_of(said("?")))
+    assert told(familiar, body_of(message, said(WORDS * times))) is None
+    assert told(familiar, body_of(said(WORDS * times), message)) is None
+
+
+@pytest.mark.parametrize("times", LENGTHS)
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(
+            b'"\xff"',
+            b'"\xc3"',
+            b'"\xed\xa0\x80"',
+            b'"\\ud800"',
+            b'"\\x"',
+            b'"\n"',
+            b'"\x00"',
+            b'"no end',
+            b"NaN",
+            b"'a'",
+            b"",
+        ),
+        *(b'"a","content":1', b'"a"]}],"x":[{"y":["b"'),
+    ],
+)
+def test_what_is_no_json_is_looked_at(content: bytes, times: int) -> None:
+    first = body_of(said(WORDS * times), said("here"))
+    assert told(knowing(first), first) is not None
+    assert told(knowing(first), first.replace(b'"here"', content)) is None
+
+
+def test_where_the_messages_are_not_all_a_frame_says_nothing() -> None:
+    for more in (
+        *({name: "you are" for name in PROMPT_FIELDS if name != "messages"}),
+        "priority",
+        "cache_salt",
+    ):
+        body = body_of(said("?"), **{more: "1"})
+        assert told(knowing(body), body) is None
+    for body in (
+        body_of(said("?"), stop=["a"]),
+        body_of(said("?"), x={"image_url": "y"}),
+        body_of(said("?"), x="y" * MAX_SIDE_BYTES),
+        body_of(said("?"), x="y" * MAX_SIDE_BYTES).replace(b'{"model"', b'{ "model"'),
+        body_of(said("?"), stream=True, stream_options={"include_usage": False}),
+        b'{"model":"m","x":{"messages":[]},"messages":{}}',
+        b'{"model":"m","messages":"[]"}',
+        b'{"model":"[]","messages":[]}',
+        b'{"messages":[]}',
+        b'{"model":"m","model":"m","messages":[]}',
+        b"[]",
+        b"",
+    ):
+        assert told(knowing(body), body) is None
+
+
+def test_a_list_that_stands_elsewhere_is_not_taken_for_the_messages() -> None:
+    frame = b'{"model":"m","messages":%b,"x":1}'
+    familiar = knowing(frame % b"[]")
+    assert told(familiar, frame % b'[],"stop":[]') is None
+    assert told(familiar, b'{"model":"m","messages":[]') is None
+    # The same bytes, parted elsewhere.
+    assert told(familiar, b'{"model":"m","messages":,[]"x":1}') is None
+    assert told(familiar, b'{"model":"m"[],"messages":,"x":1}') is None
+
+
+@pytest.mark.parametrize("operation", [COMPLETIONS, EMBEDDINGS, RESPONSES_API, MESSAGES], ids=lambda each: each.label)
+def test_a_frame_holds_for_one_operation(operation: Operation) -> None:
+    body = body_of(said("?"), max_completion_tokens=5)
+    assert told(knowing(body), body, operation) is None
+    assert told(knowing(body, operation=operation), body) is None
+
+
+def test_other_caps_are_asked_anew() -> None:
+    body = body_of(said("?"), n=4)
+    familiar = knowing(body)
+    assert told(familiar, body) is not None
+    assert familiar.told(body, CHAT, Caps(max_n=2)) is None
+
+
+def test_what_came_once_is_not_kept_and_what_is_kept_is_bounded() -> None:
+    familiar, often = Familiar(), body_of(said("?"))
+    familiar.note(often, CHAT, THE_USUAL_CAPS)
+    assert told(familiar, often) is None
+    familiar.note(often, CHAT, THE_USUAL_CAPS)
+    assert told(familiar, often) is not None
+    for seed in range(2 * MAX_FRAMES):
+        familiar.note(body_of(said("?"), seed=seed), CHAT, THE_USUAL_CAPS)
+    assert told(familiar, often) is not None
+    for seed in range(2 * MAX_FRAMES):
+        for _ in range(2):
+            familiar.note(body_of(said("?"), seed=seed), CHAT, THE_USUAL_CAPS)
+    assert len(familiar._frames) <= MAX_FRAMES
+    assert len(familiar._once) <= MAX_FRAMES
