@@ -280,8 +280,8 @@ class Balancer:
             seat.pending_tokens += tokens
         if blocks:
             self._cache.sent(seat.uid, blocks)
+        lease.retry = retry
         if retry:
-            lease.retry = True
             self._retrying += 1
         if seat.probing:
             seat.probe = lease

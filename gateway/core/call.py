@@ -59,6 +59,8 @@ class Call(NamedTuple):
     """Of each answer, as asked for."""
     says_priority: bool = False
     """The body has a priority of its own for the pod, which a header of ours would override."""
+    model_at: tuple[int, int] | None = None
+    """Where in the body the model's name begins and ends, with its quotes; None: that was not looked for."""
 
 
 class Attempt(NamedTuple):

@@ -119,20 +119,22 @@ class EdgeExchange:
     def whole(self, content_type: bytes, body: bytes, headers: Headers = ()) -> None:
         connection, visit = self._connection, self._visit
         date_line, closes, _ = connection.answering()
+        if closes or headers:
+            self.start(200, content_type, len(body), headers)
+            self.finish(body)
+            return
         self._over = True
         self.write_chunk = to_nobody
         self._write(
             b"HTTP/1.1 200 OK\r\n%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
-            b"x-content-type-options: nosniff\r\n%b%b%b%b\r\n%b"
+            b"x-content-type-options: nosniff\r\n%b%b\r\n%b"
             % (
                 date_line,
                 content_type,
                 len(body),
-                visit.trail.request_id.encode("ascii"),
+                visit.trail.request_id.encode(),
                 visit.limit_lines,
                 visit.origin_lines,
-                b"".join([b"%b: %b\r\n" % header for header in headers]) if headers else b"",
-                b"connection: close\r\n" if closes else b"",
                 body,
             )
         )

@@ -501,11 +501,10 @@ class ClientConnection(asyncio.Protocol):
         if held:
             edge.bodies.give_back(held, self._account)
             self._held_bytes = 0
-        if edge.closing or edge.short_of_memory:
-            self._keep_alive = False
-        if self._keep_alive and not self._old_http:
+        if self._keep_alive and not edge.closing and not edge.short_of_memory:
             return edge.framing
-        return Framing(edge.framing.date_line, not self._keep_alive, not self._old_http)
+        self._keep_alive = False
+        return Framing(edge.framing.date_line, closes=True, chunks=not self._old_http)
 
     def _let_go_of_body(self) -> None:
         self._edge.bodies.give_back(self._held_bytes, self._account)

@@ -129,7 +129,7 @@ class Admission:
 
         Raises `RateLimited`, `QuotaExceeded`, and `Busy` if a limit cannot be checked that must be.
         """
-        plan = self._plan(ask)
+        plan = self._plans.get(ask[:3]) or self._new_plan(ask)
         costs = self._costs(plan, ask)
         taken = self._store.take_nowait(plan.buckets, costs) if plan.buckets else _FREE
         return None if taken is None else self._decided(plan, costs, taken, ask, trail)
@@ -139,7 +139,7 @@ class Admission:
 
         Raises as `reserve_nowait` does.
         """
-        plan = self._plan(ask)
+        plan = self._plans.get(ask[:3]) or self._new_plan(ask)
         costs = self._costs(plan, ask)
         return self._decided(plan, costs, await self._store.take(plan.buckets, costs), ask, trail)
 
@@ -174,18 +174,16 @@ class Admission:
                     found[bucket.key] = plan.asked_at, _standing(tenant, bucket, known)
         return [standing for _, standing in found.values()]
 
-    def _plan(self, ask: Ask) -> _Plan:
-        key = ask[:3]
-        plan = self._plans.get(key)
-        if plan is None:
-            if len(self._plans) >= MAX_PLANS:
-                self._forget_plans()
-            plan = self._plans[key] = _Plan(self._rules.buckets(*key), self._decisions)
-            self._learns = self._learns or plan.counts_tokens
-            if self._learns:
-                self.free.clear()
-            elif not plan.buckets:
-                self.free.add(key)
+    def _new_plan(self, ask: Ask) -> _Plan:
+        caller = ask[:3]
+        if len(self._plans) >= MAX_PLANS:
+            self._forget_plans()
+        plan = self._plans[caller] = _Plan(self._rules.buckets(*caller), self._decisions)
+        self._learns = self._learns or plan.counts_tokens
+        if self._learns:
+            self.free.clear()
+        elif not plan.buckets:
+            self.free.add(caller)
         return plan
 
     def _forget_plans(self) -> None:
@@ -194,13 +192,12 @@ class Admission:
 
     def _costs(self, plan: _Plan, ask: Ask) -> Costs:
         """What to take. What is guessed is never more than the limits allow at once; what was asked for may be."""
-        prompt, answer = ask.prompt_tokens, 0
-        if ask.max_tokens is not None:
-            answer = min(ask.max_tokens * ask.choices, MAX_ANSWER_TOKENS)
+        _, _, model, prompt, choices, max_tokens = ask
+        answer = 0 if max_tokens is None else min(max_tokens * choices, MAX_ANSWER_TOKENS)
         prompt = min(prompt, plan.most_of_prompt, max(0, plan.most_of_both - answer))
-        if ask.max_tokens is None and ask.choices:
-            each = max(MIN_ANSWER_TOKENS, ceil(self._answers.get(ask.model, 0.0)))
-            answer = max(0, min(each * ask.choices, plan.most_of_answer, plan.most_of_both - prompt))
+        if max_tokens is None and choices:
+            each = max(MIN_ANSWER_TOKENS, ceil(self._answers.get(model, 0.0)))
+            answer = max(0, min(each * choices, plan.most_of_answer, plan.most_of_both - prompt))
         return 1, prompt, answer, prompt + answer
 
     def _learn(self, model: str, tokens: float) -> None:

@@ -109,6 +109,8 @@ class Book:
         """
         tats, held = self.tats, self.held
         levels: list[float] = []
+        taken: list[float] = []
+        """What the levels are if it is let in."""
         refused: Bucket | None = None
         longest = 0.0
         for bucket in buckets:
@@ -116,6 +118,7 @@ class Book:
             if not period:
                 running = held.get(bucket.key, 0)
                 levels.append(running)
+                taken.append(running + 1)
                 if running + 1 > (bucket.amount if share == 1.0 else max(1, floor(bucket.amount * share + 1e-9))):
                     refused = refused or bucket
                 continue
@@ -123,30 +126,27 @@ class Book:
             backlog = tat - now if tat > now else 0.0
             levels.append(backlog)
             cost = costs[bucket.counts]
+            spent = cost * bucket.interval if share == 1.0 else cost * interval_of(bucket, share)
+            taken.append(backlog + spent)
             if not cost:
                 # Whoever owes tokens may still ask for what takes none.
                 continue
             if cost > bucket.amount:
                 refused, longest = bucket, inf
                 continue
-            if share == 1.0:
-                over = backlog + cost * bucket.interval - period
-            else:
-                over = backlog + min(cost * interval_of(bucket, share), period) - period
+            over = backlog + (spent if share == 1.0 or spent < period else period) - period
             if over > SLACK and over > longest:
                 refused, longest = bucket, over
         if refused is not None:
             return Taken(levels, refused, longest, source=self)
-        for at, bucket in enumerate(buckets):
+        for bucket, level in zip(buckets, taken, strict=True):
             if not bucket.period:
-                levels[at] += 1
                 held[bucket.key] = held.get(bucket.key, 0) + 1
-            elif spent := costs[bucket.counts] * (bucket.interval if share == 1.0 else interval_of(bucket, share)):
-                levels[at] += spent
-                tats[bucket.key] = now + levels[at]
+            elif costs[bucket.counts]:
+                tats[bucket.key] = now + level
         if len(tats) >= self._sweep_at:
             self._sweep(now)
-        return _taken((levels, None, 0.0, False, self))
+        return _taken((taken, None, 0.0, False, self))
 
     def level(self, bucket: Bucket, now: float) -> float:
         """Until it is full again, or how many run; nothing is taken."""

@@ -32,6 +32,8 @@ from gateway.limits.strangers import Strangers
 MAX_TOKEN_BYTES: Final = 8192
 MAX_HELD: Final = 4096
 MAX_KEYS: Final = 64
+MAX_CONTAINERS: Final = 8 * MAX_KEYS
+"""Lists and objects in a token's part or a set of keys. A key has three at the most."""
 MAX_TEAM_CHARACTERS: Final = 64
 LEEWAY_SECONDS: Final = 30.0
 """How far two machines' clocks may be apart."""
@@ -118,6 +120,9 @@ def object_of(text: bytes) -> dict[str, Any]:
 
     Raises `ValueError`.
     """
+    # A Python of today reads as deep as its stack is.
+    if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS:
+        raise ValueError("it holds too many lists and objects")
     try:
         told = _DECODER.decode(text.decode("utf-8"))
     except (ValueError, RecursionError):

@@ -24,6 +24,7 @@ _LONG = 4096
 _SHORT = 16_384
 _MISSES = 64
 _LAYERS = 8
+_TOO_DEEP = b"[" * (MAX_NESTING + 1)
 _SPACED = {
     key: b', "%b": ' % key.encode()
     for key in (
@@ -349,12 +350,11 @@ def may_hold_long_number(text: bytes) -> bool:
     )
 
 
-def may_nest_deeply(text: bytes) -> bool:
-    """Whether there are more brackets than `MAX_NESTING`, in strings or not."""
+def may_nest_deeply(text: bytes, left: int = MAX_NESTING) -> bool:
+    """Whether there are more brackets than that, in strings or not."""
     if len(text) <= _SHORT:
-        return text.count(b"{") + text.count(b"[") > MAX_NESTING
+        return text.count(b"{") + text.count(b"[") > left
     # To search for a byte takes a twentieth of what it takes to count it, where there is none.
-    left = MAX_NESTING
     for mark in (b"{", b"["):
         at = text.find(mark)
         while at >= 0:
@@ -395,16 +395,12 @@ def nesting_in_steps(text: bytes) -> Steps[int]:
     for depth in range(MAX_NESTING + 1):
         if not structure:
             return depth
+        if _TOO_DEEP in structure:
+            break
         if not depth % _LAYERS:
             yield
         structure = structure.replace(b"[]", b"")
     return MAX_NESTING + 1
-
-
-def asking_for_model(text: bytes, values: Mapping[str, bytes], other: str) -> Parts:
-    """The text, in parts, with another model's name as its member `model`. `values` are its members as a decoder read
-    them, each key once."""
-    return in_place(text, *places_of(text, values)["model"], json.dumps(other).encode("ascii"))
 
 
 def in_place(text: bytes, start: int, end: int, put: bytes) -> Parts:

@@ -19,7 +19,7 @@ from gateway.core.call import Call
 from gateway.core.caller import ANONYMOUS
 from gateway.core.errors import PoolgateError
 from gateway.core.made import maker
-from gateway.pipeline.body import Parts
+from gateway.pipeline.body import Parts, places_of
 from gateway.pipeline.caps import Caps
 from gateway.pipeline.intake import (
     NO_PLACES,
@@ -39,6 +39,10 @@ from gateway.upstream.usage import BYTES_PER_TOKEN
 MAX_FRAMES = 256
 MAX_SIDE_BYTES = 512
 """Of what stands on either side of the messages."""
+OFTEN = 2
+"""So often a frame comes before it is noted."""
+UNPLAIN = 8
+"""So many times more, if it came with messages that are not plain."""
 _QUOTE = ord('"')
 
 
@@ -57,10 +61,8 @@ class _Long(msgspec.Struct, gc=False, forbid_unknown_fields=True):
 
 
 class _Frame(NamedTuple):
-    """What is known of bodies with one frame. It holds for one operation, and with these caps."""
+    """What is known of bodies with one frame."""
 
-    operation: Operation
-    caps: Caps
     model: str
     stream: bool
     wants_usage: bool
@@ -72,6 +74,8 @@ class _Frame(NamedTuple):
     """What is sent in place of the body's first bytes: a wish for its usage. Empty: the body is sent as it came."""
     opened: int
     """How many bytes these are."""
+    model_at: tuple[int, int] | None
+    """Where in what is sent the model's name stands, if that is before the messages."""
 
 
 _short = msgspec.json.Decoder(list[_Short]).decode
@@ -81,26 +85,35 @@ _call = maker(Call)
 _plain = maker(Plain)
 
 
+_Sides = tuple[bytes, bytes, bytes]
+"""The path asked for, and what stands before the messages and behind them."""
+
+
 class Familiar:
-    """One gateway's frames."""
+    """One gateway's frames. They hold under the caps that they were noted with: where those change, all are dropped."""
 
     def __init__(self) -> None:
-        self._frames: dict[tuple[bytes, bytes], _Frame] = {}
-        self._once: set[tuple[bytes, bytes]] = set()
-        """Those that came once. Many never come again: who sends a seed, or a user's name."""
+        self._caps: Caps | None = None
+        self._frames: dict[_Sides, _Frame] = {}
+        self._times: dict[_Sides, int] = {}
+        """How often each came. Many never come again: of those who send a seed, or a user's name."""
 
     def told(self, body: bytes, operation: Operation, caps: Caps) -> tuple[Look, Call] | None:
         """What `look` and `call_of` say of a body whose frame is known. None: only they can tell."""
-        start, end = body.find(b"[", 0, MAX_SIDE_BYTES), body.rfind(b"]", -MAX_SIDE_BYTES) + 1
-        if start < 0 or not end or (frame := self._frames.get((body[:start], body[end:]))) is None:
+        start, end, length = body.find(b"["), body.rfind(b"]") + 1, len(body)
+        if start < 0 or start > MAX_SIDE_BYTES or length - end > MAX_SIDE_BYTES or caps is not self._caps:
             return None
-        whose, under, model, stream, wants_usage, choices, max_tokens, members, opening, opened = frame
-        if whose is not operation or under is not caps:
+        frame = self._frames.get((operation.path, body[:start], body[end:]))
+        if frame is None:
             return None
-        length = len(body)
+        model, stream, wants_usage, choices, max_tokens, members, opening, opened, model_at = frame
         try:
             messages = _short(body[start:end]) if length <= WORTH_CUTTING_BYTES else _long_ones(body, start, end)
         except UNREADABLE:
+            # Those of this frame may never be plain. To find that out again each time would cost as much as to know it.
+            sides = operation.path, body[:start], body[end:]
+            del self._frames[sides]
+            self._times[sides] = -UNPLAIN
             return None
         tokens = length // BYTES_PER_TOKEN
         parts: Parts = [body]
@@ -109,23 +122,34 @@ class Familiar:
             length += len(opening) - opened
         return (
             _look((body, members, model, stream, False, None, NO_PLACES, _plain((start, end, messages)))),
-            _call((model, stream, wants_usage, choices, parts, length, JSON, tokens, max_tokens, False)),
+            _call((model, stream, wants_usage, choices, parts, length, JSON, tokens, max_tokens, False, model_at)),
         )
 
     def note(self, body: bytes, operation: Operation, caps: Caps) -> None:
         """A body was found to be in order, the long way."""
-        start, end = body.find(b"[", 0, MAX_SIDE_BYTES), body.rfind(b"]", -MAX_SIDE_BYTES) + 1
-        if start < 0 or not end or (operation is not CHAT and operation is not MESSAGES):
+        start, end = body.find(b"["), body.rfind(b"]") + 1
+        if (
+            start < 0
+            or max(start, len(body) - end) > MAX_SIDE_BYTES
+            or (operation is not CHAT and operation is not MESSAGES)
+        ):
             return
-        sides = body[:start], body[end:]
-        if sides not in self._once:
-            if len(self._once) >= MAX_FRAMES:
-                self._once.clear()
-            self._once.add(sides)
-        elif (frame := _frame_of(b"[]".join(sides), operation, caps)) is not None:
+        if caps is not self._caps:
+            self._drop_all()
+            self._caps = caps
+        sides = operation.path, body[:start], body[end:]
+        times = self._times.get(sides, 0) + 1
+        if times == 1 and len(self._times) >= MAX_FRAMES:
+            self._times.clear()
+        self._times[sides] = times
+        if times == OFTEN and (frame := _frame_of(b"[]".join(sides[1:]), operation, caps)) is not None:
             if len(self._frames) >= MAX_FRAMES:
-                self._frames.clear()
+                self._drop_all()
             self._frames[sides] = frame
+
+    def _drop_all(self) -> None:
+        self._frames.clear()
+        self._times.clear()
 
 
 def _frame_of(empty: bytes, operation: Operation, caps: Caps) -> _Frame | None:
@@ -138,22 +162,23 @@ def _frame_of(empty: bytes, operation: Operation, caps: Caps) -> _Frame | None:
     if seen.may_name_urls or len(call.body) > 2:
         # Usage is asked for beside other options, if there is a third part.
         return None
-    members = seen.members
+    members = dict(seen.members)
     # There is no other list: none begins before this one, and none ends behind it.
     if bytes(members.pop("messages", b"")) != b"[]" or not members.keys().isdisjoint(PROMPT_FIELDS):
         return None
     first, *rest = call.body
+    opening, opened = (bytes(first), len(empty) - len(rest[0])) if rest else (b"", 0)
+    start, end = (place + len(opening) - opened for place in places_of(empty, seen.members)["model"])
     return _Frame(
-        operation,
-        caps,
         call.model,
         call.stream,
         call.wants_usage,
         call.choices,
         call.max_tokens,
         members,
-        bytes(first) if rest else b"",
-        len(empty) - len(rest[0]) if rest else 0,
+        opening,
+        opened,
+        (start, end) if end <= b"".join(call.body).find(b"[") else None,
     )
 
 

@@ -56,7 +56,6 @@ MOST_UNSEEN_TOKENS = 1 << 20
 """What a prompt may have beside its text, as images do, and an answer that nobody bounded."""
 SLACK_TOKENS = 1024
 """By which an answer may always have more than was asked for: within these two a usage needs no other look."""
-MOST_POOLS = 256
 
 _DEATHS = (Failure.STALE, Failure.RESET, Failure.ENGINE_DEAD)
 """What a pod that dies of a request does, among others."""
@@ -124,8 +123,6 @@ class Forwarder:
         self._heads = self.heads()
         self._budget = TailBudget(self.max_tail_bytes)
         self._running: dict[Relay, Lease] = {}
-        self._completed: dict[str, tuple[tuple[str, str], ...]] = {}
-        """`Trail.attempt_outcomes` of a request that was completed at once, by pool: thousands of trails share one."""
         self._keep_alives: set[KeepAlive] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.draining = False
@@ -289,10 +286,7 @@ class Forwarder:
                 self._blame(failed, lease, visit)
             finally:
                 ended_at = 0.0 if trace is None else self._clock()
-                if number == 1 and outcome is _COMPLETED:
-                    trail.attempt_outcomes = self._completed.get(pod.pool) or self._completed_in(pod.pool)
-                else:
-                    trail.attempt_outcomes += ((pod.pool, outcome),)
+                trail.attempt_outcomes += ((pod.pool, outcome),)
                 trail.tried += (
                     _attempt(
                         (
@@ -316,12 +310,6 @@ class Forwarder:
                 await self.to_model(request, route, lease, retries, afresh=True)
                 return
         await self._elsewhere(request, route, retries, again, failed)
-
-    def _completed_in(self, pool: str) -> tuple[tuple[str, str], ...]:
-        if len(self._completed) >= MOST_POOLS:
-            self._completed.clear()
-        completed = self._completed[pool] = ((pool, _COMPLETED),)
-        return completed
 
     async def _elsewhere(
         self, request: Request, route: Route, retries: Retries, again: Again | None, failed: Failed

@@ -29,11 +29,11 @@ from gateway.pipeline.body import (
     Prompt,
     Steps,
     TooManyContainers,
-    asking_for_model,
     asking_for_usage,
     at_once,
     first_repeated,
     hollow,
+    in_place,
     may_hold_long_number,
     may_nest_deeply,
     members,
@@ -160,6 +160,7 @@ class _StreamOptions(msgspec.Struct):
 _UNREAD = MAX_TOKENS + 1
 _MAX_DIGITS = len(str(MAX_TOKENS))
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_written = msgspec.json.Encoder().encode
 _large = msgspec.json.Decoder(_Large)
 _worded_in_few, _worded_in_many = map(_worded, (16, 2048))
 """Of so many messages at most. A body of more has short ones, where to leave one out costs more than to look at it."""
@@ -173,6 +174,9 @@ _anything = msgspec.json.Decoder(float_hook=float)
 
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+MANY_BRACKETS = 4096
+"""From Python 3.12 on a decoder reads as deep as the stack is, for some 50 ns a level. A body with more brackets is not
+given to one before it is known how deep it nests."""
 _TOO_DEEP = f"the body nests deeper than {MAX_NESTING} levels"
 _NO_MODEL = "the field 'model' is missing: name one of /v1/models"
 _REASONS = (
@@ -270,7 +274,9 @@ def look(body: bytes, operation: Operation) -> Look:
         found = _members.decode(body)
     except UNREADABLE as error:
         raise _unreadable(body, error) from None
-    _check_keys(body, found)
+    # Most are written without a space: what was read, written again, is all there is then.
+    if len(found) > MAX_MEMBERS or _written(found) != body:
+        _check_keys(body, found)
     if may_nest_deeply(body):
         at_once(_check_nesting(body))
     model, stream = _routing(found, operation)
@@ -281,6 +287,9 @@ def looking(body: bytes, operation: Operation) -> Steps[Look]:
     """`look` at a large body. Where it yields others may have a turn: each step is a pass or two through the body,
     which hold the loop's thread for some milliseconds where it has 8 MiB."""
     places = NO_PLACES
+    is_nested = may_nest_deeply(body, MANY_BRACKETS)
+    if is_nested:
+        yield from _check_nesting(body)
     try:
         if not body.isascii():
             str(body, "utf-8")
@@ -295,7 +304,7 @@ def looking(body: bytes, operation: Operation) -> Steps[Look]:
         raise _unreadable(body, error) from None
     text = body if hollow is None else hollow.text
     yield
-    if may_nest_deeply(text):
+    if not is_nested and may_nest_deeply(text):
         yield from _check_nesting(text)
     if may_hold_long_number(text):
         _check_numbers(text)
@@ -502,6 +511,7 @@ def call_of(seen: Look, operation: Operation, tenant: Tenant, caps: Caps = THE_U
             _prompt_tokens(len(body), body if seen.hollow is None else seen.hollow.text),
             _max_tokens(told, operation),
             "priority" in told,
+            None,
         )
     )
 
@@ -533,18 +543,21 @@ def call_of_form(
 def renamed(call: Call, model: str) -> Call:
     """The same call for another model: the name in its body is replaced, and all else stays as it is.
 
-    The body changes hands: that of `call` is left empty. The whole of it is decoded once more, so with a large one this
-    is not for the loop's thread.
+    The body changes hands: that of `call` is left empty. Where it is not known where the name stands, the whole of it
+    is decoded once more, so with a large one this is not for the loop's thread.
     """
     if model == call.model:
         return call
     text = b"".join(call.body)
+    place = None
     if call.content_type == JSON:
-        parts = asking_for_model(text, _members.decode(text), model)
+        start, end = call.model_at or places_of(text, _members.decode(text))["model"]
+        name = json.dumps(model).encode("ascii")
+        parts, place = in_place(text, start, end, name), (start, start + len(name))
     else:
         parts = form_asking_for_model(text, boundary_of(call.content_type), model)
     call.body.clear()
-    return call._replace(model=model, body=parts, body_length=sum(map(len, parts)))
+    return call._replace(model=model, body=parts, body_length=sum(map(len, parts)), model_at=place)
 
 
 def _truth(found: Mapping[str, str], name: str) -> bool:

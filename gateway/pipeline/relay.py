@@ -449,6 +449,9 @@ class StreamRelay(Relay):
         if not self._streaming:
             super().answer_ended(by_close)
             return
+        if self._ended is not None and self._ended.done():
+            # Its events have told so.
+            return
         self._take(self._framer.close())
         self._cut(StreamTruncated("the pod ended the stream before the answer was whole"))
 

@@ -12,6 +12,7 @@ unread, so an event costs half a microsecond, whatever its delta says, and inval
 """
 
 import re
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Annotated, ClassVar
 
@@ -118,6 +119,7 @@ class PodError(msgspec.Struct):
 
 _OPENING = b'"delta":{"role":"assistant","content":""'
 """Of a chat: each choice begins with it. Inside a string the quotes would be escaped."""
+_USUAL_END = b"data: [DONE]\n\n"
 _UNSET = msgspec.UNSET
 _decode_event = msgspec.json.Decoder(_Event).decode
 _decode_whole = msgspec.json.Decoder(WholeAnswer).decode
@@ -286,7 +288,7 @@ class EventReader(AnswerReader):
 class ChoicesReader(EventReader):
     """Chat and completions. `choices`: how many indices must finish; None: all that are seen."""
 
-    __slots__ = ("choices", "finished", "unfinished")
+    __slots__ = ("_reasons", "choices", "unfinished")
 
     plain = PLAIN_TOKEN
 
@@ -297,8 +299,7 @@ class ChoicesReader(EventReader):
         self.content_events = self.openings = 0
         self.finish = ""
         self.choices = choices
-        self.finished: dict[int, str] = {}
-        """Finish reasons by index."""
+        self._reasons: dict[int, str] | None = None
         self.unfinished: set[int] | None = None
         """Indices seen without one; only kept when nobody said how many there will be."""
 
@@ -306,6 +307,8 @@ class ChoicesReader(EventReader):
         """Note what one event says, and tell what it is."""
         if event.startswith(b"data: {"):
             data: bytes | memoryview = memoryview(event)[6:]
+        elif event == _USUAL_END:
+            return EventKind.DONE
         else:
             found = payload(event)
             if found is None:
@@ -335,8 +338,7 @@ class ChoicesReader(EventReader):
                 self.openings += 1
             for choice in seen.choices:
                 if choice.finish_reason is not None:
-                    if len(self.finished) < (self.choices or MAX_INDICES):
-                        self._ended(choice.index, choice.finish_reason[:MAX_REASON_CHARACTERS])
+                    self._end(choice.index, choice.finish_reason[:MAX_REASON_CHARACTERS])
                 elif self.choices is None:
                     if self.unfinished is None:
                         self.unfinished = set()
@@ -345,6 +347,19 @@ class ChoicesReader(EventReader):
             return EventKind.CONTENT
         return EventKind.USAGE if has_usage and seen.choices is not None else EventKind.OTHER
 
+    @property
+    def finished(self) -> Mapping[int, str]:
+        """Finish reasons of a stream, by index."""
+        return self._reasons or {}
+
+    def _end(self, index: int, reason: str) -> None:
+        if self._reasons is None:
+            self._reasons = {}
+        if len(self._reasons) < (self.choices or MAX_INDICES):
+            self._reasons[index] = reason
+            if not index:
+                self.finish = reason
+
     def read_whole(self, body: bytes) -> bool:
         try:
             seen = _decode_usual(body)
@@ -352,9 +367,8 @@ class ChoicesReader(EventReader):
             return super().read_whole(body)
         self.answered = True
         for choice in seen.choices:
-            self.finished[choice.index] = reason = choice.finish_reason or ""
             if not choice.index:
-                self.finish = reason
+                self.finish = choice.finish_reason or ""
         usage = seen.usage
         details = usage.prompt_tokens_details
         cached = 0 if details is None else details.cached_tokens or 0
@@ -364,12 +378,8 @@ class ChoicesReader(EventReader):
 
     def _note(self, seen: WholeAnswer) -> None:
         for choice in seen.choices or ():
-            self._ended(choice.index, choice.finish_reason or "")
-
-    def _ended(self, index: int, reason: str) -> None:
-        self.finished[index] = reason
-        if not index:
-            self.finish = reason
+            if not choice.index:
+                self.finish = choice.finish_reason or ""
 
     @property
     def may_skip(self) -> bool:

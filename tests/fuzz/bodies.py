@@ -14,6 +14,7 @@ from gateway.core.errors import InvalidRequest, PoolgateError, UnsupportedMediaT
 from gateway.pipeline.body import MAX_NESTING
 from gateway.pipeline.caps import THE_USUAL_CAPS
 from gateway.pipeline.checks import GUARDED_FIELDS
+from gateway.pipeline.familiar import OFTEN, Familiar
 from gateway.pipeline.form import boundary_of, read_form
 from gateway.pipeline.intake import (
     FORM_FIELDS,
@@ -99,6 +100,31 @@ def json_body(data: bytes) -> None:
     named = pairs(b"".join(other.body))
     assert dict(named)["model"] == "another/модель"
     assert [each for each in named if each[0] != "model"] == [each for each in sent if each[0] != "model"]
+
+
+def familiar_body(data: bytes) -> None:
+    """Where its frame is known from a body with no messages, a body is what a look at all of it says, or unknown."""
+    choice, body = first_and_rest(data)
+    operation = OPERATIONS[choice % len(OPERATIONS)]
+    if choice & 64:
+        body = body.replace(b"~", PADDING, 2)
+    first, last = body.find(b"["), body.rfind(b"]") + 1
+    familiar = Familiar()
+    for _ in range(OFTEN):
+        familiar.note(body[: max(first, 0)] + b"[]" + body[last:], operation, THE_USUAL_CAPS)
+    told = familiar.told(body, operation, THE_USUAL_CAPS)
+    if told is None:
+        return
+    seen, call = told
+    looked = call_in(body, choice)
+    assert looked is not None
+    assert call._replace(body=[], model_at=None, prompt_tokens_estimate=0) == looked._replace(
+        body=[], prompt_tokens_estimate=0
+    )
+    assert [bytes(part) for part in call.body] == [bytes(part) for part in looked.body]
+    assert call.prompt_tokens_estimate >= looked.prompt_tokens_estimate
+    assert seen.prompt.text[seen.prompt.start : seen.prompt.end] == body[first:last]
+    json_body(data)
 
 
 def urls_of(messages: Any) -> Iterator[str]:
@@ -217,6 +243,33 @@ TARGETS = {
             ),
         ),
         tokens=(b'"model"', b'"stream"', b'"stream_options"', b"\\u00", b'"messages"', b"true", b"null", b"{", b"}"),
+    ),
+    "familiar_body": Target(
+        familiar_body,
+        ("gateway.pipeline.familiar",),
+        (
+            b'\x40{"model":"m","messages":[{"role":"user","content":"~"}],"stream":true}',
+            b"\0" + CHAT_BODY + b"}",
+            b"\0" + CHAT_BODY + b',"stream":true,"stream_options":{"include_usage":true},"n":2}',
+            b'\0{"model":"m","messages": [ {"content":"x", "role":"assistant"} , {"role":"a","content":"\\"[{"} ] }',
+            b'\3{"model":"m","messages":[{"role":"user","content":"\\ud83d\\ude00"}],"max_tokens":5}',
+            b'\0{"model":"m","messages":[],"x":[{"url":"y"}]}',
+            b'\0{"model":"m","messages":[{"role":"user","content":[{"type":"image_url","image_url":"~"}]}]}',
+            b'\0{"x":{"messages":[{"role":"user","content":"?"}],"model":"m"},"messages":{}}',
+        ),
+        tokens=(
+            b'"messages":',
+            b"[",
+            b"]",
+            b"],",
+            b",[",
+            b'"role":',
+            b'"content":',
+            b'"assistant"',
+            b"\\",
+            b"\xff",
+            b"{}",
+        ),
     ),
     "form": Target(
         form,

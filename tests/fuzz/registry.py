@@ -34,6 +34,7 @@ NO_PARSERS = {
     "gateway.api.page.document": "writes base64 of our own script's digest",
     "gateway.api.page.drawing": "writes",
     "gateway.api.page.live": "writes JSON",
+    "gateway.balancing.affinity": "cuts a prompt at fixed places",
     "gateway.cli.chat": "quotes a name in a URL",
     "gateway.cli.check": "writes JSON",
     "gateway.cli.config": "writes JSON",

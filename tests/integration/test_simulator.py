@@ -73,8 +73,9 @@ def test_further_names_are_served_by_the_same_pods() -> None:
 
 def test_the_key_may_be_in_the_environment_as_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "sk-environment")
-    with simulator() as (_, pods), pytest.raises(HTTPError, match="401"):
+    with simulator() as (_, pods), pytest.raises(HTTPError, match="401") as refused:
         fetch(pods[0]["url"] + "/v1/models")
+    refused.value.close()
     with simulator("--api-key=") as (_, pods):
         assert fetch(pods[0]["url"] + "/v1/models")["data"]
 
@@ -123,8 +124,12 @@ def test_a_pod_that_dies_is_announced_and_the_process_goes_on_with_the_others() 
 
 
 def test_a_fault_can_be_set_from_the_start() -> None:
-    with simulator("--fault", "status:status=503,path=/version") as (_, pods), pytest.raises(URLError, match="503"):
+    with (
+        simulator("--fault", "status:status=503,path=/version") as (_, pods),
+        pytest.raises(HTTPError, match="503") as refused,
+    ):
         fetch(pods[0]["url"] + "/version")
+    refused.value.close()
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,15 @@ from gateway.core.errors import InvalidJson, PoolgateError
 from gateway.pipeline.body import (
     MAX_CONTAINERS,
     MAX_NESTING,
-    asking_for_model,
     asking_for_usage,
     first_repeated,
     hollow,
+    in_place,
     may_nest_deeply,
     members,
     members_of,
     nesting,
+    places_of,
 )
 from gateway.pipeline.checks import CHECKS
 from gateway.pipeline.intake import call_of, look, renamed
@@ -292,9 +293,11 @@ def test_only_so_many_objects_and_lists_are_looked_at() -> None:
 def test_a_disguised_model_is_found() -> None:
     """A nested member with the very name, a key that ends alike, and the true one behind an escape."""
     raw = b'{"x":{"model":"m"},"a\\"model":"m","mod\\u0065l":"m","model2":"m"}'
-    assert b"".join(asking_for_model(raw, decoded(raw), "new")) == raw.replace(b'u0065l":"m"', b'u0065l":"new"')
+    asked = in_place(raw, *places_of(raw, decoded(raw))["model"], b'"new"')
+    assert b"".join(asked) == raw.replace(b'u0065l":"m"', b'u0065l":"new"')
     plain = b'{"x":{"model":"n"},"a\\"model":"n","model" :\n"m","model2":"m"}'
-    assert b"".join(asking_for_model(plain, decoded(plain), "new")) == plain.replace(b'\n"m"', b'\n"new"')
+    asked = in_place(plain, *places_of(plain, decoded(plain))["model"], b'"new"')
+    assert b"".join(asked) == plain.replace(b'\n"m"', b'\n"new"')
 
 
 def test_asking_for_usage_copes_with_an_object_of_one_member_and_odd_spacing() -> None:

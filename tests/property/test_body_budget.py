@@ -193,3 +193,19 @@ def test_one_caller_has_half_at_most_but_for_a_single_body(steps: list[tuple[str
         del account
     assert [each.held for each in kept] == [sum(bodies) for bodies in held.values() if bodies]
     assert budget.held == sum(map(sum, held.values()))
+
+
+def test_a_single_body_may_have_more_than_half_and_grow_there() -> None:
+    budget = BodyBudget(LIMIT)
+    account = budget.account_of("a")
+    has = 0
+    for piece in (LIMIT // 2, 100, 0, 100):
+        assert budget.take(piece, account, has)
+        has += piece
+        assert not budget.take(1, account)
+    assert budget.take(LIMIT - has, account, has)
+    assert not budget.take(1, account, LIMIT)
+    budget.give_back(LIMIT, account)
+    assert (account.held, budget.held) == (0, 0)
+    del account
+    assert not budget._accounts, "a caller that holds nothing is kept"

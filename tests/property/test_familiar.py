@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gateway.core.caller import ANONYMOUS
 from gateway.pipeline.caps import THE_USUAL_CAPS
 from gateway.pipeline.familiar import Familiar
-from gateway.pipeline.intake import call_of, check_media, look
+from gateway.pipeline.intake import call_of, check_media, look, renamed
 from gateway.pipeline.operations import CHAT, MESSAGES, Operation
 
 MARK = b'"assistant"'
@@ -81,7 +81,9 @@ def test_what_is_known_is_what_a_look_says(operation: Operation, made: tuple[byt
     looked = look(body, operation)
     check_media(looked, THE_USUAL_CAPS)
     expected = call_of(looked, operation, ANONYMOUS)
-    assert call._replace(body=[]) == expected._replace(body=[], prompt_tokens_estimate=call.prompt_tokens_estimate)
+    assert call._replace(body=[], model_at=None) == expected._replace(
+        body=[], prompt_tokens_estimate=call.prompt_tokens_estimate
+    )
     # Of a short text in a large body, what looks like an image in base64 is counted as one by the look.
     assert call.prompt_tokens_estimate == expected.prompt_tokens_estimate or b";base64," in body
     # In the same parts: a request that took a pod down is known by a hash of each.
@@ -90,3 +92,7 @@ def test_what_is_known_is_what_a_look_says(operation: Operation, made: tuple[byt
     prompt, other = seen.prompt, looked.prompt
     assert prompt.text[prompt.start : prompt.end] == other.text[other.start : other.end]
     assert prompt.before(MARK, 512) == other.before(MARK, 512)
+    for name in ("another", 'a "third", longer'):
+        call, expected = renamed(call, name), renamed(expected, name)
+        assert b"".join(call.body) == b"".join(expected.body)
+        assert (call.model, call.body_length) == (name, expected.body_length)

@@ -159,6 +159,8 @@ class Scene:
         await self.until(
             lambda: {pod.name for pod in self.gateway.fleet.value.pods if pod.state is PodState.READY} == names
         )
+        # When a pod came or went is when the balancer heard of it: a leap before that would be no time at all.
+        await self.until(lambda: self.gateway.balancer._seen is self.gateway.fleet.value)
 
     # What operators see.
 

@@ -53,8 +53,8 @@ class _EndsWhatRuns(Admission):
         super().__init__(*given)
         self._running: WeakSet[asyncio.Task[Any]] = WeakSet()
 
-    def _plan(self, ask: Ask) -> Any:
-        plan = super()._plan(ask)
+    def _new_plan(self, ask: Ask) -> Any:
+        plan = super()._new_plan(ask)
         self.free.clear()
         return plan
 

@@ -18,7 +18,7 @@ from gateway.balancing.balancer import (
 from gateway.balancing.policy import Wish
 from gateway.core.cell import Cell
 from gateway.core.errors import QueueFull, QueueTimeout
-from gateway.core.fleet import Fleet, Gauges, Pod, PodHealth, PodLoad, PodState, Pool, Route
+from gateway.core.fleet import Fleet, Gauges, Pod, PodHealth, PodLoad, PodState, Policy, Pool, Route
 from tests.fakes import Hands
 
 COUNT_FRESH_SECONDS = 1.2
@@ -565,8 +565,9 @@ class TestEjection:
         world.pass_time(13.0)
         assert world.judge(alive=True) == ["a"]
 
-    def test_with_too_few_others_left_the_ejected_ones_are_used_all_the_same(self) -> None:
-        world = World("abcd")
+    @pytest.mark.parametrize("policy", ["least", "auto"])
+    def test_with_too_few_others_left_the_ejected_ones_are_used_all_the_same(self, policy: Policy) -> None:
+        world = World("abcd", replace(SMALL, policy=policy))
         world.eject("a")
         world.eject("b")
         assert dict(world.balancer.panics()) == {"p": False}
@@ -605,9 +606,9 @@ class TestEjection:
 class TestTrial:
     """A pod that came back from an ejection gets one request at a time."""
 
-    @pytest.fixture
-    def world(self) -> World:
-        world = World("abc", replace(SMALL, max_in_flight_per_pod=30))
+    @pytest.fixture(params=["least", "auto"])
+    def world(self, request: pytest.FixtureRequest) -> World:
+        world = World("abc", replace(SMALL, max_in_flight_per_pod=30, policy=request.param))
         world.eject("a")
         world.try_out("a")
         return world

@@ -177,7 +177,7 @@ A_POD = st.tuples(
     st.sampled_from([0, 0, 50, 400]),
     st.sampled_from([0] * 9 + [1]),
     st.sampled_from([1.0] * 9 + [0.5]),
-    st.sampled_from([40] * 9 + [41, 128]),
+    st.sampled_from([64] * 9 + [5]),
 )
 """In flight, failed, waiting tokens, others, weight, room."""
 

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.core.caller import Tenant
 from gateway.limits.keys import KeyEntry, KeyRing, digest
-from tests.door import STREAM, Door, door, turn_the_loop
+from tests.door import GOOD, STREAM, Door, door, turn_the_loop
 from tests.raw import RawClient, chat, request
 
 
@@ -230,6 +230,26 @@ async def test_who_says_something_new_each_time_has_its_heads_read_and_not_kept(
             assert (await at.client.answer()).status == 200
         assert parsed.heads == 10
         assert len(at.gateway.gateway.edge.known) <= 5
+
+
+async def test_while_it_is_served_its_connection_is_busy_and_not_let_go() -> None:
+    may_answer = asyncio.Event()
+    async with known() as at:
+        edge = at.gateway.gateway.edge
+        assert not edge.busy
+        at.pod.scripts = [[may_answer, GOOD]]
+        at.client.send(at.chat())
+        async with asyncio.timeout(5):
+            while at.asked < 2:
+                await asyncio.sleep(0)
+        assert edge.busy
+        edge.turn_away()
+        edge.let_go()
+        edge.close()
+        may_answer.set()
+        came = await at.client.answer()
+        assert (came.status, came.headers["connection"]) == (200, "close")
+        assert await at.client.closed()
 
 
 async def test_what_else_is_asked_in_between_does_not_make_it_forgotten(parsed: Parsed) -> None:

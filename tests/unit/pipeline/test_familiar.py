@@ -8,8 +8,8 @@ import pytest
 from gateway.core.call import Call
 from gateway.core.caller import ANONYMOUS
 from gateway.pipeline.caps import THE_USUAL_CAPS, Caps
-from gateway.pipeline.familiar import MAX_FRAMES, MAX_SIDE_BYTES, Familiar
-from gateway.pipeline.intake import PROMPT_FIELDS, WORTH_CUTTING_BYTES, Look, call_of, look
+from gateway.pipeline.familiar import MAX_FRAMES, MAX_SIDE_BYTES, OFTEN, UNPLAIN, Familiar
+from gateway.pipeline.intake import PROMPT_FIELDS, WORTH_CUTTING_BYTES, Look, call_of, look, renamed
 from gateway.pipeline.operations import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES_API, Operation
 
 WORDS = "Name three colours. "
@@ -29,8 +29,8 @@ def knowing(*bodies: bytes, operation: Operation = CHAT, caps: Caps = THE_USUAL_
     """One to which these came as often as it takes."""
     familiar = Familiar()
     for body in bodies:
-        familiar.note(body, operation, caps)
-        familiar.note(body, operation, caps)
+        for _ in range(OFTEN):
+            familiar.note(body, operation, caps)
     return familiar
 
 
@@ -39,7 +39,7 @@ def told(familiar: Familiar, body: bytes, operation: Operation = CHAT) -> tuple[
 
 
 def as_bytes(call: Call) -> Call:
-    return call._replace(body=[bytes(part) for part in call.body])
+    return call._replace(body=[bytes(part) for part in call.body], model_at=None)
 
 
 def assert_as_looked_at(known: tuple[Look, Call], body: bytes, operation: Operation = CHAT) -> None:
@@ -84,6 +84,19 @@ def test_what_is_known_is_what_a_look_would_say(beside: dict[str, Any], operatio
         assert_as_looked_at(known, body, operation)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("first", [True, False], ids=["before the messages", "behind them"])
+def test_where_the_model_is_named_is_known_if_that_is_before_the_messages(first: bool, stream: bool) -> None:
+    members = {"model": "m", "messages": [said(WORDS)], "stream": stream}
+    body = json.dumps(members if first else dict(reversed(members.items()))).encode()
+    known = told(knowing(body), body)
+    assert known is not None
+    call = known[1]
+    assert (call.model_at is not None) is first
+    sent = json.loads(b"".join(renamed(renamed(call, "other"), "ü").body))
+    assert sent == members | {"model": "ü"} | ({"stream_options": {"include_usage": True}} if stream else {})
+
+
 def test_the_spelling_of_the_rest_is_no_matter() -> None:
     for spelling in ({"indent": 1}, {"separators": (",", ":")}, {"separators": (" ,", " : ")}):
         first, second = (
@@ -113,9 +126,8 @@ def test_the_spelling_of_the_rest_is_no_matter() -> None:
     ids=str,
 )
 def test_what_is_not_plain_is_looked_at(message: Any, times: int) -> None:
-    familiar = knowing(body_of(said("?")))
-    assert told(familiar, body_of(message, said(WORDS * times))) is None
-    assert told(familiar, body_of(said(WORDS * times), message)) is None
+    for body in (body_of(message, said(WORDS * times)), body_of(said(WORDS * times), message)):
+        assert told(knowing(body_of(said("?"))), body) is None
 
 
 @pytest.mark.parametrize("times", LENGTHS)
@@ -171,12 +183,16 @@ def test_where_the_messages_are_not_all_a_frame_says_nothing() -> None:
 
 def test_a_list_that_stands_elsewhere_is_not_taken_for_the_messages() -> None:
     frame = b'{"model":"m","messages":%b,"x":1}'
-    familiar = knowing(frame % b"[]")
-    assert told(familiar, frame % b'[],"stop":[]') is None
-    assert told(familiar, b'{"model":"m","messages":[]') is None
-    # The same bytes, parted elsewhere.
-    assert told(familiar, b'{"model":"m","messages":,[]"x":1}') is None
-    assert told(familiar, b'{"model":"m"[],"messages":,"x":1}') is None
+    for body in (
+        frame % b'[],"stop":[]',
+        b'{"model":"m","messages":[]',
+        # The same bytes, parted elsewhere.
+        b'{"model":"m","messages":,[]"x":1}',
+        b'{"model":"m"[],"messages":,"x":1}',
+    ):
+        familiar = knowing(frame % b"[]")
+        assert told(familiar, frame % b"[]") is not None
+        assert told(familiar, body) is None
 
 
 @pytest.mark.parametrize("operation", [COMPLETIONS, EMBEDDINGS, RESPONSES_API, MESSAGES], ids=lambda each: each.label)
@@ -190,7 +206,35 @@ def test_other_caps_are_asked_anew() -> None:
     body = body_of(said("?"), n=4)
     familiar = knowing(body)
     assert told(familiar, body) is not None
-    assert familiar.told(body, CHAT, Caps(max_n=2)) is None
+    other = Caps(max_n=8)
+    assert familiar.told(body, CHAT, other) is None
+    for _ in range(OFTEN):
+        familiar.note(body, CHAT, other)
+    assert familiar.told(body, CHAT, other) is not None
+    assert told(familiar, body) is None
+
+
+def test_one_frame_may_be_known_for_two_operations() -> None:
+    body = body_of(said("?"), max_completion_tokens=5)
+    familiar = knowing(body)
+    for _ in range(OFTEN):
+        familiar.note(body, MESSAGES, THE_USUAL_CAPS)
+    for operation in (CHAT, MESSAGES):
+        known = told(familiar, body, operation)
+        assert known is not None
+        assert_as_looked_at(known, body, operation)
+
+
+def test_it_is_found_out_once_that_a_frame_says_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def counting(body: bytes, operation: Operation) -> Look:
+        looks.append(body)
+        return look(body, operation)
+
+    monkeypatch.setattr("gateway.pipeline.familiar.look", counting)
+    knowing(*[body_of(said("?"), tools=[])] * 5, *[body_of(said("?"), system="you are")] * 5)
+    assert len(looks) <= 2
 
 
 def test_what_came_once_is_not_kept_and_what_is_kept_is_bounded() -> None:
@@ -206,4 +250,15 @@ def test_what_came_once_is_not_kept_and_what_is_kept_is_bounded() -> None:
         for _ in range(2):
             familiar.note(body_of(said("?"), seed=seed), CHAT, THE_USUAL_CAPS)
     assert len(familiar._frames) <= MAX_FRAMES
-    assert len(familiar._once) <= MAX_FRAMES
+    assert len(familiar._times) <= MAX_FRAMES
+
+
+def test_a_frame_that_comes_with_messages_that_are_not_plain_is_left_alone_for_a_while() -> None:
+    plain, other = body_of(said("?")), body_of(said(None))
+    familiar = knowing(plain)
+    assert told(familiar, other) is None
+    for _ in range(UNPLAIN + 1):
+        familiar.note(other, CHAT, THE_USUAL_CAPS)
+        assert told(familiar, plain) is None
+    familiar.note(plain, CHAT, THE_USUAL_CAPS)
+    assert told(familiar, plain) is not None

@@ -268,3 +268,14 @@ def test_a_large_body_is_looked_at_in_steps(kind: str) -> None:
             seen = last.value
     assert seen == look(body, CHAT)
     assert count >= 5
+
+
+@pytest.mark.parametrize("length", [1, WORTH_CUTTING_BYTES], ids=["small", "large"])
+def test_a_message_that_ends_with_the_word_is_no_answer(length: int) -> None:
+    mark = b'"assistant"'
+    question, answer = said("?" * length + 'say "assistant'), said("yes", "assistant")
+    for messages, end in (((question,), KEY_BYTES), ((question, answer), -1), ((answer, question), -1)):
+        whole = raw(list(messages))
+        if end < 0:
+            end = whole.index(b'"role": "assistant"') + len(b'"role": ')
+        assert look(raw(chat(*messages)), CHAT).prompt.before(mark, KEY_BYTES) == whole[max(0, end - KEY_BYTES) : end]
