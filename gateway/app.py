@@ -313,6 +313,8 @@ class Gateway:
     def _use_keys(self, entries: Iterable[KeyEntry]) -> None:
         self.reception.keys = KeyRing(entries, self.clock.wall)
         self.admission.forget_callers()
+        # What was decided on them holds no more, and would keep the ring of before.
+        self.edge.known.clear()
 
     def _use_certificate(self, certificate: Certificate) -> None:
         if self.edge.tls is not None:

@@ -12,7 +12,6 @@ session or a pod among others, and every replica has to place it alike: those ar
 
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
-from functools import lru_cache
 from hashlib import blake2b
 from struct import Struct
 
@@ -40,9 +39,6 @@ LENGTHS: tuple[int, ...] = (
 
 KEY_BYTES = 512
 """How much of a session's name, or of a prompt, a key is made of."""
-
-MAX_KEYS = 256
-"""Remembered, of the conversations that came last: the next turn of one has the same key."""
 
 Seed = tuple[str | bytes, ...]
 """What keeps prompts apart that read alike but share no cache: the model, the adapter, the tools, a tenant's salt."""
@@ -90,24 +86,18 @@ def uid_key(uid: str) -> int:
 
 
 def _key(purpose: bytes, *parts: str | bytes) -> int:
-    # Cut before they are remembered, not only before they are hashed: a name may be as long as a body.
-    return _hashed(purpose, *[part[:KEY_BYTES] for part in parts])
-
-
-@lru_cache(maxsize=MAX_KEYS)
-def _hashed(purpose: bytes, *parts: str | bytes) -> int:
     said = []
     for part in parts:
-        # A name out of JSON may hold half of a surrogate pair.
-        raw = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        said.append(b"%d:%b" % (len(raw), raw))
+        # Cut before it is read: a name may be as long as a body. One out of JSON may hold half of a surrogate pair.
+        raw = part[:KEY_BYTES].encode("utf-8", "surrogatepass") if isinstance(part, str) else part[:KEY_BYTES]
+        said += b"%d:" % len(raw), raw
     digest = blake2b(b"".join(said), digest_size=8, person=purpose)
     # Odd, and so never 0, and the product of two keys (see `policy.session`) loses no bit of either.
     return int.from_bytes(digest.digest(), "big") | 1
 
 
 _NOTED = tuple([(1 << power) - 1 for power in range(32)])
-"""The last blocks of a prompt's beginnings that are noted: those of 1, 2, 4, 8 … blocks."""
+"""Places of the last hashes of a prompt's beginnings that are noted: those of 1, 2, 4, 8 … hashes."""
 
 
 class _Believed:
@@ -152,7 +142,7 @@ class PrefixIndex:
     loop for a millisecond whenever Python rebuilds it.
 
     `holder` has a memory of its own, for pools too large to ask about each pod. To remember many prompts rather than
-    every block of a few, it notes a prompt's end and the beginnings of 1, 2, 4, 8 … blocks. It is two dicts, of an
+    every block of a few, it notes a prompt's end and the beginnings of 1, 2, 4, 8 … hashes. It is two dicts, of an
     eighth of `in_all` each: when the young one is full it becomes the old one, and the old one is dropped.
     """
 

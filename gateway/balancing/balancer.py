@@ -132,13 +132,13 @@ class _Way:
     def __init__(self, state: _PoolState, seats: list[Seat], tally: _Tally) -> None:
         self.state = state
         self.seats = seats
-        """Of its ready pods; never another list."""
+        """Of its ready pods. The very list is what a choice says it weighed, if that was all of them."""
         self.names = tuple([seat.name for seat in seats])
         self.tally = tally
         self.is_usual = state.pool.policy == "auto" and 1 < len(seats) <= MOST_WEIGHED
         """Most choices here are those of `least_work`."""
         self.only = Choice(seats[0], "only") if len(seats) == 1 else None
-        """There is none."""
+        """What is chosen where there is nothing to choose."""
 
 
 class Balancer:
@@ -604,7 +604,8 @@ class Balancer:
 
 
 class Lease:
-    """One attempt at one pod, counted from its making until its block ends. See `Balancer.lease_nowait`.
+    """One attempt at one pod, counted from its making until its block ends. `Balancer.lease_nowait` makes it, and sets
+    what has no default here: a constructor would be a frame more.
 
     Whoever holds it tells how the attempt went: `began` at its first token, then one of `answered` and `failed`, or
     neither if the attempt says nothing of the pod.

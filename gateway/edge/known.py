@@ -1,8 +1,8 @@
 """Heads that came before: pure.
 
 A client says the same head with each request, but for its length. What was decided on the whole of it the first time
-holds for one that has the same bytes everywhere else: so it is compared, and not parsed. Its key is no part of what is
-kept, and is found as it is among the keys, by its SHA-256: that leaks nothing through time.
+holds for one that has the same bytes everywhere else: so it is compared, and not parsed. Of its key the SHA-256 alone
+is kept and compared, as of all keys: how long that takes tells nothing of a key.
 """
 
 import re
@@ -42,7 +42,7 @@ class KnownHead(NamedTuple):
 
 
 Sayings = dict[tuple[bytes, bytes, bytes, bytes], KnownHead]
-"""Heads by their key's digest and their bytes."""
+"""Heads by their key's digest and their bytes: what one client says, and others with keys of their own."""
 
 
 def known_head(data: bytes, regular: Regular, account: Account) -> KnownHead | None:

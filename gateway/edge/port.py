@@ -23,7 +23,7 @@ _CATCH_UP_TURNS = 32
 """Turns of the loop, each of which reads 256 KiB of a connection: as much as waits in a socket."""
 _MOST_HOSTS = 1024
 _MOST_KNOWN = 4096
-"""Of some KiB at most each, one for each key that says it."""
+"""Heads that are kept, for each key that says one: of some KiB at most."""
 
 
 class Edge:
@@ -99,7 +99,7 @@ class Edge:
             self.hosts.add(host)
 
     def remember_head(self, known: KnownHead) -> KnownHead:
-        """For all connections on which it comes. What was decided last on such a head holds."""
+        """Keep a head for all connections on which it comes, with what was decided on it last."""
         saying = known.digest, *known[:3]
         before = self.known.get(saying)
         if before == known:

@@ -196,7 +196,8 @@ class ClientConnection(asyncio.Protocol):
         errand.go_on()
 
     def _take_known(self, data: bytes, visit: Visit | None, account: Account, length: int, came: bytes) -> None:
-        """A head that was known, with so much of its body, which may be all for which there is no room."""
+        """Go on with a head that was known, whose body has not come whole, or finds no room. Where more came than the
+        body, or what was decided does not hold any more, all of it is read."""
         edge = self._edge
         if visit is None or len(came) > length or length > min(visit.max_body_bytes, edge.bodies.left):
             self._read_on(data)
@@ -211,7 +212,7 @@ class ClientConnection(asyncio.Protocol):
         self._take_body(came)
 
     def _read_on(self, data: bytes) -> None:
-        """Read a head, or what it said will come."""
+        """Read a head the long way, or what it said will come."""
         if self._lingering:
             return
         if self._exchange is not None:
@@ -557,6 +558,7 @@ class ClientConnection(asyncio.Protocol):
         transport = self._transport
         return (
             not self._head_bytes
+            and not self._behind_bytes
             and self._exchange is None
             and (transport is None or not transport.get_write_buffer_size())
         )
@@ -589,7 +591,7 @@ class ClientConnection(asyncio.Protocol):
 
     def turn_away(self) -> None:
         """Refuse a request that has come in part."""
-        if self._exchange is None and not self._lingering and not self.idle:
+        if self._exchange is None and not self._lingering and self._head_bytes:
             self.refuse(draining())
 
     def let_go(self) -> None:

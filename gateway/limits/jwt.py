@@ -120,7 +120,7 @@ def object_of(text: bytes) -> dict[str, Any]:
 
     Raises `ValueError`.
     """
-    # A Python of today reads as deep as its stack is.
+    # From Python 3.12 on a decoder reads as deep as the stack is.
     if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS:
         raise ValueError("it holds too many lists and objects")
     try:

@@ -21,9 +21,13 @@ MAX_CONTAINERS = 131_072
 """Objects and lists in a body. A model that reads a million tokens has not that many messages to read."""
 
 _LONG = 4096
+"""Digits that Python's parser takes in any case: 4,300 are the most."""
 _SHORT = 16_384
+"""Bytes of a text in which to count brackets is cheaper than to search for them."""
 _MISSES = 64
+"""So many members with a key that is looked for may have another value, until the search is given up."""
 _LAYERS = 8
+"""Of nesting, taken away in one step."""
 _TOO_DEEP = b"[" * (MAX_NESTING + 1)
 _SPACED = {
     key: b', "%b": ' % key.encode()

@@ -41,7 +41,7 @@ class BodyBudget:
         self._chance = chance
         self._accounts: WeakValueDictionary[str, Account] = WeakValueDictionary()
         self.anybody = Account(inf)
-        """Whose bodies are whose is not told."""
+        """Of bodies of which nobody tells whose they are: bounded by the budget alone."""
 
     @property
     def held(self) -> int:

@@ -1,4 +1,4 @@
-"""Bodies that are like others but for their messages: pure.
+"""Bodies that are like others but for their messages.
 
 An application says the same with each request beside its messages: a model, a temperature, how many tokens at most.
 What was decided on all that holds for each further body that has the same bytes around its messages, so these are
@@ -10,6 +10,7 @@ of its own with an empty list between, and that list its `messages`. So whatever
 that is valid as well, has the same members, each of them once, and differs in this value alone.
 """
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -37,13 +38,18 @@ from gateway.pipeline.operations import CHAT, JSON, MESSAGES, Operation
 from gateway.upstream.usage import BYTES_PER_TOKEN
 
 MAX_FRAMES = 256
+"""That are known at a time. As many are counted."""
 MAX_SIDE_BYTES = 512
-"""Of what stands on either side of the messages."""
+"""Of what stands before the messages, and of what stands behind them: all of it is kept."""
 OFTEN = 2
 """So often a frame comes before it is noted."""
 UNPLAIN = 8
 """So many times more, if it came with messages that are not plain."""
 _QUOTE = ord('"')
+_SHORTEST = len(b'{"role":"","content":},')
+_BEFORE = re.compile(rb'[\[,]\s*+\{\s*+(?:"role"\s*+:\s*+"[^"\\]*+"\s*+,\s*+)?"content"\s*+:\s*+')
+_BEHIND = re.compile(rb'\s*+(?:,\s*+"role"\s*+:\s*+"[^"\\]*+"\s*+)?\}\s*+')
+"""What stands around a message's content, from the end of the last one."""
 
 
 class _Short(msgspec.Struct, gc=False, forbid_unknown_fields=True):
@@ -95,8 +101,9 @@ class Familiar:
     def __init__(self) -> None:
         self._caps: Caps | None = None
         self._frames: dict[_Sides, _Frame] = {}
-        self._times: dict[_Sides, int] = {}
-        """How often each came. Many never come again: of those who send a seed, or a user's name."""
+        self._times: dict[int, int] = {}
+        """How often each came, by its hash: nothing is kept of what never becomes a frame. Many never come again, as
+        those that hold a seed, or a user's name."""
 
     def told(self, body: bytes, operation: Operation, caps: Caps) -> tuple[Look, Call] | None:
         """What `look` and `call_of` say of a body whose frame is known. None: only they can tell."""
@@ -113,7 +120,7 @@ class Familiar:
             # Those of this frame may never be plain. To find that out again each time would cost as much as to know it.
             sides = operation.path, body[:start], body[end:]
             del self._frames[sides]
-            self._times[sides] = -UNPLAIN
+            self._times[hash(sides)] = -UNPLAIN
             return None
         tokens = length // BYTES_PER_TOKEN
         parts: Parts = [body]
@@ -138,10 +145,11 @@ class Familiar:
             self._drop_all()
             self._caps = caps
         sides = operation.path, body[:start], body[end:]
-        times = self._times.get(sides, 0) + 1
+        seen = hash(sides)
+        times = self._times.get(seen, 0) + 1
         if times == 1 and len(self._times) >= MAX_FRAMES:
             self._times.clear()
-        self._times[sides] = times
+        self._times[seen] = times
         if times == OFTEN and (frame := _frame_of(b"[]".join(sides[1:]), operation, caps)) is not None:
             if len(self._frames) >= MAX_FRAMES:
                 self._drop_all()
@@ -187,6 +195,27 @@ def _long_ones(body: bytes, start: int, end: int) -> Sequence[_Long]:
     if not body.isascii():
         str(body, "utf-8")
     messages: Sequence[_Long] = entries_of(_long(memoryview(body)[start:end]))
-    if {memoryview(each.content)[0] for each in messages} - {_QUOTE}:
+    if {memoryview(each.content)[0] for each in messages} - {_QUOTE} or _says_more(body, start, end, messages):
         raise msgspec.ValidationError
     return messages
+
+
+def _says_more(body: bytes, start: int, end: int, messages: Sequence[_Long]) -> bool:
+    """Whether there may be more in these messages than what was read of them: a content that another one follows in the
+    same message is not looked at, so it may nest as deep as it likes.
+
+    Of those without a space between them the length says that there is not.
+    """
+    said = sum([len(each.role) + len(each.content) for each in messages])
+    if not messages or end - start == said + _SHORTEST * len(messages) + 1:
+        return False
+    at = start
+    for each in messages:
+        before = _BEFORE.match(body, at)
+        if before is None or not body.startswith(each.content, before.end()):
+            return True
+        behind = _BEHIND.match(body, before.end() + len(each.content))
+        if behind is None:
+            return True
+        at = behind.end()
+    return at != end - 1

@@ -90,9 +90,12 @@ class RequestHeads:
         if accept is not None and len(accept) > _MAX_PASSED_BYTES:
             # It does not pass, and is too long to be kept.
             return _all_but(path, host, authorization, content_type, b"")
+        passed = b"accept: %b\r\n" % accept if accept else b""
+        if len(content_type) > _MAX_PASSED_BYTES or content_type.startswith(b"multipart/"):
+            # A form's boundary never comes again.
+            return _all_but(path, host, authorization, content_type, passed)
         if len(self._kept) >= self.max_kept:
             self._kept.clear()
-        passed = b"accept: %b\r\n" % accept if accept else b""
         all_but = _all_but(path, host, authorization, content_type, passed)
         self._kept[path, host, authorization, content_type, accept] = all_but
         return all_but

@@ -1,11 +1,13 @@
 """The configuration changes while requests run: what is new holds for what comes, and what runs goes on."""
 
 import asyncio
+import gc
 import json
 import os
 import re
 import signal
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -285,6 +287,24 @@ async def test_a_key_that_is_added_opens_and_one_that_is_revoked_does_not(keys: 
         assert await status(gateway, *made) == 403
         assert gateway.sample("poolgate_config_reloads_total", result="applied") == 2
         assert (await ops.get("/status.json")).json()["config"]["error"] == ""
+
+
+async def test_rings_of_keys_that_were_replaced_are_let_go(keys: Keys) -> None:
+    """Though what was decided on known heads was decided by them."""
+    key = keys.make()
+    async with ScriptedPod([[GOOD]]) as pod, running([pod], keys_file=keys.file) as gateway:
+        before = []
+        for _ in range(3):
+            ring = gateway.gateway.reception.keys
+            assert ring is not None
+            before.append(weakref.ref(ring))
+            del ring
+            assert [await status(gateway, key) for _ in range(2)] == [200, 200]
+            assert gateway.gateway.edge.known
+            await reloaded(gateway, lambda: keys.make())
+        await gateway.settled()
+        gc.collect()
+        assert [ring() for ring in before] == [None] * 3
 
 
 async def test_a_stream_of_a_key_that_is_revoked_goes_on_to_its_end(keys: Keys) -> None:

@@ -1,12 +1,14 @@
 """The retry table of the contract, row by row, on real sockets: what can happen before the first byte."""
 
 import asyncio
+import gc
 import socket
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from gateway.pipeline.relay import Relay
 from tests.fakes import STREAM_HEAD, Close, Hang, Reset, ScriptedPod, answer, chunk
 from tests.raw import ask, chat, request
 from tests.running import Side, captured, running
@@ -159,6 +161,26 @@ async def test_a_failed_pod_is_not_counted_while_the_retry_runs(side: Side) -> N
         await asyncio.gather(asking, return_exceptions=True)
         await gateway.settled()
         assert gateway.gateway.balancer.in_flight(uids["chat-1"]) == 0
+
+
+@pytest.mark.parametrize("lost", [[Close], [answer(b'{"error":{"message":"%b"}}' % (b"x" * 900_000), b"503 Busy")]])
+async def test_nothing_that_a_failed_pod_said_is_held_while_the_retry_runs(side: Side, lost: list[Any]) -> None:
+    """A stream lasts, and what a pod may say before it fails is a megabyte."""
+    event = chunk(b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n')
+    pods = [ScriptedPod([lost]), ScriptedPod([[STREAM_HEAD + event, Hang]])]
+    async with pods[0], pods[1], running(pods, side=side) as gateway:
+        # Until the one that fails is met first.
+        while not pods[0].requests:
+            asking = asyncio.create_task(ask(gateway.port, request(chat(stream=True), key=gateway.key)))
+            before = len(pods[1].requests)
+            while len(pods[1].requests) == before:
+                await asyncio.sleep(0.001)
+            gc.collect()
+            held = sum(isinstance(each, Relay) for each in gc.get_objects())
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            await gateway.settled()
+        assert held == 1
 
 
 async def test_idle_connections_are_used_again(side: Side) -> None:

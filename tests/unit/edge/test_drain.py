@@ -178,7 +178,42 @@ async def test_a_refusal_that_its_client_has_not_read_is_waited_for() -> None:
         await until(lambda: not edge.busy)
 
 
+async def test_who_sent_more_behind_a_request_has_time_to_read_its_answer() -> None:
+    may_end = asyncio.Event()
+    async with gateway_of([GOOD], [may_end, GOOD]) as gateway, visitor(gateway) as client:
+        await asked_well(gateway, client)
+        edge = await busy_with(gateway, client, request(chat(), key=gateway.key))
+        await until(lambda: gateway.gateway.pipeline.active)
+        client.send(b"more")
+        await turn_the_loop()
+        may_end.set()
+        came = await client.answer()
+        assert (came.status, came.headers["connection"]) == (200, "close")
+        await turn_the_loop()
+        assert edge.busy
+        client.leave()
+        await until(lambda: not edge.busy)
+
+
 # At the limit.
+
+
+async def test_who_still_reads_an_answer_and_asks_nothing_is_told_nothing_else() -> None:
+    async with gateway_of([LARGE]) as gateway, narrow_door(gateway.gateway.edge) as port:
+        edge, client = gateway.gateway.edge, await RawClient.connect(port)
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket's transport can
+        client.send(request(chat(), key=gateway.key))
+        await until(lambda: len(gateway.lines()) == 1)
+        await turn_the_loop()
+        assert edge.busy
+        edge.turn_away()
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]  # as above
+        assert (await client.answer()).clean
+        await until(lambda: not edge.busy)
+        edge.let_go()
+        assert await client.closed()
+        assert len(gateway.lines()) == 1
+        client.leave()
 
 
 @pytest.mark.parametrize("part", [10, -10], ids=["head", "body"])

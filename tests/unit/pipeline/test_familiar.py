@@ -156,6 +156,35 @@ def test_what_is_no_json_is_looked_at(content: bytes, times: int) -> None:
     assert told(knowing(first), first.replace(b'"here"', content)) is None
 
 
+@pytest.mark.parametrize("times", LENGTHS)
+@pytest.mark.parametrize("spelling", [b'"content"', b'"c\\u006fntent"'])
+@pytest.mark.parametrize(
+    "hidden", [b"[" * 70 + b"]" * 70, b"1" * 5000, b'"a"', b'[{"role": "user", "content": "x"}, {"role": "user"}]']
+)
+def test_what_a_second_content_hides_is_looked_at(hidden: bytes, spelling: bytes, times: int) -> None:
+    for spaces in ((",", ":"), (", ", ": ")):
+        first = json.dumps({"model": "m", "messages": [said(WORDS * times), said("here")]}, separators=spaces).encode()
+        familiar = knowing(first)
+        assert told(familiar, first) is not None
+        body = first.replace(b'"content"', spelling + b":" + hidden + b',"content"', 1)
+        known = told(familiar, body)
+        if known is not None:
+            assert_as_looked_at(known, body)
+
+
+@pytest.mark.parametrize("count", [1, 33, 64])
+@pytest.mark.parametrize("spelling", [{}, {"indent": 2}, {"separators": (",", ":")}], ids=str)
+def test_a_large_body_is_known_in_any_spelling(spelling: dict[str, Any], count: int) -> None:
+    messages = [
+        {"content": "[{" * 400 + WORDS * LENGTHS[1], "role": "user"},
+        *(said(WORDS, "élève") for _ in range(count - 1)),
+    ]
+    body = json.dumps({"model": "m", "messages": messages}, ensure_ascii=False, **spelling).encode()
+    known = told(knowing(body), body)
+    assert known is not None
+    assert_as_looked_at(known, body)
+
+
 def test_where_the_messages_are_not_all_a_frame_says_nothing() -> None:
     for more in (
         *({name: "you are" for name in PROMPT_FIELDS if name != "messages"}),

@@ -89,7 +89,9 @@ SAID = {
         st.sampled_from([b"accept", b"traceparent", b"tracestate", b"cookie"]),
         st.sampled_from([b"", b"*/*", b"%d %b %%", b"text/event-stream", b"a" * 512, b"a" * 513]),
     ),
-    "content_type": st.sampled_from([b"application/json", b"multipart/form-data; boundary=100%25"]),
+    "content_type": st.sampled_from(
+        [b"application/json", b"multipart/form-data; boundary=100%25", b"a/b; %d" + b"c" * 512]
+    ),
     "attempt_id": st.sampled_from(["abc-1", "abc-2"]),
     "length": st.integers(0, 1 << 40),
     "priority": st.sampled_from([0, 0, 0, -3]),
@@ -118,7 +120,15 @@ def test_heads_are_kept_in_bounds_however_many_there_are() -> None:
     assert max(sizes) == RequestHeads.max_kept
 
 
-def test_what_is_too_long_to_pass_is_not_kept() -> None:
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        (b"a" * 513, b"application/json"),
+        (b"*/*", b"application/json; more=" + b"b" * 500),
+        (b"*/*", b"multipart/form-data; boundary=a"),
+    ],
+)
+def test_what_is_long_or_never_comes_again_is_not_kept(accept: bytes, content_type: bytes) -> None:
     heads = RequestHeads()
-    heads.of(b"/tokenize", b"10.0.0.7:8000", b"", {b"accept": b"a" * 513}, b"application/json", "abc-1", 17)
+    heads.of(b"/tokenize", b"10.0.0.7:8000", b"", {b"accept": accept}, content_type, "abc-1", 17)
     assert not heads._kept
