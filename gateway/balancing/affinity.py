@@ -86,7 +86,7 @@ def uid_key(uid: str) -> int:
 
 
 def _key(purpose: bytes, *parts: str | bytes) -> int:
-    said = []
+    said: list[bytes] = []
     for part in parts:
         # Cut before it is read: a name may be as long as a body. One out of JSON may hold half of a surrogate pair.
         raw = part[:KEY_BYTES].encode("utf-8", "surrogatepass") if isinstance(part, str) else part[:KEY_BYTES]
