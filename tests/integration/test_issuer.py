@@ -116,7 +116,7 @@ async def test_a_redirection_to_nowhere_is_a_failure(place: str) -> None:
     [
         (answer(b"<html>"), "what comes is of no use: it is not JSON"),
         (answer(b"[]"), "what comes is of no use: it is no JSON object"),
-        (answer(b"[" * 100_000), "what comes is of no use: it is not JSON"),
+        (answer(b"[" * 100_000), "what comes is of no use: it holds too many lists and objects"),
         (answer(b""), "what comes is of no use: it is not JSON"),
         (answer(b"{}", b"500 Oops"), "the answer with the * has the status 500"),
         (answer(b"{}", b"204 Nothing"), "the answer with the * has the status 204"),
