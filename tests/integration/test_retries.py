@@ -173,8 +173,9 @@ async def test_nothing_that_a_failed_pod_said_is_held_while_the_retry_runs(side:
         while not pods[0].requests:
             asking = asyncio.create_task(ask(gateway.port, request(chat(stream=True), key=gateway.key)))
             before = len(pods[1].requests)
-            while len(pods[1].requests) == before:
-                await asyncio.sleep(0.001)
+            async with asyncio.timeout(5):
+                while len(pods[1].requests) == before:
+                    await asyncio.sleep(0.001)
             gc.collect()
             held = sum(isinstance(each, Relay) for each in gc.get_objects())
             asking.cancel()
