@@ -104,7 +104,7 @@ def words() -> Iterator[str]:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
                 name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
-                given = list(node.args) if name in ("Choice", "_first_in_rank") else []
+                given = list(node.args) if name in ("Choice", "_choice", "_first_in_rank") else []
                 given += [each.value for each in node.keywords if each.arg == "reason"]
                 for each in given:
                     for inner in ast.walk(each):
