@@ -91,9 +91,10 @@ _WORDS = ("system", "prompt", "input", "instructions")
 """What may be a string, beside the messages."""
 _HOLLOW = ("messages", *_WORDS)
 NO_PLACES: Mapping[str, tuple[int, int]] = MappingProxyType({})
-ANSWER = "assistant"
-"""The role of an earlier answer."""
-_RAW_ANSWER = msgspec.Raw(b'"assistant"')
+_ANSWER = "assistant"
+QUOTED_ANSWER = b'"assistant"'
+"""The role of an earlier answer. Inside a message the quotes would be escaped."""
+_RAW_ANSWER = msgspec.Raw(QUOTED_ANSWER)
 _EMPTY = Hollow(b"")
 _CONTENT = b'"content"'
 _TEXT = b'"text"'
@@ -200,7 +201,7 @@ class Plain(NamedTuple):
         start, end, messages = self
         whole = ((start, end, 0),)
         for message in messages:
-            if message.role == ANSWER or message.content == ANSWER or message.content == _RAW_ANSWER:
+            if message.role == _ANSWER or message.content == _ANSWER or message.content == _RAW_ANSWER:
                 return _prompt((body, start, end, Hollow(body), whole))
         return _prompt((body, start, end, _EMPTY, ()))
 

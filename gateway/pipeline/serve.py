@@ -7,6 +7,7 @@ it, wherever it waits.
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 from gateway.core.call import Call, Outcome, Trail
@@ -24,7 +25,7 @@ from gateway.core.errors import (
 from gateway.core.fleet import Fleet
 from gateway.core.made import maker
 from gateway.core.naming import Aliases, targets
-from gateway.limits.admission import Admission, Ask
+from gateway.limits.admission import Admission, Ask, Reservation
 from gateway.pipeline import catalogue
 from gateway.pipeline.aside import OFF_LOOP_BYTES, Aside
 from gateway.pipeline.caps import THE_USUAL_CAPS, Caps
@@ -161,18 +162,16 @@ class Pipeline:
         Raises `Forbidden`, `ModelNotFound`, `RateLimited`, `QuotaExceeded` and `Busy`, and what forwarding raises.
         """
         models = self._models(call, visit)
-        if (visit.tenant, visit.user, call.model) in self._admission.free:
-            wish = wish_of(self._fleet.value.routes.get(models[0]), call, seen, visit)
-            del seen
-            await self._forwarder.forward(request_of((visit, call, exchange, wish)), models)
-            return
-        ask = _ask(visit, call)
-        reservation = self._admission.reserve_nowait(ask, visit.trail)
-        if reservation is None:
-            await in_a_task()
-            reservation = await self._admission.reserve(ask, visit.trail)
-        with reservation:
-            visit.limit_lines = reservation.lines
+        reservation: Reservation | None = None
+        if (visit.tenant, visit.user, call.model) not in self._admission.free:
+            ask = _ask(visit, call)
+            reservation = self._admission.reserve_nowait(ask, visit.trail)
+            if reservation is None:
+                await in_a_task()
+                reservation = await self._admission.reserve(ask, visit.trail)
+        with reservation or nullcontext():
+            if reservation is not None:
+                visit.limit_lines = reservation.lines
             wish = wish_of(self._fleet.value.routes.get(models[0]), call, seen, visit)
             del seen
             await self._forwarder.forward(request_of((visit, call, exchange, wish)), models)

@@ -20,14 +20,12 @@ from gateway.core.call import Call
 from gateway.core.fleet import Policy, Route
 from gateway.core.made import maker
 from gateway.pipeline.body import Prompt
-from gateway.pipeline.intake import Look
+from gateway.pipeline.intake import QUOTED_ANSWER, Look
 from gateway.pipeline.reception import Visit
 
 _SESSION_HEADERS = (b"x-openwebui-chat-id", b"x-session-id")
 """The last one that says something counts."""
 _LOOKING = frozenset(("auto", "session", "prefix"))
-_ANSWER = b'"assistant"'
-"""The role of an earlier answer. Inside a message the quotes would be escaped."""
 
 
 _wish = maker(Wish)
@@ -40,10 +38,12 @@ def wish_of(route: Route | None, call: Call, seen: Look | None, visit: Visit) ->
         return Wish(tokens)
     policy: Policy = route.pool.policy
     # What does not generate has no cache, and what is shorter than a block shares nothing.
-    if policy == "auto" and (len(seen.body) < BLOCK_BYTES or not visit.operation.streams):
+    if (
+        (policy == "auto" and (len(seen.body) < BLOCK_BYTES or not visit.operation.streams))
+        or policy not in _LOOKING
+        or len(route.pods) < 2
+    ):
         return _wish((tokens, (), 0))
-    if policy not in _LOOKING or len(route.pods) < 2:
-        return Wish(tokens)
     seed, prompt = (route.model, seen.cache_salt), seen.prompt
     if policy == "auto":
         if prompt.end - prompt.start < BLOCK_BYTES:
@@ -64,4 +64,4 @@ def _session(seen: Look, visit: Visit) -> int:
 
 
 def _conversation(prompt: Prompt, seed: Seed) -> int:
-    return beginning_key(prompt.before(_ANSWER, KEY_BYTES), seed)
+    return beginning_key(prompt.before(QUOTED_ANSWER, KEY_BYTES), seed)

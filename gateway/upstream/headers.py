@@ -17,42 +17,9 @@ _PASSED_BESIDE_TRACE = (b"accept",)
 _MAX_PASSED_BYTES = 512
 
 
-def request_head(
-    path: bytes,
-    host: bytes,
-    authorization: bytes,
-    fields: Mapping[bytes, bytes],
-    content_type: bytes,
-    attempt_id: str,
-    length: int,
-    priority: int = 0,
-    trace: bytes | None = None,
-) -> bytes:
-    """The head of a POST to a pod. `fields` are the caller's headers, names lower case. Priority 0 is not told.
-
-    `trace`: whole lines, in place of what the caller says of its trace.
-    """
-    passed = b"x-vllm-priority: %d\r\n" % priority if priority else b""
-    if trace is not None:
-        passed += trace
-    for name in _PASSED if trace is None else _PASSED_BESIDE_TRACE:
-        value = fields.get(name)
-        if value and len(value) <= _MAX_PASSED_BYTES:
-            passed += b"%b: %b\r\n" % (name, value)
-    return _all_but(path, host, authorization, content_type, passed) % (length, attempt_id.encode("ascii"))
-
-
-def _all_but(*said: bytes) -> bytes:
-    """A head but for its length and its id, which are put in by `%`."""
-    return (
-        b"POST %b HTTP/1.1\r\nhost: %b\r\n%bcontent-type: %b\r\ncontent-length: %%d\r\n"
-        b"accept-encoding: identity\r\nx-request-id: %%b\r\n%b\r\n"
-    ) % tuple([each.replace(b"%", b"%%") for each in said])
-
-
 class RequestHeads:
-    """Makes `request_head`s, and keeps most of the usual ones: the same callers ask the same pods, and only the length
-    and the id are others each time.
+    """Makes the heads of POSTs to pods, and keeps most of the usual ones: the same callers ask the same pods, and only
+    the length and the id are others each time.
 
     What is kept is found by all that it was made of, so nothing makes it untrue. When there is too much of it, all of
     it is dropped.
@@ -63,7 +30,7 @@ class RequestHeads:
     __slots__ = ("_kept",)
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[bytes, bytes, bytes, bytes, bytes | None], bytes] = {}
+        self._kept: dict[tuple[bytes, bytes, bytes, bytes, bytes], bytes] = {}
 
     def of(
         self,
@@ -77,28 +44,46 @@ class RequestHeads:
         priority: int = 0,
         trace: bytes | None = None,
     ) -> bytes:
-        """See `request_head`."""
-        if priority or trace is not None or b"traceparent" in fields or b"tracestate" in fields:
-            return request_head(path, host, authorization, fields, content_type, attempt_id, length, priority, trace)
-        alike = (path, host, authorization, content_type, fields.get(b"accept"))
-        kept = self._kept.get(alike)
-        if kept is None:
-            kept = self._keep(*alike)
-        return kept % (length, attempt_id.encode("ascii"))
+        """One of them. `fields` are the caller's headers, names lower case. Priority 0 is not told.
 
-    def _keep(self, path: bytes, host: bytes, authorization: bytes, content_type: bytes, accept: bytes | None) -> bytes:
-        if accept is not None and len(accept) > _MAX_PASSED_BYTES:
-            # It does not pass, and is too long to be kept.
-            return _all_but(path, host, authorization, content_type, b"")
-        passed = b"accept: %b\r\n" % accept if accept else b""
-        if len(content_type) > _MAX_PASSED_BYTES or content_type.startswith(b"multipart/"):
-            # A form's boundary never comes again.
-            return _all_but(path, host, authorization, content_type, passed)
-        if len(self._kept) >= self.max_kept:
-            self._kept.clear()
-        all_but = _all_but(path, host, authorization, content_type, passed)
-        self._kept[path, host, authorization, content_type, accept] = all_but
+        `trace`: whole lines, in place of what the caller says of its trace.
+        """
+        if priority or trace is not None or b"traceparent" in fields or b"tracestate" in fields:
+            all_but = _all_but(path, host, authorization, content_type, _passed(fields, priority, trace))
+        else:
+            alike = (path, host, authorization, content_type, fields.get(b"accept", b""))
+            all_but = self._kept.get(alike) or self._made(alike, _passed(fields))
+        return all_but % (length, attempt_id.encode("ascii"))
+
+    def _made(self, alike: tuple[bytes, bytes, bytes, bytes, bytes], passed: bytes) -> bytes:
+        *to, content_type, accept = alike
+        all_but = _all_but(*to, content_type, passed)
+        # A form's boundary never comes again.
+        if max(len(content_type), len(accept)) <= _MAX_PASSED_BYTES and not content_type.startswith(b"multipart/"):
+            if len(self._kept) >= self.max_kept:
+                self._kept.clear()
+            self._kept[alike] = all_but
         return all_but
+
+
+def _passed(fields: Mapping[bytes, bytes], priority: int = 0, trace: bytes | None = None) -> bytes:
+    """The lines of what the pod is told of the caller."""
+    passed = b"x-vllm-priority: %d\r\n" % priority if priority else b""
+    if trace is not None:
+        passed += trace
+    for name in _PASSED if trace is None else _PASSED_BESIDE_TRACE:
+        value = fields.get(name)
+        if value and len(value) <= _MAX_PASSED_BYTES:
+            passed += b"%b: %b\r\n" % (name, value)
+    return passed
+
+
+def _all_but(*said: bytes) -> bytes:
+    """A head but for its length and its id, which are put in by `%`."""
+    return (
+        b"POST %b HTTP/1.1\r\nhost: %b\r\n%bcontent-type: %b\r\ncontent-length: %%d\r\n"
+        b"accept-encoding: identity\r\nx-request-id: %%b\r\n%b\r\n"
+    ) % tuple([each.replace(b"%", b"%%") for each in said])
 
 
 def fetch_head(path: bytes, host: bytes, authorization: bytes) -> bytes:

@@ -25,7 +25,7 @@ from gateway.pipeline.operations import OPERATIONS, Operation, find
 from gateway.pipeline.reception import Visit
 from gateway.pipeline.serve import Pipeline
 from gateway.pipeline.wish import wish_of
-from gateway.upstream.headers import request_head
+from gateway.upstream.headers import RequestHeads
 from tests.fuzz.target import Target, cut
 from tests.fuzz.wire import FakeTransport
 
@@ -124,7 +124,7 @@ def request(data: bytes) -> None:
         return
     assert in_h11(data) == served[:3], "h11 reads another request"
     path = served.target.partition(b"?")[0]
-    head = request_head(
+    head = RequestHeads().of(
         path, b"pod:8000", b"", served.head.fields, b"application/json", "fuzz-1", len(served.body), priority=1
     )
     assert in_h11(head + served.body) == (b"POST", path, served.body), "what goes to a pod is not that request"

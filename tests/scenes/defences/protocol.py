@@ -37,7 +37,7 @@ from gateway.pipeline.relay import First, Relay, Whole
 from gateway.pipeline.serve import Pipeline
 from gateway.telemetry.access_log import AccessLog, Told
 from gateway.telemetry.metrics import Metrics
-from gateway.upstream.headers import RequestHeads, request_head
+from gateway.upstream.headers import RequestHeads
 from tests.scenes.defences.replacing import but, having
 from tests.scenes.scene import Defence
 
@@ -198,7 +198,7 @@ def _with_fields(
     def head(
         path: bytes, host: bytes, authorization: bytes, fields: Mapping[bytes, bytes], *more: Any, **named: Any
     ) -> bytes:
-        start, *lines = request_head(path, host, authorization, fields, *more, **named).split(b"\r\n")[:-2]
+        start, *lines = RequestHeads().of(path, host, authorization, fields, *more, **named).split(b"\r\n")[:-2]
         ours = {name: value for name, _, value in (line.partition(b": ") for line in lines)}
         told = [b"%b: %b" % field for field in change(ours, fields).items()]
         return b"\r\n".join([start, *told, b"", b""])

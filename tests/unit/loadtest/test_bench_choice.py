@@ -14,9 +14,8 @@ from gateway.core.call import Trail
 from gateway.core.caller import Tenant
 from gateway.core.cell import Cell
 from gateway.core.fleet import Fleet, Pod, PodLoad, PodState, Policy, Pool, Route
-from gateway.pipeline import wish as pipeline_wish
 from gateway.pipeline.exchange import Head
-from gateway.pipeline.intake import call_of, look
+from gateway.pipeline.intake import QUOTED_ANSWER, call_of, look
 from gateway.pipeline.operations import CHAT
 from gateway.pipeline.reception import Visit
 from gateway.pipeline.wish import wish_of
@@ -99,7 +98,7 @@ def test_a_prompt_repeats_a_conversation_but_for_its_end() -> None:
 
 
 def test_a_prompt_is_read_as_the_gateway_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choice.ANSWER == pipeline_wish._ANSWER
+    assert choice.ANSWER == QUOTED_ANSWER
     monkeypatch.setattr(choice, "SEED", ("m", b""))
     for turns in ((LONG,), (LONG * 40,), (LONG, SHORT), (LONG, SHORT, "and then " * 100, SHORT)):
         wish, prompt = asked("auto", *turns)

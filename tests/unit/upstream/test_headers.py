@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.upstream.headers import RequestHeads, fetch_head, request_head
+from gateway.upstream.headers import RequestHeads, fetch_head
 
 KEY = b"authorization: Bearer the-pods-own\r\n"
 PLAIN = (
@@ -23,7 +23,7 @@ def head(
     trace: bytes | None = None,
 ) -> bytes:
     path, host = b"/v1/chat/completions", b"10.0.0.7:8000"
-    return request_head(path, host, authorization, fields or {}, b"application/json", "abc-1", 17, priority, trace)
+    return RequestHeads().of(path, host, authorization, fields or {}, b"application/json", "abc-1", 17, priority, trace)
 
 
 def lines(told: bytes) -> list[bytes]:
@@ -107,7 +107,7 @@ class Few(RequestHeads):
 def test_a_head_that_is_kept_says_what_one_says_that_is_made_anew(said: list[dict[str, object]]) -> None:
     usual, few = RequestHeads(), Few()
     for each in said + said:
-        made: bytes = request_head(**each)  # type: ignore[arg-type]  # as above
+        made: bytes = RequestHeads().of(**each)  # type: ignore[arg-type]  # as above
         assert usual.of(**each) == few.of(**each) == made  # type: ignore[arg-type]
 
 
