@@ -10,7 +10,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("here", deadline=None)  # how long an example takes says how busy a machine is
+settings.load_profile("here")
 pytest.register_assert_rewrite("tests.clients")  # its modules assert, and are no test modules
 
 _HEAVY = pytest.StashKey[Counter[str]]()

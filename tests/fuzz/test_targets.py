@@ -62,9 +62,7 @@ def test_what_was_kept_breaks_no_word(name: str) -> None:
 def test_mutations_break_no_word(name: str) -> None:
     target = TARGETS[name]
 
-    @settings(
-        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-    )
+    @settings(max_examples=EXAMPLES, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(inputs(target))
     def hold(data: bytes) -> None:
         target.run(data)

@@ -94,7 +94,7 @@ def apply(index: PrefixIndex, event: Event) -> None:
         index.keep(event.uids)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(events)
 def test_a_pod_is_believed_to_have_the_blocks_last_touched_and_all_before_each(history: list[Event]) -> None:
     index, lists = PrefixIndex(capacity=5, in_all=112), Lists(in_all=112, capacity=5)
@@ -115,7 +115,7 @@ def test_a_pod_is_believed_to_have_the_blocks_last_touched_and_all_before_each(h
         assert sum(map(len, held.values())) <= 112
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(events, st.sampled_from([16, 112, 10_000]))
 def test_the_holder_is_a_pod_that_is_there_and_got_such_a_prompt(history: list[Event], in_all: int) -> None:
     index = PrefixIndex(capacity=10_000, in_all=in_all)
@@ -134,7 +134,7 @@ def test_the_holder_is_a_pod_that_is_there_and_got_such_a_prompt(history: list[E
             assert holder is None or any(path[0] == had[0] for had in got[holder])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.builds(Sent, uids, paths), min_size=1, max_size=40), paths)
 def test_the_holder_has_more_than_half_of_what_any_pod_has(history: list[Sent], path: Path) -> None:
     index = PrefixIndex(in_all=100_000)
@@ -150,7 +150,6 @@ def test_the_holder_has_more_than_half_of_what_any_pod_has(history: list[Sent], 
     assert holder is None or shared[holder] > longest / 2
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=4 * BLOCK_BYTES), st.binary(max_size=BLOCK_BYTES), st.binary(max_size=BLOCK_BYTES))
 def test_prompts_share_exactly_the_blocks_of_their_common_beginning(common: bytes, one: bytes, other: bytes) -> None:
     first, second = common + one, common + other
@@ -181,7 +180,7 @@ keys = st.text(min_size=1, max_size=5).map(lambda session: session_key("acme", s
 view = View(PrefixIndex(), no_chance)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(loaded, keys, st.sampled_from(["session", "prefix"]), st.randoms(use_true_random=False))
 def test_no_pod_gets_more_than_its_share_and_a_quarter(
     pods: list[Standing], key: int, policy: str, order: Random
@@ -198,7 +197,7 @@ def test_no_pod_gets_more_than_its_share_and_a_quarter(
     assert POLICIES[policy](shuffled, Wish(key=key), view).standing is choice.standing
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(2, 40), keys, st.data())
 def test_a_pod_that_leaves_or_joins_moves_only_its_own_sessions(count: int, key: int, data: st.DataObject) -> None:
     pods = pods_of([(0, 0, 1.0)] * count)

@@ -67,7 +67,7 @@ def no_surrogates(pairs: list[tuple[str, Any]]) -> bool:
     return True
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(objects())
 def test_the_walk_finds_the_members_that_a_parser_finds(made: tuple[bytes, list[tuple[str, Any]]]) -> None:
     raw, pairs = made
@@ -86,7 +86,7 @@ def decoded(raw: bytes) -> dict[str, bytes]:
     return dict(msgspec.json.decode(raw, type=dict[str, msgspec.Raw]))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(objects())
 def test_a_key_that_stands_twice_is_found_and_no_other(made: tuple[bytes, list[tuple[str, Any]]]) -> None:
     raw, pairs = made
@@ -102,7 +102,7 @@ def test_a_key_that_stands_twice_is_found_and_no_other(made: tuple[bytes, list[t
 
 
 @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": "), (" ,", ":")])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(keys, values), max_size=5), st.integers(0, 4), st.integers(0, 12))
 def test_no_padding_hides_a_second_member(
     separators: tuple[str, str], pairs: list[tuple[str, Any]], which: int, blanks: int
@@ -126,7 +126,7 @@ def test_a_second_member_of_just_the_length_of_the_usual_spaces_is_found(blanks:
     assert len(raw) - len(json.dumps(dict.fromkeys("abcdefgh", 1))) == blanks - 9
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(objects(), st.text(max_size=30))
 def test_leaving_out_a_top_level_value_hides_no_key(made: tuple[bytes, list[tuple[str, Any]]], text: str) -> None:
     raw, pairs = made
@@ -138,7 +138,7 @@ def test_leaving_out_a_top_level_value_hides_no_key(made: tuple[bytes, list[tupl
             assert [member.key for member in members(hollow(raw, name, bytes(value)))] == names
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(values)
 def test_nesting_is_exact_up_to_its_bound(value: Any) -> None:
     def depth(inner: Any) -> int:
@@ -171,7 +171,7 @@ def test_nesting_is_not_fooled_by_brackets_in_strings() -> None:
     assert nesting(b"[" * 64 + b"]" * 64) == MAX_NESTING
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.dictionaries(st.sampled_from(["a", "temperature", "user", "x"]), values, max_size=4),
     st.one_of(
@@ -248,7 +248,7 @@ def called(raw: bytes) -> Call:
     return call_of(look(raw, CHAT), CHAT, ANONYMOUS)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(chats(), named, named)
 def test_another_model_in_the_body_changes_its_name_and_no_other_byte(
     made: tuple[bytes, str], other: str, third: str

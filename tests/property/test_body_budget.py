@@ -136,7 +136,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 5), st.integer
 
 
 @given(STEPS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_budget_holds_what_is_there_and_nothing_when_all_have_left(steps: list[tuple[str, int, int]]) -> None:
     async def run() -> None:
         world = World()

@@ -58,7 +58,7 @@ def content(book: Book) -> tuple[dict[bytes, float], dict[bytes, int]]:
     return dict(book.tats), dict(book.held)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.integers(1, 30), st.integers(1, 5000)), st.sampled_from([MINUTE, DAY]), starts, histories())
 def test_no_span_lets_in_more_than_the_amount_and_what_came_back(
     amount: int, period: float, start: float, history: list[Step]
@@ -87,7 +87,7 @@ def test_no_span_lets_in_more_than_the_amount_and_what_came_back(
                 assert net <= amount + Fraction(until - since) * amount / Fraction(period) + slack
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(amounts, starts, histories())
 def test_it_agrees_with_a_bucket_that_leaks_moment_by_moment(amount: int, start: float, history: list[Step]) -> None:
     book, bucket, now = Book(), tokens(amount), start
@@ -148,7 +148,7 @@ def scenes(draw: st.DrawFn) -> Scene:
     return Scene(book, draw(st.permutations(buckets)), now)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(scenes(), costs_of_requests, st.sampled_from([1.0, 1.0, 0.5, 1 / 3]))
 def test_who_is_refused_takes_nothing_and_who_is_let_in_takes_from_each(
     scene: Scene, costs: Costs, share: float
@@ -171,7 +171,7 @@ def test_who_is_refused_takes_nothing_and_who_is_let_in_takes_from_each(
             assert abs(max(0.0, book.tats.get(bucket.key, 0.0) - now) - level) < NOISE
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(scenes(), costs_of_requests)
 def test_the_wait_is_enough_and_no_less_would_be(scene: Scene, costs: Costs) -> None:
     book, buckets, now = scene
@@ -190,7 +190,7 @@ def test_the_wait_is_enough_and_no_less_would_be(scene: Scene, costs: Costs) -> 
     assert book.take(rates, costs, now + 1000 * ceil((refused.wait - SLACK / 2) / 1000)).refused is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(scenes(), costs_of_requests, st.floats(0, 90e6))
 def test_settling_never_makes_a_bucket_more_than_full(scene: Scene, used: Costs, pause: float) -> None:
     book, buckets, now = scene
@@ -207,7 +207,7 @@ def test_settling_never_makes_a_bucket_more_than_full(scene: Scene, used: Costs,
             assert book.take([bucket], both(1), now + pause).refused is (None if bucket.counts == 1 else bucket)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.integers(1, 4), min_size=1, max_size=3),
     st.lists(st.tuples(st.booleans(), st.integers(0, 50), st.sets(st.integers(0, 2), min_size=1)), max_size=80),
@@ -235,7 +235,7 @@ def test_as_many_run_as_were_let_in_and_have_not_ended(
     assert content(book) == ({}, {})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(1, 200),
     st.integers(1, 12),
@@ -267,7 +267,7 @@ def test_all_shares_together_let_in_no_more_than_the_whole_and_the_largest_of_ea
                 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 100), st.integers(1, 12), starts, st.integers(1, 3))
 def test_shares_of_requests_and_of_what_runs_are_the_whole_but_one_each_at_least(
     amount: int, replicas: int, start: float, minutes: int
@@ -286,7 +286,7 @@ def test_shares_of_requests_and_of_what_runs_are_the_whole_but_one_each_at_least
     assert replicas <= ran <= max(amount, replicas)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32), st.sampled_from([0.1e6, 1e6]))
 def test_sweeping_never_forgets_what_is_not_full(seed: int, pause: float) -> None:
     rng, book, now = Random(seed), Book(), 1e9
@@ -373,7 +373,7 @@ def decided(admission: Admission, asked: Ask) -> Reservation | RateLimited:
     return reserved
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(rules, max_size=4, unique_by=lambda rule: (rule.per, rule.match, rule.model, rule.count)),
     st.dictionaries(st.sampled_from(["requests_per_minute", "tokens_per_minute", "concurrent"]), st.integers(1, 500)),

@@ -215,7 +215,7 @@ def _quiet() -> Iterator[None]:
     log.setLevel(before)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(OPERATIONS, min_size=5, max_size=40))
 def test_when_all_is_quiet_the_source_sees_the_pods_that_there_are(operations: list[tuple[str, str, int]]) -> None:
     asyncio.run(tell(operations))

@@ -261,7 +261,7 @@ def _quiet() -> Iterator[None]:
     log.setLevel(before)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(OPERATIONS, max_size=40), st.integers(0, 1 << 32), st.sampled_from([0.1, 1.0, 3.0]))
 def test_what_is_held_is_what_there_is_once_the_server_is_honest(
     operations: list[Operation], seed: int, how_much: float
@@ -271,7 +271,7 @@ def test_what_is_held_is_what_there_is_once_the_server_is_honest(
         runner.run(follow_a_liar(operations, Random(seed), lies))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(OPERATIONS.filter(lambda told: told[0] in ("change", "delete", "replace", "expire")), max_size=40))
 def test_before_an_honest_server_every_change_is_heard_at_once(operations: list[Operation]) -> None:
     async def follow() -> None:

@@ -66,7 +66,7 @@ def bodies(draw: st.DrawFn) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("operation", [CHAT, MESSAGES], ids=lambda operation: operation.label)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(bodies())
 def test_what_is_known_is_what_a_look_says(operation: Operation, made: tuple[bytes, bytes]) -> None:
     known, body = made

@@ -184,4 +184,4 @@ class APool(RuleBasedStateMachine):
 
 
 TestAPool = APool.TestCase
-TestAPool.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAPool.settings = settings(max_examples=150, stateful_step_count=40)

@@ -1,6 +1,6 @@
 """Whatever stands in a keys file, and however it is written, one entry of it changes alone."""
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.cli.keys_file import in_lines, in_one_line, keys_in, with_disabled, with_key
@@ -8,7 +8,6 @@ from gateway.cli.keys_file import in_lines, in_one_line, keys_in, with_disabled,
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
-@settings(deadline=None)
 @example([("\x85", False), ("\u2028", True)], 0, 2, "\x85\u2029")
 @given(st.lists(st.tuples(WORDS, st.booleans()), min_size=1, max_size=4), st.integers(0, 3), st.integers(0, 6), WORDS)
 def test_an_entry_is_added_or_disabled_beside_texts_of_all_kinds(

@@ -325,7 +325,7 @@ class Requests(RuleBasedStateMachine):
 
 
 TestRequests = Requests.TestCase
-TestRequests.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestRequests.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 def balancer_of(count: int, pool: Pool, clock: Hands) -> tuple[Balancer, Route]:

@@ -88,7 +88,7 @@ turns = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(made=st.lists(limits, min_size=5, max_size=5), history=st.lists(turns, min_size=1, max_size=12))
 def test_redis_and_a_book_decide_alike(server: Valkey, made: list[Bucket], history: list[Turn]) -> None:
     run = next(NUMBERS)
@@ -320,4 +320,4 @@ def test_what_replicas_hold_is_neither_lost_nor_counted_twice(server: Valkey) ->
         def __init__(self) -> None:
             super().__init__(server)
 
-    run_state_machine_as_test(Here, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(Here, settings=settings(max_examples=60, stateful_step_count=40))

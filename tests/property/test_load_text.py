@@ -122,7 +122,7 @@ def adapters_of(samples: list[Sample]) -> tuple[str, ...]:
     return tuple(name for place, name in enumerate(names) if name and name.isprintable() and name not in names[:place])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(expositions())
 def test_gauges_are_what_prometheus_own_parser_finds(text: str) -> None:
     assert gauges_of(text.encode()) == as_parsed(text)
@@ -139,7 +139,7 @@ PIECES = (
 fragments = st.lists(st.one_of(st.sampled_from(PIECES), st.binary(max_size=8))).map(b"".join)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.one_of(st.binary(), fragments))
 def test_any_bytes_are_read(body: bytes) -> None:
     told = gauges_of(body)
@@ -149,7 +149,7 @@ def test_any_bytes_are_read(body: bytes) -> None:
     assert count is None or count >= 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_a_real_body_with_a_hole_in_it_is_read(data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(WHOLE)))

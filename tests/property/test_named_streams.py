@@ -42,7 +42,7 @@ def relay_for(operation: Operation) -> tuple[StreamRelay, FakeExchange]:
 
 
 @operations
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_whole_stream_leaves_as_it_came_however_it_is_split(operation: Operation, data: st.DataObject) -> None:
     whole = b"".join(CAPTURED[operation])
@@ -62,7 +62,7 @@ def test_a_whole_stream_leaves_as_it_came_however_it_is_split(operation: Operati
 
 
 @operations
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), loss=st.sampled_from([None, Loss.CUT, Loss.RESET, Loss.JUNK]))
 def test_cut_anywhere_whole_events_and_the_truth(operation: Operation, data: st.DataObject, loss: Loss | None) -> None:
     events = CAPTURED[operation]

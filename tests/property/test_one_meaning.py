@@ -160,7 +160,7 @@ def accepted(raw: bytes, operation: Operation) -> Call | None:
     return None
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=3000)
 @given(bodies(), st.sampled_from(OPERATIONS))
 def test_a_body_is_refused_or_means_one_thing(raw: bytes, operation: Operation) -> None:
     call = accepted(raw, operation)
@@ -196,7 +196,7 @@ def test_a_body_is_refused_or_means_one_thing(raw: bytes, operation: Operation) 
         assert 0 <= told["logprobs"] <= 20
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(st.binary(max_size=40) | bodies().flatmap(lambda raw: st.integers(0, len(raw)).map(lambda at: raw[:at])))
 def test_any_bytes_are_refused_or_read(raw: bytes) -> None:
     if accepted(raw, CHAT) is not None:

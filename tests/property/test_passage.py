@@ -130,7 +130,7 @@ async def play(reads: list[bytes], *, short_way: bool) -> tuple[Any, ...]:
     return seen, passed
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(answers())
 @example([chunk(token()), chunk(token()), chunk(token()), chunk(token())])
 @example([chunk(token()), chunk(token()), chunk(token(), lie=1), chunk(token())])
@@ -162,7 +162,7 @@ async def test_what_is_not_a_token_like_the_last_is_read_and_the_one_behind_it_m
 RUNS = st.lists(st.one_of(EVENTS, st.builds(token, st.sampled_from([b"a", b" b", b"\\n"]))), max_size=6)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(RUNS)
 def test_many_tokens_are_counted_at_once_only_if_each_is_one_like_the_first(events: list[bytes]) -> None:
     run = b"".join(events)
@@ -172,7 +172,7 @@ def test_many_tokens_are_counted_at_once_only_if_each_is_one_like_the_first(even
     assert counted == (len(found) if len(alike) == 1 and None not in alike and b"\r" not in run else 0)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.sampled_from([b"a\n\n", b"bc\n", b"\n", b"\n\n", b"d"]), max_size=8), st.data())
 def test_a_run_of_events_is_the_events_in_it(parts: list[bytes], data: st.DataObject) -> None:
     whole = b"".join(parts)

@@ -134,7 +134,7 @@ def expected(blocks: list[bytes], wants_usage: bool) -> bytes:
     return out
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(split_streams(), st.booleans())
 def test_a_whole_stream_leaves_as_it_came_however_it_is_split(
     made: tuple[tuple[list[bytes], int], list[bytes]], wants_usage: bool
@@ -156,7 +156,7 @@ def test_a_whole_stream_leaves_as_it_came_however_it_is_split(
     asyncio.run(go())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(split_streams(), st.data(), st.sampled_from([None, Loss.CUT, Loss.RESET, Loss.JUNK]))
 def test_cut_anywhere_the_client_gets_a_prefix_of_whole_events_and_the_error(
     made: tuple[tuple[list[bytes], int], list[bytes]], data: st.DataObject, loss: Loss | None
@@ -188,7 +188,7 @@ def test_cut_anywhere_the_client_gets_a_prefix_of_whole_events_and_the_error(
     asyncio.run(go())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=20), line_ends), max_size=8), st.data())
 def test_framing_does_not_depend_on_how_the_bytes_are_split(
     parts: list[tuple[bytes, bytes]], data: st.DataObject

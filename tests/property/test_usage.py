@@ -86,7 +86,7 @@ def counted(rows: Iterable[dict[str, Any]]) -> Counter[tuple[str, str, str, str]
     return sums
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(requests, st.data(), st.booleans())
 def test_sums_are_those_of_a_plain_reading(lines: list[bytes], data: st.DataObject, packed: bool) -> None:
     between = data.draw(st.lists(strange, max_size=5))
@@ -106,7 +106,7 @@ def test_sums_are_those_of_a_plain_reading(lines: list[bytes], data: st.DataObje
     assert [row[:3] for row in rows] == sorted({row[:3] for row in rows})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(requests)
 def test_csv_says_the_same(lines: list[bytes]) -> None:
     ledger = Ledger()

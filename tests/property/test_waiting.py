@@ -183,4 +183,4 @@ class Lines(RuleBasedStateMachine):
 
 
 TestLines = Lines.TestCase
-TestLines.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestLines.settings = settings(max_examples=150, stateful_step_count=40)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
@@ -392,7 +392,6 @@ _JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["iss", "aud", "sub", "team", "exp", "nbf"]), _JSON, min_size=1),
     st.dictionaries(st.sampled_from(["alg", "kid", "typ", "b64"]), _JSON),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.simulator.answers import VOCABULARY, Answer, draw_answer
@@ -60,7 +60,6 @@ def test_a_limit_alone_is_met_exactly() -> None:
     assert (len(answer.pieces), answer.finish_reason) == (33, "length")
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=20), st.integers(1, 40), st.integers(0, 40))
 def test_natural_lengths_stay_in_their_range(key: bytes, shortest: int, more: int) -> None:
     answer = draw(key, max_tokens=1000, natural_tokens=(shortest, shortest + more))
@@ -79,7 +78,6 @@ def test_a_limit_below_the_natural_length_wins() -> None:
     assert draw(max_tokens=5, natural_tokens=(10, 20)).finish_reason == "length"
 
 
-@settings(deadline=None)
 @given(st.integers(0, 45), st.integers(1, 6), st.integers(0, 1000))
 def test_an_answer_ends_before_its_stop_string_and_counts_the_token_that_completed_it(
     start: int, width: int, seed: int

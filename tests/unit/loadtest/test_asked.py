@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.simulator import PodSettings
@@ -170,7 +170,6 @@ def test_bodies_made_to_break_parsers_are_refused(body: bytes) -> None:
     assert status_of(read_chat, body) == 400
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_whatever_comes_is_answered_with_a_request_or_a_refusal(body: bytes) -> None:
     assert status_of(read_chat, body) in (200, 400, 404)
@@ -195,7 +194,6 @@ _fields = (
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(_fields), _json))
 def test_whatever_json_comes_is_answered_with_a_request_or_a_refusal(value: dict[str, object]) -> None:
     body = json.dumps(value).encode()

@@ -115,7 +115,6 @@ _readings = st.dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(_readings, st.integers(0, 10**9), st.integers(0, 10**9))
 def test_what_was_spent_is_the_sum_over_all_threads(
     threads: dict[tuple[int, int], tuple[int, int]], ran: int, waited: int
@@ -164,7 +163,6 @@ def test_cpu_time_of_a_whole_process_tree_is_counted_threads_and_children_includ
 # --- the schedule -------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.integers(1, 2000), st.integers(2000, 10_000_000))
 def test_streams_are_spread_evenly_over_their_period(streams: int, period_us: int) -> None:
     phases = spread(streams, period_us)
@@ -179,7 +177,6 @@ def test_on_the_grid_no_more_than_five_of_a_hundred_streams_share_an_instant() -
     assert max(points.count(point) for point in points) == 5
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**15), st.integers(1, 10**9))
 def test_a_beat_is_served_at_the_first_grid_point_that_is_not_before_it(due: int, grid: int) -> None:
     point = on_grid(due, grid)
@@ -277,7 +274,6 @@ def test_a_token_event_has_the_size_of_vllms() -> None:
     assert 215 <= size <= 235
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**14 - 1), st.integers(0, 2**64 - 1))
 def test_a_tokens_content_is_the_instant_it_was_sent(instant: int, number: int) -> None:
     (chunk,) = Answer(STREAM_HEAD + StreamBytes(number).token(instant) + LAST_CHUNK).chunks
@@ -302,7 +298,6 @@ def test_a_chat_body_smaller_than_its_frame_is_refused_with_the_least_size() -> 
         chat_body(10)
 
 
-@settings(deadline=None)
 @given(st.builds(Wish, st.integers(1, 10**7), st.integers(1, 10**7), st.integers(0, 10**7)))
 def test_what_the_client_wishes_the_pod_reads_in_the_users_message(wish: Wish) -> None:
     chat = json.loads(stream_body(wish))
@@ -335,7 +330,7 @@ def fed(pieces: list[bytes], kind: type[Streamed] = Streamed) -> StreamLoad:
     return asyncio.run(feed())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 6), st.lists(st.integers(0, 4000), max_size=30))
 def test_a_stream_is_counted_alike_however_its_bytes_are_cut(tokens: int, cuts: list[int]) -> None:
     raw = a_stream(tokens)
@@ -647,7 +642,6 @@ def test_rounds_left_out_are_named_with_the_reason() -> None:
     ]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**6), min_size=1))
 def test_percentiles_are_values_that_occurred_in_order(values: list[int]) -> None:
     ordered = sorted(values)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config.reading import load_config
@@ -56,7 +56,6 @@ def all_rounds() -> list[Round]:
 # --- what is measured ---------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.integers(FEW + 1, 5000))
 def test_the_pods_with_the_requests_never_flip(pods: int) -> None:
     static, kubernetes, *rest = variants_of(pods)
@@ -93,7 +92,6 @@ def test_what_the_gateway_does_anyway_is_taken_off_a_requests_time() -> None:
     assert without(cpu_us=52.0, idle_ms=40.0, per_second=20_000.0) == 50.0
 
 
-@settings(deadline=None)
 @given(st.floats(1, 1000), st.floats(0, 900), st.floats(100, 50_000))
 def test_the_parts_of_a_second_add_up(alone_us: float, idle_ms: float, per_second: float) -> None:
     spent_us_in_a_second = alone_us * per_second + idle_ms * 1000

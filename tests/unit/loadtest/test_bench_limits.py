@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import uvloop
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config.keys import load_keys
@@ -252,7 +252,6 @@ def test_a_gateway_that_counted_for_itself_meanwhile_is_found_even_if_it_has_com
             assert watch(port, "redis", None, iter([100.0, 105.0]).__next__)(1) == {"in_mode": in_mode}
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1000), st.floats(0, 1000))
 def test_a_mode_held_if_it_is_older_than_the_window(for_seconds: float, lasted: float) -> None:
     assert held("redis", for_seconds + lasted, "redis", lasted)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.simulator import PodSettings, Scheduling, TimeModel
@@ -384,7 +384,6 @@ def test_the_limit_of_the_line_counts_those_in_the_batch_too() -> None:
     assert not bench.engine.has_room_in_line
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 200), st.integers(1, 8), st.integers(0, 600)), min_size=1, max_size=12),
     st.integers(1, 4),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.simulator.answers import draw_answer
@@ -54,7 +54,6 @@ def test_another_salt_shares_nothing() -> None:
     assert not set(prompt_of(SYSTEM, salt="a").chain) & set(prompt_of(SYSTEM, salt="b").chain)
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["user", "assistant", "system"]), st.text(max_size=200)), min_size=1, max_size=4

@@ -33,7 +33,7 @@ async def _answers(seed: int, bodies: list[dict[str, object]]) -> list[bytes]:
         return [(await ask(pod, post(body))).raw for body in bodies]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 5), st.lists(_bodies, min_size=1, max_size=3))
 def test_the_same_seed_and_clock_give_the_same_bytes(seed: int, bodies: list[dict[str, object]]) -> None:
     first = asyncio.run(_answers(seed, bodies))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.simulator.timing import TimeModel, prefill_shares
@@ -51,7 +51,6 @@ def test_a_prompt_moves_on_even_if_decoding_takes_the_whole_budget() -> None:
     assert prefill_shares([300], decoding=500, max_batched_tokens=400) == [1]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 5000), max_size=20), st.integers(0, 300), st.integers(1, 8192))
 def test_shares_never_exceed_the_budget_nor_the_prompt_nor_jump_the_line(
     left: list[int], decoding: int, budget: int

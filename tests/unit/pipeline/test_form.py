@@ -146,7 +146,7 @@ def bodies(draw: st.DrawFn) -> bytes:
     return out
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(bodies())
 def test_whatever_is_read_is_what_starlette_reads(body: bytes) -> None:
     try:
@@ -162,7 +162,7 @@ def test_whatever_is_read_is_what_starlette_reads(body: bytes) -> None:
         assert there == ([found[name]] if name in found else [])
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(bodies(), st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=20))
 def test_another_model_in_a_form_changes_its_name_and_no_other_byte(body: bytes, other: str) -> None:
     try:

@@ -114,7 +114,7 @@ pieces = st.sampled_from(
 )
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=3000)
 @given(st.lists(pieces, max_size=6).map("".join), st.booleans())
 def test_the_host_that_passes_is_the_host_that_is_fetched_from(rest: str, begun: bool) -> None:
     """vLLM parses with urllib3 and hands what it made of it to aiohttp, that is to yarl."""

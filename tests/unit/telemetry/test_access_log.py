@@ -186,7 +186,7 @@ def test_the_second_and_the_millisecond_are_the_requests_own() -> None:
     ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(st.characters(codec=None), max_size=300), st.text(st.characters(codec=None), max_size=20))
 def test_a_line_is_one_line_of_json_whatever_a_caller_or_a_pod_calls_things(model: str, finish: str) -> None:
     (raw,) = written(trail(model=model, finish=finish))

@@ -543,7 +543,7 @@ def test_tenants_of_models_that_are_gone_make_room_too() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2 * MAX_MODELS), st.integers(0, 9)), max_size=400))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_whatever_comes_and_goes_each_request_is_in_one_series_or_its_model_is_gone(
     asked: list[tuple[int, int]],
 ) -> None:

@@ -261,13 +261,13 @@ def check(failure: Failure, error: PoolgateError) -> None:
         assert b"\n" not in name + value
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(statuses, bodies, st.none() | st.binary(max_size=8))
 def test_no_answer_of_a_pod_is_beyond_us(status: int, body: bytes, retry_after: bytes | None) -> None:
     check(*refusal(status, body, retry_after))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(statuses, st.binary(max_size=200).map(lambda raw: b"[" * 50 + raw), st.integers(1, 100_000))
 def test_no_nesting_is_too_deep(status: int, body: bytes, depth: int) -> None:
     check(*refusal(status, body))

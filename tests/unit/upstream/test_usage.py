@@ -298,7 +298,7 @@ def test_an_error_in_broken_utf_8_is_an_error_all_the_same() -> None:
     assert ChoicesReader(1).read_event(b'data: {"error":{"message":"\xff"}}\n\n') is ERROR
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.one_of(
         st.binary(max_size=80),
@@ -400,7 +400,7 @@ texts = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(texts, st.sampled_from([CHAT, COMPLETION]), st.booleans())
 def test_any_text_may_stand_in_a_token_event(text: str, event: bytes, ascii_only: bool) -> None:
     said = json.dumps(text, ensure_ascii=ascii_only)[1:-1].encode("utf-8", "surrogatepass")
@@ -438,7 +438,7 @@ def nearly_tokens(draw: st.DrawFn) -> bytes:
     return event
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(nearly_tokens())
 def test_what_is_taken_for_a_token_is_one_event_with_one_choice_that_goes_on(came: bytes) -> None:
     if not PLAIN_TOKEN.fullmatch(came):

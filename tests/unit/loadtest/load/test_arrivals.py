@@ -20,7 +20,6 @@ def times(loop: OpenLoop, seconds: float, seed: str = "a seed") -> list[float]:
     return loop.times(seconds, random.Random(seed))
 
 
-@settings(deadline=None)
 @given(LOOPS, st.floats(0.1, 20), st.integers())
 def test_all_times_rise_and_lie_within_the_run(loop: OpenLoop, seconds: float, seed: int) -> None:
     drawn = times(loop, seconds, str(seed))
@@ -28,7 +27,6 @@ def test_all_times_rise_and_lie_within_the_run(loop: OpenLoop, seconds: float, s
     assert all(0 <= at < seconds for at in drawn)
 
 
-@settings(deadline=None)
 @given(LOOPS, st.floats(0.1, 20), st.integers())
 def test_the_same_seed_gives_the_same_times(loop: OpenLoop, seconds: float, seed: int) -> None:
     assert times(loop, seconds, str(seed)) == times(loop, seconds, str(seed))
@@ -46,7 +44,7 @@ def test_a_constant_rate_is_kept_to_the_request(rate: int, seconds: int) -> None
     assert all(later - earlier == pytest.approx(1 / rate) for earlier, later in pairwise(drawn))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.sampled_from(Pattern), st.lists(st.floats(20, 100), min_size=1, max_size=4), st.floats(0.3, 1.5))
 def test_each_step_has_its_rate(pattern: Pattern, rates: list[float], burstiness: float) -> None:
     seconds = 100.0 * len(rates)
@@ -60,7 +58,7 @@ def test_each_step_has_its_rate(pattern: Pattern, rates: list[float], burstiness
         assert abs(came - expected) <= 6 * max(burstiness, 1.0) * expected**0.5 + 1
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.floats(0, 60), st.floats(0, 60))
 def test_a_ramp_has_the_rate_of_each_moment(first: float, last: float) -> None:
     loop = OpenLoop(Pattern.POISSON, (first, last), rises=True)

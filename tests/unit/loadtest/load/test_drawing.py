@@ -60,7 +60,7 @@ RICH = (
 )
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 2**40), st.sampled_from([None, ClosedLoop(4, 100)]))
 def test_the_same_scenario_has_the_same_schedule(seed: int, arrivals: ClosedLoop | None) -> None:
     made = scenario(*RICH, seed=seed, arrivals=arrivals)
@@ -93,7 +93,7 @@ def test_a_closed_loop_has_workers_and_no_times() -> None:
     assert [(step.name, step.rate) for step in schedule.steps] == [("4 at once", None)]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=5), st.integers(1, 100))
 def test_shares_are_kept_to_the_request(shares: list[float], count: int) -> None:
     mix = [entry(f"kind-{place}", share) for place, share in enumerate(shares)]

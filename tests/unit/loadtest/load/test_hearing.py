@@ -57,7 +57,7 @@ def test_the_moment_of_each_piece_of_content_is_noted_and_of_nothing_else(name: 
 
 @pytest.mark.parametrize("name", STREAMS)
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_stream_says_the_same_however_it_is_cut_and_its_lines_are_ended(
     name: str, line_end: bytes, data: st.DataObject

@@ -2,7 +2,7 @@
 
 import random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.load.lengths import Even, Fixed
@@ -16,7 +16,6 @@ def talk(prompt: Prompt, *callers: str) -> Talk:
     return Talk(prompt, callers or ("me",), SEA, random.Random("talk"))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3 * SEA_WORDS), st.integers())
 def test_a_text_has_so_many_words_and_four_bytes_each(tokens: int, seed: int) -> None:
     text = SEA.text(tokens, random.Random(seed))
@@ -60,7 +59,6 @@ def test_zipf_asks_the_first_family_most() -> None:
     assert counts[0] > 1.5 * counts[1]
 
 
-@settings(deadline=None)
 @given(st.integers(2, 6), st.integers(1, 8), st.integers(0, 2), st.integers())
 def test_a_turn_begins_with_the_turn_before_and_no_conversation_is_longer_than_its_turns(
     turns: int, conversations: int, families: int, seed: int

@@ -123,7 +123,7 @@ def test_a_wave_within_the_window_is_ridden_without_taking_any_away() -> None:
     assert simulate(SCALER, wave).changes <= 2
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.floats(0.3, 0.8), st.integers(1, 6))
 def test_no_case_is_easier_at_a_higher_target(target: float, replicas: int) -> None:
     lower, higher = (replace(SCALER, target=each, most=1000) for each in (target, min(0.95, target + 0.1)))
