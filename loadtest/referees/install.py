@@ -10,17 +10,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from loadtest.bench.processes import BenchError
+from loadtest.referees.torch import TORCH, torch_places
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 HOMES: Final = REPOSITORY / ".referees"
 LOCKS: Final = REPOSITORY / "requirements"
 NAMES: Final = ("aiperf", "guidellm")
-TORCH: Final = "torch==2.13.0+cpu"
 FINISHED: Final = "made-from"
 """Beside an install: what it was made from, once it was finished."""
 
@@ -64,24 +63,13 @@ def commands(name: str, folder: Path) -> list[tuple[list[str], dict[str, str]]]:
     by_lock = [*pip, "--no-deps", "--only-binary=:all:", "--require-hashes", "--requirement"]
     made: list[tuple[list[str], dict[str, str]]] = [([sys.executable, "-m", "venv", str(folder)], {})]
     if name == "guidellm":
+        places = torch_places()
+        if not places:
+            raise NoTorch(f"no {TORCH}: name the folder that its wheel is in by TORCH_FIND_LINKS")
         # The variable, unlike --find-links, replaces what pip is configured with.
-        made.append(([*pip, "--no-deps", "--no-index", TORCH], {"PIP_FIND_LINKS": " ".join(_torch_places())}))
+        made.append(([*pip, "--no-deps", "--no-index", TORCH], {"PIP_FIND_LINKS": " ".join(places)}))
     made.append(([*by_lock, str(LOCKS / f"referees-{name}.lock")], {}))
     return made
-
-
-def _torch_places() -> Sequence[str]:
-    named = os.environ.get("TORCH_FIND_LINKS")
-    if named:
-        return [named]
-    asked = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True
-    )
-    configured = asked.stdout if asked.returncode == 0 else ""  # 1: there is no such key
-    found = list(dict.fromkeys([*configured.split(), *os.environ.get("PIP_FIND_LINKS", "").split()]))
-    if not found:
-        raise NoTorch(f"no {TORCH}: name the folder that its wheel is in by TORCH_FIND_LINKS")
-    return found
 
 
 def version_of(name: str, homes: Path = HOMES) -> str:

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from loadtest.bench.accounting import process_tree
@@ -20,10 +21,10 @@ _MANY: Final = 100_000
 """More connections, requests and what not than any scenario has."""
 
 
-class Nginx:
-    """The floor: nginx as reverse proxy, one worker, keep-alive both ways, no buffering, no access log."""
+class _OfDebian:
+    """A program that Debian packages, and whose `-v` tells its version."""
 
-    name = "nginx"
+    name: str
 
     def __init__(self, search_path: str = SEARCH_PATH) -> None:
         self._search_path = search_path
@@ -33,17 +34,28 @@ class Nginx:
 
     @contextmanager
     def running(self, site: Site) -> Iterator[Running]:
-        port = free_port()
-        file = site.folder / "nginx.conf"
-        file.write_text(nginx_config(port, site.pods, as_root=os.geteuid() == 0))
-        log = site.folder / "nginx.log"
-        command = [self._binary(), "-p", f"{site.folder}/", "-c", str(file), "-e", str(log)]
-        with child(command, core=site.core, log=log) as process:
+        port, log = free_port(), site.folder / f"{self.name}.log"
+        with child([self._binary(), *self._arguments(port, site, log)], core=site.core, log=log) as process:
             wait_until(lambda: status_of(port, "/health") == 200, process, log)
             yield Running((port,), lambda: process_tree(process.pid), log)
 
     def _binary(self) -> str:
-        return of_debian("nginx", self._search_path)
+        return of_debian(self.name, self._search_path)
+
+    def _arguments(self, port: int, site: Site, log: Path) -> list[str]:
+        """What starts it, its configuration being written."""
+        raise NotImplementedError
+
+
+class Nginx(_OfDebian):
+    """The floor: nginx as reverse proxy, one worker, keep-alive both ways, no buffering, no access log."""
+
+    name = "nginx"
+
+    def _arguments(self, port: int, site: Site, log: Path) -> list[str]:
+        file = site.folder / "nginx.conf"
+        file.write_text(nginx_config(port, site.pods, as_root=os.geteuid() == 0))
+        return ["-p", f"{site.folder}/", "-c", str(file), "-e", str(log)]
 
 
 def nginx_config(port: int, pods: tuple[int, ...], *, as_root: bool) -> str:
@@ -87,29 +99,15 @@ http {{
 """
 
 
-class HAProxy:
+class HAProxy(_OfDebian):
     """HAProxy with one thread."""
 
     name = "haproxy"
 
-    def __init__(self, search_path: str = SEARCH_PATH) -> None:
-        self._search_path = search_path
-
-    def version(self) -> str:
-        return version_in(said([self._binary(), "-v"]))
-
-    @contextmanager
-    def running(self, site: Site) -> Iterator[Running]:
-        port = free_port()
+    def _arguments(self, port: int, site: Site, log: Path) -> list[str]:
         file = site.folder / "haproxy.cfg"
         file.write_text(haproxy_config(port, site.pods))
-        log = site.folder / "haproxy.log"
-        with child([self._binary(), "-db", "-f", str(file)], core=site.core, log=log) as process:
-            wait_until(lambda: status_of(port, "/health") == 200, process, log)
-            yield Running((port,), lambda: process_tree(process.pid), log)
-
-    def _binary(self) -> str:
-        return of_debian("haproxy", self._search_path)
+        return ["-db", "-f", str(file)]
 
 
 def haproxy_config(port: int, pods: tuple[int, ...]) -> str:

@@ -14,9 +14,9 @@ stub dist-info of two lines answers it.
 import hashlib
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+from loadtest.referees.torch import TORCH, torch_places
 from tests.e2e.installing import VERSION, Home, interpreter, run
 
 HERE = Path(__file__).resolve().parent
@@ -25,7 +25,6 @@ LOCK = HERE / "requirements.lock"
 MAKE_MODEL = HERE / "make_model.py"
 
 VARIABLE = "POOLGATE_VLLM_HOME"
-TORCH = "torch==2.13.0+cpu"
 VLLM = "0.32.0+cpu"
 
 NO_TORCH = f"""\
@@ -48,8 +47,8 @@ def main() -> None:
 
 def install(home: Home) -> None:
     venv, model, unfinished_model = (home.folder / name for name in ("venv", "model", "model.unfinished"))
-    python, torch_places = interpreter("vLLM"), find_links()
-    if not torch_places:
+    python, places = interpreter("vLLM"), torch_places()
+    if not places:
         raise SystemExit(NO_TORCH.format(places="any folder: none was named"))
     home.begin(VARIABLE, venv, model, unfinished_model)
 
@@ -60,9 +59,9 @@ def install(home: Home) -> None:
 
     home.say(TORCH)
     # The variable, unlike --find-links, replaces what pip is configured with.
-    only_there = {**os.environ, "PIP_FIND_LINKS": " ".join(torch_places)}
+    only_there = {**os.environ, "PIP_FIND_LINKS": " ".join(places)}
     if subprocess.run([*pip, "--no-index", TORCH], env=only_there).returncode != 0:
-        raise SystemExit(NO_TORCH.format(places=", ".join(torch_places)))
+        raise SystemExit(NO_TORCH.format(places=", ".join(places)))
 
     home.say(f"vLLM {VLLM} and {LOCK.read_text().count('==') - 1} packages with it (1 GB to fetch)")
     run(*pip, "--require-hashes", "--requirement", str(LOCK))
@@ -73,18 +72,6 @@ def install(home: Home) -> None:
     unfinished_model.replace(model)
 
     home.finish()
-
-
-def find_links() -> list[str]:
-    """Where to look for torch's wheel: what the reader names, else what pip is told."""
-    named = os.environ.get("TORCH_FIND_LINKS")
-    if named:
-        return [named]
-    asked = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True
-    )
-    configured = asked.stdout if asked.returncode == 0 else ""  # 1: there is no such key
-    return list(dict.fromkeys([*configured.split(), *os.environ.get("PIP_FIND_LINKS", "").split()]))
 
 
 def write_the_stub(venv: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from loadtest.referees import install
-from loadtest.referees.install import LOCKS, NAMES, TORCH, NoTorch, commands, made_from, version_of
+from loadtest.referees.install import LOCKS, NAMES, NoTorch, commands, made_from, version_of
+from loadtest.referees.torch import TORCH
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,7 +48,7 @@ def test_torch_comes_from_the_folder_that_is_named_and_from_nowhere_else(
 
 
 def test_without_a_folder_for_torch_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install, "_torch_places", lambda: _no_torch())
+    monkeypatch.setattr(install, "torch_places", list)
     kept = tmp_path / "guidellm" / "kept"
     kept.parent.mkdir()
     kept.touch()
@@ -80,7 +81,3 @@ def test_the_version_is_that_of_the_package_itself(tmp_path: Path) -> None:
     for name in ("aiperf-0.13.0.dist-info", "aiperf_other-2.dist-info", "numpy-2.4.6.dist-info"):
         (packages / name).mkdir(parents=True)
     assert version_of("aiperf", tmp_path) == "0.13.0"
-
-
-def _no_torch() -> list[str]:
-    raise NoTorch("name the folder by TORCH_FIND_LINKS")
