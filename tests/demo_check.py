@@ -23,8 +23,8 @@ from openai import OpenAI
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "qwen3-8b"
 START_SECONDS = 60.0
-READY_SECONDS = 15.0
-END_SECONDS = 10.0
+READY_SECONDS = 60.0
+END_SECONDS = 60.0
 WORDS = re.compile(r"base URL +(\S+)\n +API key +(\S+)\n(?:.*\n)*? +metrics +(\S+)/metrics\n")
 
 
@@ -103,7 +103,7 @@ def chat(base_url: str, key: str) -> tuple[str, float]:
     first_token_at = None
     text = ""
     try:
-        with OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=30) as client:
+        with OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=60) as client:
             stream = client.chat.completions.create(
                 model=MODEL, messages=[{"role": "user", "content": "Hello!"}], stream=True, max_tokens=32
             )

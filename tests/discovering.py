@@ -1,5 +1,6 @@
 """Discovery in a test, on real sockets: the bare source, source and rounds, or a whole gateway, each before a stand-in
-API server (`tests.apiserver`). Nothing here sleeps for a fixed time: each `until` waits for news, with a deadline.
+API server (`tests.apiserver`). Nothing here sleeps for a fixed time: each `until` waits for news, with a deadline in
+turns of the loop (`tests.turns`), so that a busy machine makes nothing late.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from math import ceil
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol, Self
@@ -27,6 +29,7 @@ from tests.apiserver.server import ADMIN_TOKEN, ApiServer, Asking
 from tests.fakes import answer
 from tests.raw import Answer, ask, chat, request
 from tests.running import Running, running
+from tests.turns import within
 
 NAMESPACE, HOME = "models", "default"
 """Where the pods are, and where the gateway is."""
@@ -36,6 +39,8 @@ QUICK = reflector.Pace(first_pause=0.005, longest_pause=0.02)
 QUICK_ROUNDS = rounds.Pace(models=0.05, models_first_again=0.02, gauges=0.05, count=0.05, gauges_per_replica=0.01)
 SOON = 1.0
 """Within so many seconds an event has its effect."""
+LOOK_SECONDS = 0.005
+"""Between two looks at what tells nobody of its changes."""
 
 
 class HasPort(Protocol):
@@ -72,11 +77,11 @@ async def watched(server: ApiServer, count: int = 1, namespace: str = NAMESPACE)
 
 async def eventually(holds: Callable[[], bool], seconds: float = 5.0, told: Callable[[], object] = lambda: "") -> None:
     """Look until it is so: for what tells nobody of its changes, such as time. `told()` is what a failure shows."""
-    loop = asyncio.get_running_loop()
-    ends_at = loop.time() + seconds
-    while not holds():
-        assert loop.time() < ends_at, told()
-        await asyncio.sleep(0.005)
+    for _ in range(ceil(seconds / LOOK_SECONDS)):
+        if holds():
+            return
+        await asyncio.sleep(LOOK_SECONDS)
+    assert holds(), told()
 
 
 @dataclass
@@ -221,7 +226,7 @@ class Discovered:
     async def until(self, holds: Callable[[], bool], seconds: float = 5.0) -> None:
         """Wait until the fleet makes this true."""
         try:
-            async with asyncio.timeout(seconds):
+            async with within(seconds):
                 while not holds():
                     await self.fleet.wait_changed()
         except TimeoutError:
@@ -294,7 +299,7 @@ async def fleet_until(gateway: Running, holds: Callable[[Fleet], bool], seconds:
     """Wait until a gateway's fleet makes this true."""
     cell = gateway.gateway.fleet
     try:
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             while not holds(cell.value):
                 await cell.wait_changed()
     except TimeoutError:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
+from gateway.core.clock import Clock
 from gateway.edge.bounds import Bounds
 from tests.fakes import STREAM_HEAD, ScriptedPod, answer, chunk
 from tests.raw import Answer, RawClient, chat, request
@@ -58,11 +59,13 @@ class Door(NamedTuple):
 
 
 @asynccontextmanager
-async def door(*script: Any, bounds: Bounds | None = None, **server: Any) -> AsyncIterator[Door]:
+async def door(
+    *script: Any, bounds: Bounds | None = None, clock: Clock | None = None, **server: Any
+) -> AsyncIterator[Door]:
     """A gateway, its pod (which plays `script` each time, or answers well), and one connection."""
     async with (
         ScriptedPod([script or (GOOD,)]) as pod,
-        running([pod], bounds=bounds, server=server) as gateway,
+        running([pod], bounds=bounds, server=server, clock=clock) as gateway,
         visitor(gateway) as client,
     ):
         yield Door(pod, gateway, client)

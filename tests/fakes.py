@@ -5,7 +5,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from socket import SO_LINGER, SO_SNDBUF, SOL_SOCKET
+from socket import AF_INET, AF_INET6, SO_LINGER, SO_REUSEADDR, SO_SNDBUF, SOL_SOCKET, socket
 from types import TracebackType
 from typing import Self
 
@@ -79,6 +79,8 @@ class ScriptedPod:
     send_buffer: int | None = None
     """So many bytes its kernel takes at most while nobody reads, or some more."""
     _server: asyncio.Server | None = None
+    _kept: socket | None = None
+    """Bound to the port, which nobody else is given while the pod does not listen."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _open: dict[asyncio.StreamWriter, bool] = field(default_factory=dict)
     """The connections, and whether a script runs there."""
@@ -90,9 +92,13 @@ class ScriptedPod:
 
     async def start(self) -> None:
         """Listen; again, after `die` or `refuse`."""
+        if self._kept is None:
+            self._kept = socket(AF_INET6 if ":" in self.host else AF_INET)
+            self._kept.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+            self._kept.bind((self.host, self.port))
+            self.port = self._kept.getsockname()[1]
         self._server = await asyncio.start_server(self._serve, self.host, self.port)
         listener = self._server.sockets[0]
-        self.port = listener.getsockname()[1]
         if self.send_buffer is not None:
             listener.setsockopt(SOL_SOCKET, SO_SNDBUF, self.send_buffer)
 
@@ -104,6 +110,9 @@ class ScriptedPod:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     @property
     def url(self) -> str:

@@ -64,7 +64,7 @@ class RawClient:
     def send(self, data: bytes) -> None:
         self.writer.write(data)
 
-    async def answer(self, seconds: float = 10.0, begun: bytes = b"") -> Answer:
+    async def answer(self, seconds: float | None = 60.0, begun: bytes = b"") -> Answer:
         """The next answer, to its end or the connection's. `begun`: what of it was read already."""
         parsed = _Reader()
         parsed.parser.feed_data(begun)
@@ -81,7 +81,7 @@ class RawClient:
         found.body = b"".join(found.chunks)
         return found
 
-    async def closed(self, seconds: float = 5.0) -> bool:
+    async def closed(self, seconds: float | None = 60.0) -> bool:
         """Whether the peer closes, with nothing more said."""
         async with asyncio.timeout(seconds):
             try:
@@ -117,7 +117,7 @@ def chat(**more: Any) -> dict[str, Any]:
     return {"model": "m", "messages": [{"role": "user", "content": "Hello"}], **more}
 
 
-async def ask(port: int, data: bytes, seconds: float = 10.0) -> Answer:
+async def ask(port: int, data: bytes, seconds: float = 60.0) -> Answer:
     """One request on a connection of its own."""
     client = await RawClient.connect(port)
     client.send(data)

@@ -7,6 +7,8 @@ import socket
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
+from functools import partial
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, Protocol
@@ -23,9 +25,10 @@ from gateway.core.fleet import PodState
 from gateway.edge.bounds import Bounds
 from gateway.limits.keys import KeyEntry, digest, new_key
 from gateway.parts import THE_USUAL, Parts
+from gateway.pipeline.overload import Overload
+from tests.turns import within
 
 Side = Literal["edge", "asgi"]
-
 
 NO_LIMITS = {"requests_per_minute": None, "tokens_per_minute": None, "concurrent": None}
 
@@ -55,7 +58,7 @@ class Running:
 
     async def settled(self, seconds: float = 2.0) -> None:
         """Wait until nothing is in flight, and say so if it does not come."""
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             while self.gateway.pipeline.active:
                 await asyncio.sleep(0.005)
         assert all(count == 0 for count in self.gateway.balancer.in_flight_by_model().values())
@@ -120,8 +123,11 @@ async def running(
 
     With `discovery` settings it finds its pods by them (`tests.discovering`), and `pools` are the settings of each.
     No limits hold but those in `limits`. With a `file` all settings are those that stand there, now and whenever it
-    changes; with a `keys_file` all keys are.
+    changes; with a `keys_file` all keys are. Unless the test has its own `overload`, nobody is turned away because the
+    machine is busy.
     """
+    if parts.overload is THE_USUAL.overload:
+        parts = parts._replace(overload=partial(Overload, lag_seconds=(inf, inf)))
     key_id, key = new_key()
     entry = KeyEntry(digest(key.encode()), Tenant(**({"key_id": key_id, "team": "tests"} | dict(tenant or {}))))
     other_id, other_key = new_key()
@@ -174,7 +180,7 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 
 async def _ready(gateway: Gateway) -> None:
-    async with asyncio.timeout(5):
+    async with within(5):
         while True:
             fleet = gateway.fleet.value
             if fleet.asked and all(pod.state is PodState.READY for pod in fleet.pods):

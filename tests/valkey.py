@@ -25,7 +25,7 @@ LOOKER = "--user looker on nopass '~*' '&*' +@all"
 REDIS = Path(__file__).parents[1] / "deploy" / "kustomize" / "components" / "redis" / "redis.yaml"
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Below those that the kernel gives to outgoing connections: while nobody listens there, none of them takes it."""
     while True:
         port = randrange(20_000, 32_000)
@@ -41,7 +41,7 @@ class Valkey:
     """What stands before the address in its URL."""
 
     def __init__(self) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self._server = ValkeyServer(self.port, config={"save": "", "appendonly": "no"})
         self._process = 0
         self.client: Any = Redis(port=self.port)

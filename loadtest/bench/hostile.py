@@ -243,7 +243,10 @@ async def _flood_headers(lab: Lab) -> int:
 @asynccontextmanager
 async def readers(lab: Lab) -> AsyncIterator[None]:
     """Streams of 80 MB each, read a byte a second through the smallest window the kernel allows."""
-    reading = [asyncio.create_task(_read_slowly(lab)) for _ in range(lab.scale.readers)]
+    begun = [asyncio.Event() for _ in range(lab.scale.readers)]
+    reading = [asyncio.create_task(_reader(lab, each)) for each in begun]
+    for each in begun:
+        await each.wait()
     # Until all that the sockets hold is full, the pod is busy, which lives on the core of the healthy clients.
     await asyncio.sleep(FILL_SECONDS)
     try:
@@ -254,13 +257,22 @@ async def readers(lab: Lab) -> AsyncIterator[None]:
         await asyncio.gather(*reading, return_exceptions=True)
 
 
-async def _read_slowly(lab: Lab) -> None:
+async def _reader(lab: Lab, begun: asyncio.Event) -> None:
+    """`begun`: set when it was told something, or will not be."""
+    try:
+        await _read_slowly(lab, begun)
+    finally:
+        begun.set()
+
+
+async def _read_slowly(lab: Lab, begun: asyncio.Event) -> None:
     body = chat_body(400).replace(MODEL.encode(), FLOOD.encode(), 1).replace(b"{", b'{"stream":true,', 1)
     reader, writer = await asyncio.open_connection(HOST, lab.port, limit=1)
     try:
         writer.write(chat_request(HOST, lab.port, lab.key, body))
         first = await reader.read(64)
         lab.told[status_in(first)] += 1
+        begun.set()
         while await reader.read(1):
             await asyncio.sleep(1.0)
     except ConnectionError:

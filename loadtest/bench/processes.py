@@ -88,7 +88,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, *, seconds: float = 20) -> None:
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, *, seconds: float = 60) -> None:
     """Returns when `ready()` is true; BenchError with the log's end if the process ends or time is up."""
     until = time.monotonic() + seconds
     while not ready():

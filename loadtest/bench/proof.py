@@ -17,11 +17,11 @@ from loadtest.bench.targets import Running
 from loadtest.bench.wire import Wish, chat_request, spread, stream_body
 
 _HOST: Final = "127.0.0.1"
-_STREAMS: Final = 16
-"""A fair coin sends so many to one pod once in thirty thousand times."""
+_STREAMS: Final = 24
+"""A fair coin sends so many to one pod once in eight million times."""
 _PERIOD_US: Final = 50_000
 _MORE_TOKENS_THAN_COME: Final = 1_000_000
-_SECONDS: Final = 20.0
+_SECONDS: Final = 60.0
 
 
 async def prove(target: Running, key: str, pods: tuple[int, ...]) -> None:
@@ -62,7 +62,7 @@ async def _show(load: StreamLoad, target: Running, requests: tuple[bytes, ...], 
 
 def _told(pod: int, method: str, path: bytes) -> dict[str, int]:
     """A pod's answer; for a moment nothing else is done here."""
-    connection = http.client.HTTPConnection(_HOST, pod, timeout=5)
+    connection = http.client.HTTPConnection(_HOST, pod, timeout=30)
     try:
         connection.request(method, path.decode())
         told: dict[str, int] = json.loads(connection.getresponse().read())

@@ -120,7 +120,7 @@ class SimulatedPod:
     def timers(self) -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
 
-    async def until(self, condition: Callable[[SimulatedPod], bool], seconds: float | None = 2.0) -> None:
+    async def until(self, condition: Callable[[SimulatedPod], bool], seconds: float | None = 60.0) -> None:
         """Wait for a condition on this pod. It is looked at whenever a count moves, not in intervals.
 
         Raises TimeoutError, with the pod's state in it.

@@ -105,8 +105,16 @@ async def stop_redis(stand: SimulatedStand, fault: Fault, seen: Watched) -> None
 
 
 async def _all_in_redis(stand: SimulatedStand) -> bool:
-    told = await asyncio.gather(*(gateway.scrape() for gateway in stand.gateways))
-    return all(total(series, "poolgate_limit_mode", 'mode="redis"') == 1 for series in told)
+    """Raises OSError when a gateway is gone; one that is too busy to tell is not known to."""
+    told = await asyncio.gather(*(gateway.scrape() for gateway in stand.gateways), return_exceptions=True)
+    for gateway, series in zip(stand.gateways, told, strict=True):
+        if isinstance(series, BaseException):
+            if not isinstance(series, OSError) or not gateway.pids:
+                raise series
+            return False
+        if total(series, "poolgate_limit_mode", 'mode="redis"') != 1:
+            return False
+    return True
 
 
 async def replace_gateways(stand: SimulatedStand, fault: Fault, seen: Watched) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 
 from loadtest.bench.accounting import process_tree
-from loadtest.bench.processes import BenchError, free_port, wait_until
+from loadtest.bench.processes import BenchError, wait_until
 from loadtest.bench.targets import serve_command, status_of
 from loadtest.stand.cores import started
 from loadtest.stand.looking import HOST, asked, series_in
+from loadtest.stand.ports import lasting_ports
 
 READY_SECONDS = 60.0
 ENDS_SECONDS = 60.0
@@ -48,7 +49,7 @@ class GatewayProcess:
         await asyncio.to_thread(self._start)
 
     def _start(self) -> None:
-        self.port, self.ops_port = free_port(), free_port()
+        self.port, self.ops_port = self._stack.enter_context(lasting_ports(2))
         command = serve_command(self._config, self.port, self.ops_port)
         self._process = self._stack.enter_context(started(command, self._cores, self.log, more=self._variables))
         wait_until(self._is_ready, self._process, self.log, seconds=READY_SECONDS)

@@ -6,7 +6,7 @@ Each process has a name, and the names are what marks, pages and verdicts speak 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -75,7 +75,8 @@ class SimulatedStand:
         try:
             async with asyncio.timeout(KNOWN_SECONDS):
                 while True:
-                    series = await gateway.scrape()
+                    with suppress(OSError):  # busy: it is asked again
+                        series = await gateway.scrape()
                     ready = total(dict(series), "poolgate_pods", 'state="ready"')
                     if ready == len(self.pods) and total(dict(series), "poolgate_limit_mode", f'mode="{mode}"') == 1:
                         return
@@ -99,8 +100,8 @@ async def simulated(
     """
     plan = scenario.stand
     keys = {name: new_key() for name in plan.keys}
-    redis_port, *ports = lasting_ports(1 + sum(each.count for each in plan.pods))
     async with AsyncExitStack() as stack:
+        redis_port, *ports = stack.enter_context(lasting_ports(1 + sum(each.count for each in plan.pods)))
         pods = pods_of(plan, ports, cores.apparatus, folder)
         for pod in pods:
             stack.callback(pod.close)

@@ -269,8 +269,12 @@ def extra_bursts(evidence: Evidence, most: float) -> Finding:
 
 
 def true_waits(evidence: Evidence, within: float) -> Finding:
-    """Of each key: who comes before the time told is not let in, and the first who comes after it is; unless the place
-    went to one who had come before, and was not yet answered."""
+    """Of each key: who is let in was not answered before the time told, and the first who comes after it is let in;
+    unless the place went to one who came before that one was answered.
+
+    How long a request was under way before it was counted is not known: it is counted between its sending and the
+    first byte of its answer, and neither verdict hangs on where.
+    """
     early = late = checked = 0
     for requests in _by_key(evidence.records).values():
         admitted_ones = [record for record in requests if not is_limited(record)]
@@ -280,14 +284,14 @@ def true_waits(evidence: Evidence, within: float) -> Finding:
             if not is_limited(record) or record.retry_after is None or record.ended_at is None:
                 continue
             due = record.sent_at + record.retry_after
-            place = bisect_right(let_in, record.ended_at)
-            next_in = let_in[place] if place < len(let_in) else math.inf
             first_after = bisect_left(sent, record.ended_at + record.retry_after + within)
             if first_after == len(sent):
                 continue  # nobody came to see
             checked += 1
-            early += next_in < due - within
-            late += not any(_begun_at(each) >= due for each in admitted_ones[: bisect_right(let_in, sent[first_after])])
+            later = admitted_ones[bisect_right(let_in, record.ended_at) :]
+            early += any(_begun_at(each) < due - within for each in later)
+            so_far = admitted_ones[: bisect_right(let_in, _over_at(requests[first_after]))]
+            late += not any(_begun_at(each) >= due for each in so_far)
     if not checked:
         return Finding("no wait could be checked", None)
     return Finding(

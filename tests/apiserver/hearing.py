@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from tests.turns import within
+
 _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _UID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
@@ -118,7 +120,7 @@ class Caller:
 
     async def until(self, holds: Callable[[Heard], bool], seconds: float = 10.0) -> Heard:
         """Read until what was heard satisfies this."""
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             while not holds(self.heard):
                 assert not self.closed, f"closed after {self.raw!r:.400}"
                 await self._read()
@@ -126,7 +128,7 @@ class Caller:
 
     async def whole(self, seconds: float = 10.0) -> Heard:
         """Read to the end of the answer or of the connection."""
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             while self.heard.ending == "open":
                 await self._read()
         return self.heard

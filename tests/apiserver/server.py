@@ -26,6 +26,7 @@ from tests.apiserver.log import Log
 from tests.apiserver.secrets import Secrets
 from tests.apiserver.statuses import Refused, WatchLines
 from tests.apiserver.watching import Pace, Watch
+from tests.turns import within
 
 ADMIN_TOKEN = "admin-token"
 _TURNS_TO_SERVE = 4
@@ -161,7 +162,7 @@ class ApiServer:
 
     async def until(self, holds: Callable[[], bool], seconds: float = 5.0) -> None:
         """Wait until requests or connections have made this true."""
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             while not holds():
                 self._happened.clear()
                 await self._happened.wait()

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parent / "node"
-SECONDS = 15.0
+SECONDS = 45.0
 """For whatever a browser has to do: generous, and never slept through."""
 MAX_LINE_BYTES = 16 << 20
 

@@ -2,11 +2,11 @@
 
 import asyncio
 import json
-import time
 from pathlib import Path
 
 from tests.browser.driver import IN_CHROMIUM, Browser
 from tests.browser.scene import LIVE, MODEL, Settings, gateway, pods
+from tests.turns import Turns
 
 pytestmark = IN_CHROMIUM
 
@@ -36,15 +36,16 @@ async def test_a_killed_pods_row_turns_red_with_its_reason(browser: Browser, tmp
         red, green, blue = await page.evaluate(colour(row("chat-1")))
         assert green > red, "a ready pod's dot is green"
 
-        there[1].kill()
-        killed_at = time.monotonic()
-        seeing = asyncio.create_task(page.until(f"{row('chat-1')}.dataset.state !== 'ready'"))
-        told = await running.pod_is("chat-1", "ejected", "starting")
-        told_at = time.monotonic()
-        await seeing
-        seen_at = time.monotonic()
-        print(f"killed, told after {told_at - killed_at:.2f} s, seen after {seen_at - killed_at:.2f} s")
-        assert seen_at - told_at < SHOWN_WITHIN_SECONDS
+        with Turns() as since_it_was_killed:
+            there[1].kill()
+            seeing = asyncio.create_task(page.until(f"{row('chat-1')}.dataset.state !== 'ready'"))
+            told = await running.pod_is("chat-1", "ejected", "starting")
+            told_after = since_it_was_killed.seconds
+            await seeing
+            seen_after = since_it_was_killed.seconds
+        print(f"killed, told after {told_after:.2f} s, seen after {seen_after:.2f} s")
+        # Of time in which this process had its turns: on a busy machine the browser has to wait as well.
+        assert seen_after - told_after < SHOWN_WITHIN_SECONDS
 
         # Requests found it dead first, or discovery did: the row says which.
         assert await page.evaluate(f"{row('chat-1')}.dataset.state") == told["state"] == "ejected"

@@ -16,7 +16,9 @@ Role = Literal["embed", "score", "speech"]
 Call = Callable[["Front"], None] | Callable[["Front"], Coroutine[Any, Any, None]]
 Marked = TypeVar("Marked", bound=Callable[..., Any])
 
-IDLE_SECONDS = 5.0
+IDLE_SECONDS = 30.0
+"""Of a generation that would take more than twice as long, left to itself (`questions.ENDLESS`): a machine may be busy.
+"""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections import Counter
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +99,8 @@ async def test_a_fallback_is_taken_when_there_is_no_ready_pod(first: str) -> Non
 
 async def test_a_fallback_is_taken_when_no_pod_can_be_reached() -> None:
     models = {"gpt": alias("a", fallback=("b",))}
-    async with pod("b") as one, AsyncExitStack() as stack:
-        async with pod("a") as gone:
-            gateway = await stack.enter_async_context(running([gone, one], models=models))
+    async with pod("b") as one, pod("a") as gone, running([gone, one], models=models) as gateway:
+        gone.refuse()
         assert (await asked(gateway, "gpt")).status == 200
         assert json.loads(sent(one)[0])["model"] == "b"
 

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import struct
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from gateway.cli.serve import listen
+from gateway.core.clock import Clock
 from gateway.edge.bounds import MOST_CONNECTIONS, Bounds
 from gateway.edge.port import Edge
 from gateway.edge.protocol import ClientConnection
@@ -26,9 +26,10 @@ from gateway.pipeline.serve import Pipeline
 from gateway.telemetry.memory import Memory
 from tests.certificates import Pair, certificate
 from tests.door import BODY, GOOD, PATIENT, Door, door, refused, turn_the_loop, visitor
-from tests.fakes import STREAM_HEAD, Hang, ScriptedPod, chunk
+from tests.fakes import STREAM_HEAD, Hands, Hang, ScriptedPod, chunk
 from tests.raw import Answer, RawClient, chat, request
 from tests.running import Running, Side, running
+from tests.turns import within
 
 LENGTH = b"Content-Length: %d" % len(BODY)
 TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
@@ -37,7 +38,7 @@ END = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndat
 
 async def until(holds: Any, seconds: float = 5.0) -> None:
     """Wait until it is so."""
-    async with asyncio.timeout(seconds):
+    async with within(seconds):
         while not holds():
             await asyncio.sleep(0.002)
 
@@ -74,20 +75,28 @@ async def test_a_body_that_comes_slower_than_its_rate_is_a_408(chunked: bool) ->
         at.client.send(at.post(b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)))
         framed = b"".join(chunk(body[start : start + 2]) for start in range(0, len(body), 2)) if chunked else body
         # 1 kB a second of body; with its framing it would be 3.5.
-        came = await asyncio.wait_for(trickle(at.client, framed, 70 if chunked else 20, 0.02), 5)
+        async with within(5):
+            came = await trickle(at.client, framed, 70 if chunked else 20, 0.02)
         assert (came.status, came.error["code"], came.headers["connection"]) == (408, "request_timeout", "close")
         assert await at.client.closed()
         assert at.asked == 0
 
 
 async def test_a_body_that_comes_at_its_rate_is_read_however_long_it_takes() -> None:
-    async with door(bounds=SLOW) as at:
-        body = chat_of(20_000)
+    hands = Hands()
+    async with door(bounds=SLOW, clock=Clock(hands)) as at:
+        body, gateway = chat_of(20_000), at.gateway.gateway
+        began = hands()
         at.client.send(at.post(b"Content-Length: %d" % len(body)))
-        began = time.monotonic()
-        came = await asyncio.wait_for(trickle(at.client, body, 250, 0.02), 10)
-        assert came.status == 200
-        assert time.monotonic() - began > 2 * SLOW.body_grace_seconds
+        for start in range(0, len(body), 250):
+            at.client.send(body[start : start + 250])
+            if start + 250 < len(body):
+                await until(lambda read=start + 250: gateway.edge.bodies.held == read)
+            # 2.5 kB a second: a quarter more than the rate.
+            hands.now += 0.1
+            gateway.sweep()
+        assert (await at.client.answer()).status == 200
+        assert hands() - began > 2 * SLOW.body_grace_seconds
         assert at.bodies == [body]
 
 
@@ -97,18 +106,20 @@ def chat_of(size: int) -> bytes:
 
 
 async def test_nobody_is_judged_for_what_had_come_while_the_loop_was_held_up() -> None:
-    quick = replace(SLOW, head_seconds=0.3, body_seconds=0.3)
-    async with door(bounds=quick) as at:
+    quick, hands = replace(SLOW, head_seconds=0.3, body_seconds=0.3), Hands()
+    async with door(bounds=quick, clock=Clock(hands)) as at:
         body = chat_of(700_000)
         with socket.create_connection(("127.0.0.1", at.gateway.port)) as client:
             client.sendall(at.post(b"Content-Length: %d" % len(body), body=body[:10]))
-            await until(lambda: len(at.gateway.gateway.edge.connections) == 2)
+            await until(lambda: at.gateway.gateway.edge.bodies.held == 10)
             client.setblocking(False)
             client.send(body[10:])
             # More than a read takes; every deadline passes before the loop sees any of it.
-            time.sleep(1.0)
-            sent_on = asyncio.get_running_loop().sock_recv(client, 65536)
-            assert (await asyncio.wait_for(sent_on, 5)).startswith(b"HTTP/1.1 200 ")
+            hands.now += 1.0
+            at.gateway.gateway.sweep()
+            async with within(5):
+                came = await asyncio.get_running_loop().sock_recv(client, 65536)
+            assert came.startswith(b"HTTP/1.1 200 ")
         assert at.bodies == [body]
 
 
@@ -315,7 +326,8 @@ async def test_one_connection_too_many_is_told_so_and_closed() -> None:
 
 
 async def test_connections_far_too_many_are_cut_without_a_word() -> None:
-    async with door(Hang, bounds=FEW) as at:
+    # Who is told so keeps a place for as long as it lingers, and all others come meanwhile.
+    async with door(Hang, bounds=replace(FEW, linger_seconds=30)) as at:
         edge = at.gateway.gateway.edge
         at.client.leave()
         await until(lambda: not edge.connections)
@@ -516,7 +528,8 @@ async def test_who_sends_much_behind_a_request_and_leaves_is_seen_to_leave(how: 
             client.sendall(b"x" * 10_000)
             if how == "reset":
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        await asyncio.wait_for(at.pod.peer_left.wait(), 2)
+        async with within(2):
+            await at.pod.peer_left.wait()
         assert (await at.gateway.last_line())["outcome"] == "client_left"
 
 
@@ -525,7 +538,8 @@ async def test_a_client_that_ends_its_half_behind_its_request_has_left() -> None
         at.client.send(at.chat())
         await until(lambda: at.asked)
         at.client.writer.write_eof()
-        await asyncio.wait_for(at.pod.peer_left.wait(), 2)
+        async with within(2):
+            await at.pod.peer_left.wait()
         assert (await at.gateway.last_line())["outcome"] == "client_left"
         assert await at.client.closed()
 
@@ -656,7 +670,8 @@ async def test_who_is_refused_over_tls_is_told_and_bidden_farewell(tmp_path: Pat
             newcomer.send(request(chat(), key=gateway.key))
             overloaded(await newcomer.answer())
             # An end, not a reset: that would be an exception here.
-            assert await asyncio.wait_for(newcomer.reader.read(), 5) == b""
+            async with within(5):
+                assert await newcomer.reader.read() == b""
         await until(lambda: len(gateway.gateway.edge.connections) == 2)
 
 
@@ -675,5 +690,6 @@ async def test_who_sends_much_over_tls_and_leaves_is_seen_to_leave(tmp_path: Pat
         client.send(b"x" * 10_000)
         # Without a goodbye: that would stand behind what is not read, and be read with it.
         client.leave()
-        await asyncio.wait_for(pod.peer_left.wait(), 3)
+        async with within(3):
+            await pod.peer_left.wait()
         assert (await gateway.last_line())["outcome"] == "client_left"

@@ -11,7 +11,8 @@ import pytest
 import uvicorn
 
 from gateway.cli.ops_client import ANSWER_SECONDS, NoStatus, connect, read_request, read_status
-from tests.fakes import Close, ScriptedPod, answer
+from gateway.core.clock import Clock
+from tests.fakes import Close, Hands, ScriptedPod, answer
 from tests.integration.test_pods_command import (
     TOKEN,
     Ended,
@@ -23,12 +24,12 @@ from tests.integration.test_pods_command import (
 )
 from tests.raw import ask, chat, request
 from tests.running import Running, running
+from tests.turns import within
 from tests.unit.telemetry.trails import trail
 
 GOOD = answer(b'{"choices":[{"index":0,"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}')
 BUSY = answer(b"{}", b"503 Service Unavailable")
 LEAST = {"policy": "least"}
-SECONDS = 10.0
 
 
 async def explain(*arguments: str) -> Ended:
@@ -69,7 +70,7 @@ async def told_of(url: str, request_id: str) -> dict[str, Any]:
 
 async def until(holds: Any) -> None:
     """Wait for something that the loop brings about."""
-    async with asyncio.timeout(SECONDS):
+    async with within(10):
         while not holds():
             await asyncio.sleep(0.002)
 
@@ -119,10 +120,18 @@ async def test_json_is_what_the_gateway_said_and_holds_no_prompt_no_key_and_no_a
 
 
 async def test_the_id_that_an_answer_bears_is_the_one_to_ask_for() -> None:
-    async with ScriptedPod([[GOOD]]) as pod, running([pod]) as gateway, ops_of(gateway) as url:
-        came = await ask(gateway.port, request(chat(), key=gateway.key))
+    # A clock of its own: what lies between two looks at the machine's two depends on what else it does.
+    hands, go = Hands(), asyncio.Event()
+    clock = Clock(hands, lambda: 1_800_000_000.5 + hands())
+    async with ScriptedPod([[go, GOOD]]) as pod, running([pod], clock=clock) as gateway, ops_of(gateway) as url:
+        asking = asyncio.create_task(ask(gateway.port, request(chat(), key=gateway.key)))
+        await until(lambda: pod.requests)
+        hands.now += 0.25
+        go.set()
+        came = await asking
         told = await told_of(url, came.headers["x-request-id"])
         line = await gateway.last_line()
+        assert line["duration_ms"] == 250
     assert told["request_id"] == line["request_id"] == came.headers["x-request-id"]
     for name in ("ts", "tenant", "key_id", "model", "pool", "status", "outcome", "queue_ms", "duration_ms"):
         assert told[name] == line[name], name
@@ -169,10 +178,13 @@ async def test_who_waits_is_seen_while_it_waits_and_how_long_is_told_after() -> 
 
 async def test_an_ejected_pod_is_seen_by_state_reason_and_metric() -> None:
     sick, well = ScriptedPod([[Close]]), ScriptedPod([[GOOD]])
-    async with sick, well, running([sick, well], pool=LEAST) as gateway, ops_of(gateway) as url:
-        async with asyncio.timeout(SECONDS):
+    hands = Hands()
+    async with sick, well, running([sick, well], pool=LEAST, clock=Clock(hands)) as gateway, ops_of(gateway) as url:
+        async with within(10):
             while not gateway.gateway.balancer.ejected:
                 await ask(gateway.port, request(chat(), key=gateway.key))
+                hands.now += 1
+        # From here on time stands still: the pod is not back before all have looked.
         assert gateway.sample("poolgate_pods", pool="chat", state="ejected") == 1
         assert gateway.sample("poolgate_pods", pool="chat", state="ready") == 1
         assert gateway.sample("poolgate_ejections_total", pool="chat", reason="consecutive") == 1
@@ -239,6 +251,6 @@ async def test_an_answer_that_explains_nothing_is_told_in_words(raw: bytes, word
 
 
 async def test_an_ops_port_that_does_not_answer_is_not_waited_for() -> None:
-    async with answering(None) as url, asyncio.timeout(ANSWER_SECONDS), connect(url, None) as client:
+    async with answering(None) as url, connect(url, None) as client, within(ANSWER_SECONDS - 1):
         with pytest.raises(NoStatus, match=r"does not answer within 0\.05 seconds"):
             await read_request(client, "id-1", seconds=0.05)

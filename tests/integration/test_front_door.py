@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from gateway.core.clock import Clock
 from gateway.edge.bounds import Bounds
 from tests.door import (
     BODY,
@@ -29,9 +30,10 @@ from tests.door import (
     turn_the_loop,
     visitor,
 )
-from tests.fakes import STREAM_HEAD, Hang, ScriptedPod, answer, chunk
-from tests.raw import Answer, RawClient, chat, request
+from tests.fakes import STREAM_HEAD, Hands, Hang, ScriptedPod, answer, chunk
+from tests.raw import Answer, chat, request
 from tests.running import running
+from tests.turns import within
 
 # One connection, many requests.
 
@@ -116,8 +118,12 @@ async def test_a_second_request_before_the_firsts_answer_is_not_served_wherever_
                 client.send(at.chat() + second[:cut])
                 while at.asked == cut:
                     await turn_the_loop()
+                (connection,) = (each for each in at.gateway.gateway.edge.connections if not each.idle)
+                before = connection._behind_bytes
                 client.send(second[cut:])
-                await turn_the_loop()
+                async with within(5):
+                    while second[cut:] and connection._behind_bytes == before:
+                        await turn_the_loop()
                 may_answer.set()
                 came = await client.answer()
                 assert (came.status, came.headers.get("connection"), came.body) == (200, "close", WHOLE), cut
@@ -346,7 +352,7 @@ async def test_http_1_0_gets_an_answer_without_chunks_that_ends_by_closing(
     async with door(STREAM if stream else GOOD) as at:
         body = json.dumps(chat(stream=stream)).encode()
         at.client.send(at.post(b"Content-Length: %d" % len(body), *more, body=body, version=b"HTTP/1.0"))
-        async with asyncio.timeout(5):
+        async with within(5):
             head, _, came = (await at.client.reader.read()).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 OK\r\n")
         assert b"connection: close" in head.split(b"\r\n")
@@ -461,7 +467,7 @@ async def test_a_good_head_that_expects_100_gets_100_and_then_its_answer(chunked
     async with door() as at:
         framing, body = (b"Transfer-Encoding: chunked", CHUNKED) if chunked else (LENGTH, BODY)
         at.client.send(at.post(framing, b"Expect: 100-Continue"))
-        async with asyncio.timeout(5):
+        async with within(5):
             assert await at.client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         assert at.asked == 0
         at.client.send(body)
@@ -504,7 +510,7 @@ async def test_http_1_0_gets_no_interim_answer() -> None:
 async def test_the_answer_to_a_head_has_no_body() -> None:
     async with door() as at:
         at.client.send(b"HEAD /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
-        async with asyncio.timeout(5):
+        async with within(5):
             assert (await at.client.reader.read()).endswith(b"\r\n\r\n")
 
 
@@ -591,7 +597,7 @@ async def test_what_is_http_but_no_route_is_404_or_405(
     async with door() as at:
         lines = (b"Host: test", b"X-Canary: canary", b"X-HTTP-Method-Override: POST", b"", b"")
         at.client.send(b"%b %b HTTP/1.1\r\n" % (method, path) + b"\r\n".join(lines))
-        async with asyncio.timeout(5):
+        async with within(5):
             head, _, body = (await at.client.reader.read()).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 %d " % status)
         told = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
@@ -604,12 +610,18 @@ async def test_what_is_http_but_no_route_is_404_or_405(
 # Deadlines.
 
 
-async def dripped(client: RawClient, data: bytes) -> Answer:
-    """Send a byte, wait a while for an answer, send the next: the answer that cuts this short."""
-    begun = asyncio.create_task(client.answer())
+async def dripped(at: Door, hands: Hands, data: bytes) -> Answer:
+    """Send a byte, let a fiftieth of a second pass, send the next: the answer that cuts this short."""
+    begun = asyncio.create_task(at.client.answer())
+    (connection,) = at.gateway.gateway.edge.connections
     for number in range(len(data)):
-        client.send(data[number : number + 1])
-        await asyncio.wait((begun,), timeout=0.02)
+        at.client.send(data[number : number + 1])
+        await turn_the_loop()
+        while connection.idle:
+            # No time passes before the first of them has been read.
+            await turn_the_loop()
+        hands.now += 0.02
+        at.gateway.gateway.sweep()
         if begun.done():
             break
     return await begun
@@ -632,12 +644,14 @@ async def test_an_idle_connection_is_closed_without_a_word() -> None:
 
 @pytest.mark.parametrize("used", [True, False], ids=["second-request", "first-request"])
 async def test_a_dripped_head_is_a_408(used: bool) -> None:
-    async with door(bounds=Bounds(head_seconds=0.3, linger_seconds=0.3)) as at:
+    hands = Hands()
+    async with door(bounds=Bounds(head_seconds=0.3, linger_seconds=0.3), clock=Clock(hands)) as at:
         if used:
             at.client.send(at.chat())
             await at.client.answer()
             at.pod.requests.clear()
-        came = await asyncio.wait_for(dripped(at.client, at.chat()), 4)
+        async with within(4):
+            came = await dripped(at, hands, at.chat())
         assert (came.status, came.error["code"], came.headers["connection"]) == (408, "request_timeout", "close")
         assert await at.client.closed()
         assert at.asked == 0
@@ -645,10 +659,12 @@ async def test_a_dripped_head_is_a_408(used: bool) -> None:
 
 @pytest.mark.parametrize("framing", [LENGTH, b"Transfer-Encoding: chunked"], ids=["length", "chunks"])
 async def test_a_dripped_body_is_a_408(framing: bytes) -> None:
-    async with door(bounds=Bounds(body_seconds=0.3, linger_seconds=0.3)) as at:
+    hands = Hands()
+    async with door(bounds=Bounds(body_seconds=0.3, linger_seconds=0.3), clock=Clock(hands)) as at:
         at.client.send(at.post(framing))
         body = BODY if framing is LENGTH else b"".join(chunk(b"%c" % byte) for byte in BODY)
-        came = await asyncio.wait_for(dripped(at.client, body), 4)
+        async with within(4):
+            came = await dripped(at, hands, body)
         assert (came.status, came.error["code"], came.headers["connection"]) == (408, "request_timeout", "close")
         assert await at.client.closed()
         assert at.asked == 0
@@ -657,20 +673,25 @@ async def test_a_dripped_body_is_a_408(framing: bytes) -> None:
 
 
 async def test_empty_lines_do_not_keep_a_connection_open() -> None:
-    async with door(bounds=Bounds(head_seconds=0.3, linger_seconds=0.3)) as at:
-        came = await asyncio.wait_for(dripped(at.client, b"\r\n" * 500), 4)
+    hands = Hands()
+    async with door(bounds=Bounds(head_seconds=0.3, linger_seconds=0.3), clock=Clock(hands)) as at:
+        async with within(4):
+            came = await dripped(at, hands, b"\r\n" * 500)
         assert came.status == 408
 
 
 async def test_the_deadlines_of_a_request_end_with_its_arrival() -> None:
-    may_answer = asyncio.Event()
-    async with door(may_answer, GOOD, bounds=QUICK) as at:
+    may_answer, hands = asyncio.Event(), Hands()
+    async with door(may_answer, GOOD, bounds=QUICK, clock=Clock(hands)) as at:
         at.client.send(at.chat())
         while not at.asked:
             await turn_the_loop()
         begun = asyncio.create_task(at.client.answer())
-        # Longer than any of the bounds, and than two sweeps.
-        await asyncio.wait((begun,), timeout=0.9)
+        # Together longer than any of the bounds.
+        for _ in range(9):
+            hands.now += 0.1
+            at.gateway.gateway.sweep()
+            await asyncio.wait((begun,), timeout=0.01)
         assert not begun.done()
         may_answer.set()
         assert (await begun).status == 200
@@ -686,7 +707,7 @@ async def test_a_refusal_can_be_read_by_a_client_that_first_sends_all_it_has() -
         at.client.send(head + body[:100])
         await turn_the_loop()
         at.client.send(body)
-        async with asyncio.timeout(5):
+        async with within(5):
             await at.client.writer.drain()
         came = await at.client.answer()
         assert (came.status, came.clean, came.error["code"]) == (401, True, "invalid_api_key")
@@ -705,7 +726,8 @@ async def test_a_client_that_sends_on_after_its_refusal_is_cut() -> None:
                 await asyncio.sleep(0.005)
 
         with pytest.raises(ConnectionError):
-            await asyncio.wait_for(until_cut(), 3)
+            async with within(3):
+                await until_cut()
         assert at.gateway.gateway.edge.connections == set()
 
 
@@ -778,7 +800,8 @@ async def test_a_reader_that_stalls_is_cut_and_its_pod_freed() -> None:
             await asyncio.sleep(0.01)
         may_go_on.set()
         # From here on nothing is read.
-        await asyncio.wait_for(at.pod.peer_left.wait(), 4)
+        async with within(4):
+            await at.pod.peer_left.wait()
         line = await at.gateway.last_line()
         assert (line["outcome"], line["status"]) == ("client_left", 200)
         assert at.gateway.gateway.edge.connections == set()
@@ -802,7 +825,7 @@ async def test_a_connection_whose_answer_is_not_read_is_cut_however_long_it_may_
         if not keeps:
             edge.closing = True
             at.client.send(at.chat())
-        async with asyncio.timeout(4):
+        async with within(4):
             while edge.connections:
                 await asyncio.sleep(0.01)
 
@@ -812,10 +835,12 @@ async def test_a_slow_reader_that_reads_is_not_cut() -> None:
     last = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
     may_end = asyncio.Event()
     script = [STREAM_HEAD, *[chunk(event)] * 300, may_end, chunk(last), b"0\r\n\r\n"]
-    async with door(*script, bounds=Bounds(stalled_seconds=0.6)) as at:
+    hands = Hands()
+    async with door(*script, bounds=Bounds(stalled_seconds=0.6), clock=Clock(hands)) as at:
         at.client.send(at.chat(stream=True))
         (connection,) = at.gateway.gateway.edge.connections
-        async with asyncio.timeout(15):
+        began = hands()
+        async with within(15):
             while not connection.stalled:
                 await turn_the_loop()
             # Slower than the stream, for longer than a client may stall.
@@ -825,12 +850,19 @@ async def test_a_slow_reader_that_reads_is_not_cut() -> None:
                 assert data, "cut, though it read"
                 read += len(data)
                 await asyncio.sleep(0.005)
+                hands.now += 0.02
+                at.gateway.gateway.sweep()
+            assert hands() - began > 1.2
         # It has caught up; that it was slow once is forgiven.
         rest = asyncio.create_task(at.client.reader.readuntil(b"\r\n0\r\n\r\n"))
-        await asyncio.wait((rest,), timeout=1.2)
+        for _ in range(12):
+            hands.now += 0.1
+            at.gateway.gateway.sweep()
+            await asyncio.wait((rest,), timeout=0.01)
         assert not rest.done()
         may_end.set()
-        assert b"[DONE]" in await asyncio.wait_for(rest, 5)
+        async with within(5):
+            assert b"[DONE]" in await rest
         assert (await at.gateway.last_line())["outcome"] == "completed"
 
 
@@ -862,7 +894,12 @@ async def test_a_stream_behind_an_unread_answer_holds_up_the_pod_and_not_the_mem
 
 async def test_every_answer_is_dated_and_numbered_and_not_to_be_sniffed() -> None:
     async with door() as at:
+        edge = at.gateway.gateway.edge
         for number in range(3):
+            began, looked = datetime.now(UTC), edge.now
+            async with within(5):
+                while edge.now == looked:
+                    await asyncio.sleep(0.01)
             at.client.send(
                 [
                     at.chat(),
@@ -871,8 +908,9 @@ async def test_every_answer_is_dated_and_numbered_and_not_to_be_sniffed() -> Non
                 ][number]
             )
             came = await at.client.answer()
+            # It is that of the gateway's last look at the clock, without its fraction.
             sent = parsedate_to_datetime(came.headers["date"])
-            assert abs(datetime.now(UTC) - sent) < timedelta(seconds=3)
+            assert began - timedelta(seconds=1) < sent <= datetime.now(UTC)
             assert came.headers["date"].endswith(" GMT")
             assert came.headers["x-content-type-options"] == "nosniff"
             assert len(came.headers["x-request-id"]) == 24
@@ -895,7 +933,7 @@ async def test_nothing_is_left_of_clients_that_come_and_go() -> None:
             async with visitor(at.gateway) as client:
                 client.send(at.chat()[: number * 5])
                 await turn_the_loop()
-        async with asyncio.timeout(5):
+        async with within(5):
             while len(at.gateway.gateway.edge.connections) > 1:
                 await turn_the_loop()
         await at.gateway.settled()

@@ -17,24 +17,37 @@ from tests.certificates import certificate
 from tests.fakes import STREAM_HEAD, Hang, ScriptedPod, Step, answer, chunk
 from tests.raw import RawClient, ask, chat, request
 from tests.running import Running, running
+from tests.turns import within
 
 VISITS = 20
 TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
 WHOLE = answer(b'{"choices":[{"index":0,"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}')
 
 
-async def left_to_the_collector(kind: type, visit: Callable[[], Awaitable[object]]) -> list[object]:
-    """Objects of a kind that many visits left behind, and that only the collector would find."""
+async def left_to_the_collector(
+    kind: type, visit: Callable[[], Awaitable[object]], left: Callable[[], object] = lambda: False
+) -> list[object]:
+    """Objects of a kind that many visits left behind, and that only the collector would find. `left`: whether the
+    gateway has still to hear of the end of one.
+    """
+
+    async def over() -> None:
+        async with within(5):
+            while left():
+                await asyncio.sleep(0.001)
+            # What its end brings about comes in the turns after it.
+            for _ in range(50):
+                await asyncio.sleep(0.001)
+
     await visit()
-    await asyncio.sleep(0.05)
+    await over()
     gc.collect()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
         for _ in range(VISITS):
             await visit()
-        # The last one's end is heard of in the turns after it.
-        await asyncio.sleep(0.05)
+        await over()
         gc.collect()
         return [each for each in gc.garbage if isinstance(each, kind)]
     finally:
@@ -70,7 +83,8 @@ async def test_a_client_that_is_gone_leaves_nothing_to_the_collector(
         return [STREAM_HEAD, chunk(TOKEN), Hang] if b"stream" in asked else [WHOLE]
 
     async with ScriptedPod(script_of=script_of) as pod, running([pod]) as gateway:
-        assert await left_to_the_collector(ClientConnection, lambda: visit(gateway)) == []
+        connections = gateway.gateway.edge.connections
+        assert await left_to_the_collector(ClientConnection, lambda: visit(gateway), lambda: connections) == []
 
 
 async def test_a_handshake_that_comes_to_nothing_leaves_nothing_to_the_collector(tmp_path: Path) -> None:
@@ -81,7 +95,10 @@ async def test_a_handshake_that_comes_to_nothing_leaves_nothing_to_the_collector
         writer.transport.abort()
 
     async with ScriptedPod() as pod, running([pod], server={"tls": pair.settings}) as gateway:
-        assert await left_to_the_collector(ClientConnection, lambda: comes_and_goes(gateway.port)) == []
+        tls = gateway.gateway.edge.tls
+        assert tls is not None
+        found = await left_to_the_collector(ClientConnection, lambda: comes_and_goes(gateway.port), lambda: tls.sockets)
+        assert found == []
 
 
 def test_a_pod_that_takes_no_connection_leaves_nothing_to_the_collector() -> None:

@@ -14,6 +14,7 @@ from tests.fakes import STREAM_HEAD, Close, Hang, Reset, ScriptedPod, Step, answ
 from tests.integration.balancing.scenes import GOOD, Scene, pods, scene
 from tests.raw import Answer, RawClient, chat, request
 from tests.running import Side
+from tests.turns import within
 
 SECONDS = 5.0
 COMMENT = b": keep-alive\n"
@@ -37,7 +38,7 @@ class Client:
 
     async def hears(self, text: bytes, times: int = 1) -> None:
         """Wait until this has come so often."""
-        async with asyncio.timeout(5):
+        async with within(5):
             while self._seen.count(text) < times:
                 data = await self._raw.reader.read(65536)
                 assert data, f"the connection closed behind {self._seen!r}"
@@ -50,7 +51,7 @@ class Client:
         await self._found.swept()
         before = len(self._seen)
         try:
-            async with asyncio.timeout(0.05):
+            async with within(0.05):
                 self._seen += await self._raw.reader.read(65536)
         except TimeoutError:
             pass
@@ -253,7 +254,7 @@ async def test_a_client_that_leaves_behind_a_comment_ends_the_pod_s_work(side: S
         await found.arrival([pod])
         await client.comment(1)
         client._raw.leave()
-        async with asyncio.timeout(2):
+        async with within(2):
             await pod.peer_left.wait()
         assert (await found.running.last_line())["outcome"] == "client_left"
 

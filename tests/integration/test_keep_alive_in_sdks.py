@@ -38,6 +38,8 @@ WORDS = {
     "/v1/responses": words(r'"delta":"((?:[^"\\]|\\.)*)"', RESPONSES),
 }
 SECONDS = 5.0
+SECONDS_TO_START = 60.0
+"""For a process, Node's among them: a machine may be busy."""
 COMMENT = b": keep-alive\n"
 NODE = """
 import OpenAI from "openai";
@@ -74,7 +76,7 @@ async def heard(side: Side, ask: Ask, path: str, *parts: Sequence[bytes]) -> str
     ):
         asking = asyncio.create_task(ask(found))
         found.sent += 1
-        await found.until(lambda: len(pod.requests) == 1, 20)
+        await found.until(lambda: len(pod.requests) == 1, SECONDS_TO_START)
         body = chat(stream=True) | {"input": "Hello"}
         witness = await found.send(request(body, key=found.running.key, path=path))
         await found.until(lambda: len(pod.requests) == 2)
@@ -84,7 +86,7 @@ async def heard(side: Side, ask: Ask, path: str, *parts: Sequence[bytes]) -> str
             found.leap(SECONDS)
             await found.swept()
             gate.set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SECONDS_TO_START):
             seen = await witness.answer()
             assert seen.body.count(COMMENT) == len(gates)
             return await asking

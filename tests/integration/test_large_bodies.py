@@ -66,8 +66,8 @@ async def test_others_have_many_turns_while_a_large_body_is_looked_at(kind: str)
     gc.disable()
     try:
         async with ScriptedPod([[GOOD]]) as pod, running([pod]) as gateway:
-            held = []
-            for _ in range(3):
+            held: list[float] = []
+            while not held or (min(held) >= 0.6 * cost and len(held) < 10):
                 asking = asyncio.create_task(asyncio.to_thread(ask, gateway.port, request(body, key=gateway.key)))
                 held.append(await longest_turn(asking))
                 assert (await asking)[9:] in (b"404", b"400")

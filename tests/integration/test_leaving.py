@@ -3,16 +3,20 @@
 import asyncio
 import os
 import random
+from collections import defaultdict
 from typing import Any
 
 import pytest
 
 from loadtest.simulator import FAST, PodSettings, SimulatedPod, TimeModel
+from loadtest.simulator.connection import Exchange
 from tests.fakes import Hang, ScriptedPod
 from tests.raw import RawClient, ask, chat, request
 from tests.running import Side, running
+from tests.turns import within
 
 FREED_SECONDS = 0.1
+"""In turns of the loop: gateway, pod and client are all on it."""
 LONG = {"max_tokens": 5000, "ignore_eos": True}
 
 
@@ -24,7 +28,8 @@ async def test_a_client_that_leaves_before_the_first_byte_frees_the_pod(side: Si
         while not pod.requests:
             await asyncio.sleep(0.001)
         client.leave()
-        await asyncio.wait_for(pod.peer_left.wait(), FREED_SECONDS)
+        async with within(FREED_SECONDS):
+            await pod.peer_left.wait()
         line = await gateway.last_line()
         assert (line["outcome"], line["status"], line["attempts"]) == ("client_left", 0, 1)
 
@@ -40,7 +45,8 @@ async def test_a_client_that_leaves_between_bytes_frees_the_pod(side: Side, half
             client.writer.write_eof()
         else:
             client.leave()
-        await pod.until(lambda p: p.aborts == 1, seconds=FREED_SECONDS)
+        async with within(FREED_SECONDS):
+            await pod.until(lambda p: p.aborts == 1, seconds=None)
         line = await gateway.last_line()
         assert (line["outcome"], line["status"], line["usage_source"]) == ("client_left", 200, "estimated")
         client.leave()
@@ -57,35 +63,50 @@ async def test_a_client_that_leaves_while_the_pod_is_connected_to_leaves_nothing
         assert gateway.gateway.balancer.in_flight_by_model().get("m", 0) == 0
 
 
+class Telling(SimulatedPod):
+    """A pod that tells whose requests have reached it, by the callers' own ids."""
+
+    def __init__(self, settings: PodSettings) -> None:
+        super().__init__(settings)
+        self.reached: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+
+    def serve(self, exchange: Exchange) -> None:
+        super().serve(exchange)
+        self.reached[(exchange.request.header("x-request-id") or "").partition("-")[0]].set()
+
+
 async def test_two_hundred_clients_that_vanish_leave_no_trace(side: Side) -> None:
     rng = random.Random(7)
     settings = PodSettings(
         model="m", time=TimeModel(step_seconds=0.005), max_model_len_tokens=100_000, max_num_seqs=1000
     )
-    async with SimulatedPod(settings) as pod, running([pod], side=side) as gateway:
+    # The pod takes fewer than there are: some wait in line, and nobody is told that it takes too long.
+    pool = {"queue_wait_seconds": 600}
+    async with Telling(settings) as pod, running([pod], side=side, pool=pool) as gateway:
         await ask(gateway.port, request(chat(max_tokens=1), key=gateway.key))
         await gateway.settled()
         files, tasks = _open_files(), len(asyncio.all_tasks())
 
-        async def vanish() -> bool:
-            """Leave at a random moment; whether the request had reached the pod by then is the pod's to say."""
+        async def vanish(number: int) -> None:
+            """Leave at a random moment; of four, three only when the pod has the request."""
             client = await RawClient.connect(gateway.port)
             body = chat(stream=rng.random() < 0.7, **LONG)
-            client.send(request(body, key=gateway.key))
+            client.send(request(body, key=gateway.key, headers={"X-Request-Id": f"v{number}"}))
+            if number % 4:
+                await pod.reached[f"v{number}"].wait()
             await asyncio.sleep(rng.random())
             client.leave()
-            return True
 
-        await asyncio.gather(*(vanish() for _ in range(200)))
-        await gateway.settled(2.0)
-        reached = sum(record.path == "/v1/chat/completions" for record in pod.requests) - 1
+        async with within(60):
+            await asyncio.gather(*(vanish(number) for number in range(200)))
+        await gateway.settled()
+        reached = sum(event.is_set() for id_, event in pod.reached.items() if id_.startswith("v"))
         assert reached >= 150
-        await pod.until(lambda p: p.aborts == reached and p.running == 0 and p.waiting == 0, seconds=2.0)
-        for _ in range(200):
-            if _open_files() <= files + 2 and len(asyncio.all_tasks()) <= tasks:
-                break
-            await asyncio.sleep(0.01)
-        assert (_open_files() <= files + 2, len(asyncio.all_tasks())) == (True, tasks), asyncio.all_tasks()
+        async with within(2.0):
+            await pod.until(lambda p: p.aborts == reached and p.running == 0 and p.waiting == 0, seconds=None)
+        async with within(2.0):
+            while _open_files() > files + 2 or len(asyncio.all_tasks()) > tasks:
+                await asyncio.sleep(0.01)
         assert gateway.sample("poolgate_pod_in_flight", pool="chat", pod="chat-0") == 0
         assert gateway.sample("poolgate_in_flight", model="m") == 0
         outcomes = [line["outcome"] for line in gateway.lines()][1:]
@@ -115,7 +136,8 @@ async def test_a_slow_reader_holds_up_the_pod_and_not_the_memory(side: Side) -> 
         assert len(pod.requests) == 1
         assert not pod.peer_left.is_set()
         client.leave()
-        await asyncio.wait_for(pod.peer_left.wait(), 2)
+        async with within(2):
+            await pod.peer_left.wait()
 
 
 def test_the_time_model_of_tests_is_fast() -> None:

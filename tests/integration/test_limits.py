@@ -8,6 +8,7 @@ import json
 import logging
 import random
 import re
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -286,16 +287,33 @@ async def test_who_waits_as_long_as_told_is_let_in_and_who_waits_a_millisecond_l
         assert (await found.ask()).status == 200
 
 
+class UntilRefused(Recording):
+    """A clock that stands still until the store refuses somebody, and then goes on as the machine's."""
+
+    _since: float | None = None
+
+    def __call__(self) -> float:
+        return 1000.0 if self._since is None else 1000.0 + time.monotonic() - self._since
+
+    def _noted(self, taken: Taken | None, costs: Costs) -> Taken | None:
+        if taken is not None and taken.refused is not None and self._since is None:
+            self._since = time.monotonic()
+        return super()._noted(taken, costs)
+
+
 async def test_the_openai_sdk_waits_as_told_and_is_let_in(side: Side) -> None:
     told = answer(
         b'{"choices":[{"index":0,"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":99}}'
     )
     limits = {"default": NO_LIMITS | {"tokens_per_minute": 6000}}
+    stores: list[UntilRefused] = []
     async with (
         ScriptedPod([[told]]) as pod,
-        running([pod], side=side, limits=limits) as gateway,
+        running([pod], side=side, limits=limits, clock=Clock(lambda: stores[0]() if stores else 1000.0)) as gateway,
         AsyncOpenAI(base_url=gateway.base_url, api_key=gateway.key, max_retries=1) as client,
     ):
+        stores.append(UntilRefused(gateway.gateway.limits))
+        gateway.gateway.admission._store = stores[0]
         # The second asks for what the first has left, and some: that comes back within half a second.
         await client.chat.completions.create(model="m", messages=HELLO, max_tokens=5000)
         await client.chat.completions.create(model="m", messages=HELLO, max_tokens=5930)

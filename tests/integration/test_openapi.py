@@ -40,6 +40,7 @@ async def check(told: dict[str, Any], port: int, token: str, folder: Path) -> No
     command = (
         *(str(FUZZERS / "bin" / "schemathesis"), "run", str(file), "--url", f"http://127.0.0.1:{port}"),
         *("--header", f"Authorization: Bearer {token}", "--seed", "1", "--max-examples", EXAMPLES),
+        *("--request-timeout", "60"),  # a machine may be busy
         *("--exclude-checks", UNJUDGED, "--phases", "examples,coverage,fuzzing", "--warnings", "off"),
         "--continue-on-failure",
     )

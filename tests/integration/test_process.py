@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +24,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway import __version__
 from gateway.app import Gateway
 from gateway.cli import process
-from gateway.cli.process import LINGER_SECONDS, Stop
+from gateway.cli.process import LINGER_SECONDS, LOOK_SECONDS, Stop, drain
 from gateway.config.reading import load_config
+from gateway.core.clock import Clock
 from loadtest.simulator import PodSettings, SimulatedPod
-from tests.fakes import MODELS, STREAM_HEAD, Hang, ScriptedPod, answer, chunk
+from tests.fakes import MODELS, STREAM_HEAD, Hands, Hang, ScriptedPod, answer, chunk
 from tests.raw import Answer, RawClient, ask, chat, request
 from tests.running import HasUrl
+from tests.turns import within
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 20.0
-"""For whatever a process of its own has to do: generous, and never slept through."""
+SECONDS = 60.0
+"""For whatever a process of its own has to do: generous, since a machine may be busy, and never slept through."""
 GOOD = answer(b'{"choices":[{"index":0,"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}')
 TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
 FINAL = b'data: {"choices":[{"index":0,"delta":{"content":"b"},"finish_reason":"stop"}]}\n\n'
@@ -123,13 +125,25 @@ class Process:
         return [json.loads(line) for line in self.out]
 
 
+LINGERING = """\
+import sys
+from gateway.cli import main, process
+process.LINGER_SECONDS = float(sys.argv.pop(1))
+main.main()
+"""
+"""The command line of a gateway that goes on for so long after SIGTERM."""
+ENDLESS = 3600.0
+
+
 @asynccontextmanager
-async def started(*arguments: str, more: Mapping[str, str] | None = None) -> AsyncIterator[Process]:
-    """A running command, killed at the end if it is still there."""
+async def started(
+    *arguments: str, more: Mapping[str, str] | None = None, lingers: float | None = None
+) -> AsyncIterator[Process]:
+    """A running command, killed at the end if it is still there. `lingers`: for so long after SIGTERM."""
+    command = ("-m", "gateway") if lingers is None else ("-c", LINGERING, str(lingers))
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
-        "gateway",
+        *command,
         *arguments,
         cwd=ROOT,
         env=environment() | dict(more or {}),
@@ -141,9 +155,10 @@ async def started(*arguments: str, more: Mapping[str, str] | None = None) -> Asy
         yield running
     finally:
         if process.returncode is None:
-            # What it has started holds its pipes open, and would outlive it.
-            for child in [*children(process.pid), process.pid]:
-                os.kill(child, signal.SIGKILL)
+            # What it has started holds its pipes open, and would outlive it. It may be about to end by itself.
+            with suppress(FileNotFoundError, ProcessLookupError):
+                for child in [*children(process.pid), process.pid]:
+                    os.kill(child, signal.SIGKILL)
         await running.ended()
 
 
@@ -215,10 +230,16 @@ def configuration(directory: Path, keys: tuple[Path, str] | None, pods: Sequence
 
 @asynccontextmanager
 async def serving(
-    directory: Path, keys: tuple[Path, str] | None, pods: Sequence[HasUrl], *flags: str, **server: Any
+    directory: Path,
+    keys: tuple[Path, str] | None,
+    pods: Sequence[HasUrl],
+    *flags: str,
+    lingers: float | None = None,
+    **server: Any,
 ) -> AsyncIterator[Served]:
-    """A gateway process before these pods, up, if not ready."""
-    async with started("serve", "--config", str(configuration(directory, keys, pods, **server)), *flags) as process:
+    """A gateway process before these pods, up, if not ready. `lingers` as for `started`."""
+    file = configuration(directory, keys, pods, **server)
+    async with started("serve", "--config", str(file), *flags, lingers=lingers) as process:
         yield await Served.up(process, keys[1] if keys is not None else "")
 
 
@@ -306,11 +327,11 @@ class Inside:
 
 
 @asynccontextmanager
-async def inside(pods: Sequence[HasUrl]) -> AsyncIterator[Inside]:
+async def inside(pods: Sequence[HasUrl], clock: Clock | None = None) -> AsyncIterator[Inside]:
     """Begins when it is up, ends with its end; the collector is left as it was."""
     up, stop, usual = asyncio.Event(), Stop(), gc.get_threshold()
     settings = load_config(None, {}, {"discovery.pods": [{"url": pod.url, "pool": "chat"} for pod in pods]})
-    gateway = Gateway(settings, None, access_out=io.BytesIO())
+    gateway = Gateway(settings, None, access_out=io.BytesIO(), clock=clock)
     public, ops = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
     port, ops_port = public.getsockname()[1], ops.getsockname()[1]
     serving = asyncio.create_task(process.run(gateway, public, ops, stop, up.set))
@@ -367,61 +388,81 @@ def now() -> float:
 async def test_an_idle_gateway_ends_at_once_when_a_person_says_so_or_a_signal_comes_twice(
     tmp_path: Path, keys: tuple[Path, str], numbers: list[signal.Signals]
 ) -> None:
-    async with serving(tmp_path, keys, []) as gateway:
+    async with serving(tmp_path, keys, [], lingers=ENDLESS) as gateway:
         idle = await RawClient.connect(gateway.port)
         await gateway.until_ready()
-        began = now()
         *first, last = numbers
         for number in first:
             gateway.signal(number)
             await gateway.until_ready(503)
         gateway.signal(last)
         await gateway.ended_well()
-        assert now() - began < LINGER_SECONDS - 1
         assert await idle.closed()
         assert gateway.out == []
         idle.leave()
 
 
-async def test_sigterm_leaves_an_idle_gateway_serving_until_it_is_out_of_rotation(
-    tmp_path: Path, keys: tuple[Path, str]
-) -> None:
-    async with SimulatedPod(PodSettings(model="m")) as pod, serving(tmp_path, keys, [pod]) as gateway:
+async def test_sigterm_leaves_an_idle_gateway_serving(tmp_path: Path, keys: tuple[Path, str]) -> None:
+    async with SimulatedPod(PodSettings(model="m")) as pod, serving(tmp_path, keys, [pod], lingers=ENDLESS) as gateway:
         await gateway.until_ready()
         kept, late = await RawClient.connect(gateway.port), await RawClient.connect(gateway.port)
         for client in (kept, late):
             client.send(request(b"", key=gateway.key, path="/v1/models", method="GET"))
             assert "connection" not in (await client.answer()).headers
-        began = now()
         gateway.signal(signal.SIGTERM)
         await gateway.until_ready(503)
-        served = 0
-        while now() - began < LINGER_SECONDS - 1:
+        for _ in range(20):
             came = await ask(gateway.port, request(chat(max_tokens=1), key=gateway.key))
             assert (came.status, came.headers["connection"]) == (200, "close")
-            served += 1
             assert (await gateway.ops("/readyz")).body == b"draining\n"
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.02)
         kept.send(request(chat(max_tokens=1), key=gateway.key))
         came = await kept.answer()
         assert (came.status, came.headers["connection"]) == (200, "close")
         assert await kept.closed()
+        gateway.signal(signal.SIGTERM)
         # Who says nothing is not waited for, and reads an orderly end.
         assert await late.reader.read() == b""
         await gateway.ended_well()
-        assert LINGER_SECONDS <= now() - began < LINGER_SECONDS + 3
-        assert [line["outcome"] for line in gateway.lines] == ["completed"] * (served + 3)
+        assert [line["outcome"] for line in gateway.lines] == ["completed"] * 23
         for client in (kept, late):
             client.leave()
 
 
-async def test_nobody_is_waited_for_longer_than_the_limit(tmp_path: Path, keys: tuple[Path, str]) -> None:
-    async with serving(tmp_path, keys, [], drain_seconds=0.5) as gateway:
+async def test_after_sigterm_it_lasts_for_some_seconds_and_then_ends_by_itself(
+    tmp_path: Path, keys: tuple[Path, str]
+) -> None:
+    async with serving(tmp_path, keys, []) as gateway:
         await gateway.until_ready()
         began = now()
         gateway.signal(signal.SIGTERM)
         await gateway.ended_well()
-        assert 0.5 <= now() - began < LINGER_SECONDS - 1
+        assert now() - began >= LINGER_SECONDS
+
+
+async def test_it_serves_until_it_is_out_of_rotation_and_no_longer() -> None:
+    hands = Hands()
+    async with ScriptedPod([[GOOD]]) as pod, inside([pod], Clock(hands)) as gateway:
+        await until_ready(gateway.ops_port)
+        gateway.stop.ask(LINGER_SECONDS)
+        for seconds in (0.0, LINGER_SECONDS - 0.1):
+            hands.now += seconds
+            # It has looked at the time more than once.
+            await asyncio.wait((gateway.serving,), timeout=5 * LOOK_SECONDS)
+            assert (await ask(gateway.port, request(chat()))).status == 200
+        hands.now += 0.2
+        async with within(LINGER_SECONDS):
+            await gateway.serving
+        assert len(pod.requests) == 2
+
+
+async def test_nobody_is_waited_for_longer_than_the_limit(tmp_path: Path, keys: tuple[Path, str]) -> None:
+    async with serving(tmp_path, keys, [], lingers=ENDLESS, drain_seconds=0.5) as gateway:
+        await gateway.until_ready()
+        began = now()
+        gateway.signal(signal.SIGTERM)
+        await gateway.ended_well()
+        assert now() - began >= 0.5
 
 
 async def test_a_signal_in_the_last_moment_changes_nothing(tmp_path: Path, keys: tuple[Path, str]) -> None:
@@ -434,7 +475,9 @@ async def test_a_signal_in_the_last_moment_changes_nothing(tmp_path: Path, keys:
         # The public port is closed already: what is left is the ops port, and the lines to be written.
         assert await kept.reader.read() == b""
         for number in (signal.SIGTERM, signal.SIGINT):
-            gateway.signal(number)
+            # On a busy machine it may have ended before we come to it.
+            with suppress(ProcessLookupError):
+                gateway.signal(number)
         await gateway.ended_well()
         assert len(gateway.lines) == 1
         kept.leave()
@@ -483,8 +526,19 @@ async def until_nobody_listens(port: int) -> None:
                 await asyncio.sleep(0)
 
 
-async def test_who_comes_on_an_old_connection_in_the_last_moment_is_answered() -> None:
-    may_answer = asyncio.Event()
+async def test_who_comes_on_an_old_connection_in_the_last_moment_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_answer, may_end = asyncio.Event(), asyncio.Event()
+
+    async def slowly(gateway: Gateway, stop_listening: Callable[[], Awaitable[None]], stop: Stop) -> None:
+        """The moment between the listener's end and that of the idle connections is as long as the test wants."""
+
+        async def stop_and_wait() -> None:
+            await stop_listening()
+            await may_end.wait()
+
+        await drain(gateway, stop_and_wait, stop)
+
+    monkeypatch.setattr(process, "drain", slowly)
     async with ScriptedPod([[GOOD], [may_answer, GOOD]]) as pod, inside([pod]) as gateway:
         await until_ready(gateway.ops_port)
         kept = await RawClient.connect(gateway.port)
@@ -493,6 +547,10 @@ async def test_who_comes_on_an_old_connection_in_the_last_moment_is_answered() -
         gateway.stop.ask()
         await until_nobody_listens(gateway.port)
         kept.send(request(chat()))
+        async with within(5):
+            while len(pod.requests) < 2:
+                await asyncio.sleep(0.001)
+        may_end.set()
         answer = asyncio.create_task(kept.answer())
         await asyncio.wait((answer,), timeout=0.5)
         assert not answer.done()
@@ -567,6 +625,9 @@ async def test_a_request_that_has_not_wholly_come_at_the_limit_is_told_so(
         await gateway.until_ready()
         client = await RawClient.connect(gateway.port)
         client.send(request(chat(), key=gateway.key)[:-1])
+        async with asyncio.timeout(SECONDS):
+            while b"\npoolgate_buffered_body_bytes 0" in (await gateway.ops("/metrics")).body:
+                await asyncio.sleep(0.02)
         gateway.signal(signal.SIGINT)
         came = await client.answer(SECONDS)
         assert (came.status, came.error["code"], came.headers["connection"]) == (503, "draining", "close")

@@ -25,6 +25,7 @@ from tests.fakes import STREAM_HEAD, Hang, ScriptedPod, Step, answer, chunk
 from tests.integration.test_process import ROOT, environment, started
 from tests.raw import RawClient, ask, chat, request
 from tests.running import HasUrl, Running, running
+from tests.turns import within
 
 GOOD = answer(b'{"choices":[{"index":0,"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}')
 TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
@@ -43,9 +44,16 @@ async def reloaded(gateway: Running, change: Callable[[], object]) -> None:
     state = gateway.gateway.config_state
     before = state.value
     change()
-    async with asyncio.timeout(5):
+    async with within(5):
         while state.value is before:
             await state.wait_changed()
+
+
+def replaced(file: Path, text: str) -> None:
+    """Another file in its place, at once: a process never sees half of it."""
+    made = file.with_suffix(".new")
+    made.write_text(text)
+    made.replace(file)
 
 
 async def asked(gateway: Running, **more: Any) -> int:
@@ -230,9 +238,9 @@ async def test_the_process_follows_its_file_and_keeps_its_flags(tmp_path: Path, 
         file.write_text(text_of([pod]))
         async with started("serve", "--config", str(file), *flags) as process:
             port = int((await process.said(r"serves on http://[\d.]+:(\d+)"))[1])
-            file.write_text("pools: {chat: {polic: x}}\n")
+            replaced(file, "pools: {chat: {polic: x}}\n")
             await process.said(r"ERROR poolgate\.config: .*:1: pools\.chat\.polic: this key does not exist")
-            file.write_text(text_of([pod], server={"port": 1}, models={"new-name": {"to": [{"model": "m"}]}}))
+            replaced(file, text_of([pod], server={"port": 1}, models={"new-name": {"to": [{"model": "m"}]}}))
             # The port stands in the flags too, which win: nothing waits for a restart.
             await process.said(r"in force; it differs in models\.new-name\n")
             came = await ask(port, request(chat(model="new-name")))
@@ -433,7 +441,7 @@ async def test_within_five_seconds_a_process_lets_a_new_key_in_and_a_revoked_one
     config = keys.file.with_name("poolgate.yaml")
 
     async def until(port: int, key: str, wanted: int) -> None:
-        async with asyncio.timeout(OPENS_WITHIN_SECONDS):
+        async with within(OPENS_WITHIN_SECONDS):
             while (await ask(port, request(chat(), key=key))).status != wanted:
                 await asyncio.sleep(0.05)
 

@@ -12,6 +12,7 @@ from gateway.pipeline.relay import Relay
 from tests.fakes import STREAM_HEAD, Close, Hang, Reset, ScriptedPod, answer, chunk
 from tests.raw import ask, chat, request
 from tests.running import Side, captured, running
+from tests.turns import within
 
 GOOD = answer(b'{"choices":[{"index":0,"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}')
 BUSY = captured("e22-overload-5.http")[1]
@@ -173,7 +174,7 @@ async def test_nothing_that_a_failed_pod_said_is_held_while_the_retry_runs(side:
         while not pods[0].requests:
             asking = asyncio.create_task(ask(gateway.port, request(chat(stream=True), key=gateway.key)))
             before = len(pods[1].requests)
-            async with asyncio.timeout(5):
+            async with within(5):
                 while len(pods[1].requests) == before:
                     await asyncio.sleep(0.001)
             gc.collect()

@@ -26,8 +26,9 @@ from tests.apiserver import statuses
 from tests.apiserver.access import Account, Grant
 from tests.apiserver.server import ApiServer, CutBody, Misbehaviour
 from tests.discovering import Certificate
-from tests.integration.test_process import ROOT, SECONDS, environment, run, serving
+from tests.integration.test_process import ENDLESS, ROOT, SECONDS, environment, run, serving
 from tests.raw import ask, chat, request
+from tests.turns import within
 from tests.unit.config.test_secrets import SHIPPED
 
 ROLES = SHIPPED.with_name("roles.yaml")
@@ -313,10 +314,20 @@ async def test_what_heals_by_itself_is_asked_again(pod: InCluster, instead: Misb
 async def test_patience_has_an_end(pod: InCluster) -> None:
     pod.server.answer_with(statuses.internal_error(), times=None)
     variables = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(pod.server.port)}
-    async with ClusterSecrets.opened(variables, pod.account, patience_seconds=0.3) as store:
-        with pytest.raises(NotMade, match="answers with status 500: run this again when it is well"):
-            await store.read(Place("vllm", "vllm-api-key"))
-    assert len(pod.server.requests) == 2
+    for patience_seconds, asked in ((0.0, 1), (ENDLESS, 2)):
+        pod.server.requests.clear()
+        async with ClusterSecrets.opened(variables, pod.account, patience_seconds=patience_seconds) as store:
+            reading = asyncio.create_task(store.read(Place("vllm", "vllm-api-key")))
+            if asked > 1:
+                # It has asked once, and waits before it asks again; then its patience is at an end.
+                async with within(5):
+                    while not store._told:
+                        await asyncio.sleep(0.001)
+                store._until -= patience_seconds
+            with pytest.raises(NotMade, match="answers with status 500: run this again when it is well"):
+                async with within(10):
+                    await reading
+        assert len(pod.server.requests) == asked
 
 
 @needs_certificate

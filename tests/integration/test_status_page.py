@@ -21,8 +21,10 @@ from gateway.config.reading import ConfigFile, load_config
 from tests.fakes import ScriptedPod
 from tests.raw import ask, chat, request
 from tests.running import running
+from tests.turns import within
 
 SECONDS = 10.0
+"""In turns of the loop: all of it is in the test's own process."""
 TOKEN = "s3cret:with a colon"
 PODS = {"pods": [{"name": "chat-0", "url": "http://127.0.0.1:1", "pool": "chat"}]}
 
@@ -43,7 +45,7 @@ class Served:
 
     async def answer(self, path: str, authorization: str = "") -> tuple[str, str]:
         """An answer's head and body."""
-        async with asyncio.timeout(SECONDS):
+        async with within(SECONDS):
             reader, writer = await self.opened(path, f"Connection: close\r\n{authorization}")
             head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
             writer.close()
@@ -58,12 +60,12 @@ async def served(file: ConfigFile | None = None) -> AsyncIterator[Served]:
     public, ops = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
     running = asyncio.create_task(process.run(gateway, public, ops, stop, up.set))
     try:
-        async with asyncio.timeout(SECONDS):
+        async with within(SECONDS):
             await up.wait()
         yield Served(gateway, ops.getsockname()[1], stop, running)
     finally:
         stop.ask()
-        async with asyncio.timeout(SECONDS):
+        async with within(SECONDS):
             await running
 
 
@@ -73,7 +75,7 @@ def basic(password: str) -> str:
 
 async def test_an_open_page_is_told_the_end_and_does_not_hold_it_up() -> None:
     async with served() as each:
-        async with asyncio.timeout(SECONDS):
+        async with within(SECONDS):
             reader, writer = await each.opened("/status/events", basic(TOKEN))
             await reader.readuntil(b"event: hello")
             await reader.readuntil(b'"parts":')
@@ -88,7 +90,7 @@ async def test_an_open_page_is_told_the_end_and_does_not_hold_it_up() -> None:
 async def test_a_pool_whose_only_pod_has_died_is_not_told_to_be_well() -> None:
     async with ScriptedPod() as pod, running([pod]) as each:
         pod.die()
-        async with asyncio.timeout(SECONDS):
+        async with within(SECONDS):
             for _ in range(4):
                 assert (await ask(each.port, request(chat(), key=each.key))).status == 503
         await each.settled()
@@ -115,7 +117,7 @@ async def test_an_open_page_ends_when_its_token_is_not_valid_any_more(tmp_path: 
     file.write_text(f"server: {{ops_token: '{TOKEN}'}}\n")
     async with served(ConfigFile(file, {}, {"discovery": PODS})) as each:
         each.gateway.reload.look_seconds = 0.01
-        async with asyncio.timeout(SECONDS):
+        async with within(SECONDS):
             reader, writer = await each.opened("/status/events", basic(TOKEN))
             await reader.readuntil(b'"parts":')
             file.write_text("server: {ops_token: another}\n")

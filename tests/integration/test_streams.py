@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from gateway.core.clock import Clock
 from loadtest.simulator import PodSettings, SimulatedPod
-from tests.fakes import STREAM_HEAD, Close, Hang, Reset, ScriptedPod, answer, chunk
+from tests.fakes import STREAM_HEAD, Close, Hands, Hang, Reset, ScriptedPod, answer, chunk
 from tests.raw import Answer, RawClient, ask, chat, request
 from tests.running import Side, captured, running
+from tests.turns import within
 
 LAST = b"0\r\n\r\n"
 ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
@@ -158,7 +160,7 @@ async def test_events_wait_for_no_more_than_their_own_end(side: Side) -> None:
         client = await RawClient.connect(gateway.port)
         client.send(request(chat(stream=True), key=gateway.key))
         seen = b""
-        async with asyncio.timeout(5):
+        async with within(5):
             while ROLE not in seen:
                 seen += await client.reader.read(65536)
         assert TOKEN[:20] not in seen.partition(ROLE)[2]
@@ -169,10 +171,16 @@ async def test_events_wait_for_no_more_than_their_own_end(side: Side) -> None:
 
 
 async def test_the_body_closes_at_once_after_the_end_though_the_pod_does_not(side: Side) -> None:
-    came, line = await streamed(side, STREAM_HEAD, *map(chunk, WHOLE), Hang)
+    # Time stands still: no deadline of ours ends it.
+    async with (
+        ScriptedPod([[STREAM_HEAD, *map(chunk, WHOLE), Hang]]) as pod,
+        running([pod], side=side, clock=Clock(Hands())) as gateway,
+    ):
+        async with within(1.5):
+            came = await ask(gateway.port, request(chat(stream=True), key=gateway.key))
+        line = await gateway.last_line()
     assert came.clean
-    assert line["outcome"] == "completed"
-    assert line["duration_ms"] < 1500
+    assert (line["outcome"], line["duration_ms"]) == ("completed", 0)
 
 
 async def test_silence_after_the_first_event_is_told_after_the_idle_deadline(side: Side) -> None:
@@ -183,7 +191,8 @@ async def test_silence_after_the_first_event_is_told_after_the_idle_deadline(sid
         came = await ask(gateway.port, request(chat(stream=True), key=gateway.key))
         assert error_of(came)["code"] == "upstream_stalled"
         assert (await gateway.last_line())["outcome"] == "upstream_timeout"
-        await asyncio.wait_for(pod.peer_left.wait(), 1)
+        async with within(1):
+            await pod.peer_left.wait()
 
 
 async def test_comments_do_not_feed_the_idle_deadline_nor_commit(side: Side) -> None:
@@ -201,13 +210,18 @@ async def test_comments_do_not_feed_the_idle_deadline_nor_commit(side: Side) -> 
 
 
 async def test_a_stream_that_lasts_too_long_is_ended_with_a_word(side: Side) -> None:
+    hands = Hands()
     async with (
         SimulatedPod(PodSettings(model="m", faults=())) as pod,
-        running([pod], side=side, pool={"stream_seconds": 0.5}) as gateway,
+        running([pod], side=side, pool={"stream_seconds": 0.5}, clock=Clock(hands)) as gateway,
     ):
         pod.set_fault("drip:0.05")
-        came = await ask(gateway.port, request(chat(stream=True, max_tokens=500, ignore_eos=True), key=gateway.key))
-        assert error_of(came)["code"] == "upstream_timeout"
+        client = await RawClient.connect(gateway.port)
+        client.send(request(chat(stream=True, max_tokens=5000, ignore_eos=True), key=gateway.key))
+        begun = await client.reader.readuntil(b"content")
+        hands.now += 0.5
+        assert error_of(await client.answer(begun=begun))["code"] == "upstream_timeout"
+        client.leave()
 
 
 async def test_an_answer_that_is_not_a_stream_is_held_whole_so_that_a_cut_is_a_502(side: Side) -> None:

@@ -16,6 +16,7 @@ import pytest
 from tests.fakes import MODELS, STREAM_HEAD, Close, Hang, ScriptedPod, answer, chunk
 from tests.raw import Answer, RawClient, ask, chat, request
 from tests.running import Running, Side, running
+from tests.turns import within
 
 LAST = b"0\r\n\r\n"
 TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
@@ -40,7 +41,7 @@ async def refused(side: Side, *script: Any, **body: Any) -> tuple[Answer, dict[s
     """
     async with ScriptedPod([[*script, Hang]]) as pod, running([pod], side=side) as gateway:
         came = await ask(gateway.port, request(chat(**body), key=gateway.key), 5.0)
-        async with asyncio.timeout(2):
+        async with within(2):
             await pod.peer_left.wait()
         line = await gateway.last_line()
         assert (len(pod.requests), line["attempts"]) == (1, 1)
@@ -210,7 +211,7 @@ async def test_a_stream_that_stops_being_http_ends_with_the_truth(side: Side, sa
         assert error_of(came)["code"] == "upstream_failed"
         assert came.events[:-2] == [TOKEN]
         assert CANARY not in came.body
-        async with asyncio.timeout(2):
+        async with within(2):
             await pod.peer_left.wait()
 
 
@@ -235,7 +236,7 @@ async def test_an_event_without_end_is_not_collected(side: Side) -> None:
         assert error_of(came)["code"] == "upstream_failed"
         assert came.events[:-2] == [TOKEN]
         # It was stopped: what it would have sent does not fit into the sockets' buffers.
-        async with asyncio.timeout(2):
+        async with within(2):
             await pod.peer_left.wait()
 
 
@@ -252,7 +253,7 @@ async def test_what_comes_behind_the_end_mark_is_dropped_with_its_connection(
         came = await ask(gateway.port, request(chat(stream=True), key=gateway.key))
         assert (came.body, came.clean) == (TOKEN + FINAL + DONE, True)
         assert (await gateway.last_line())["outcome"] == "completed"
-        async with asyncio.timeout(2):
+        async with within(2):
             while pod.connections:
                 await asyncio.sleep(0.001)
 
@@ -266,14 +267,14 @@ async def test_an_answer_behind_a_large_one_is_not_sent_to_the_client(side: Side
         client = await RawClient.connect(gateway.port)
         client.send(request(chat(), key=gateway.key))
         seen = bytearray()
-        async with asyncio.timeout(5):
+        async with within(5):
             while CANARY not in seen and (data := await client.reader.read(65536)):
                 seen += data
                 if seen.endswith(text[-9:]):
                     break
         client.leave()
         assert CANARY not in seen
-        async with asyncio.timeout(2):
+        async with within(2):
             await pod.peer_left.wait()
 
 
@@ -283,7 +284,7 @@ async def test_what_comes_while_nobody_asked_is_not_the_next_one_s_answer(side: 
     async with ScriptedPod([[GOOD, gone, late, Hang], [GOOD]]) as pod, running([pod], side=side) as gateway:
         first = await ask(gateway.port, request(chat(), key=gateway.key))
         gone.set()
-        async with asyncio.timeout(2):
+        async with within(2):
             await pod.peer_left.wait()
         second = await ask(gateway.port, request(chat(), key=gateway.key))
         assert (first.status, second.status) == (200, 200)
@@ -334,7 +335,7 @@ async def test_an_answer_before_its_request_was_read_is_one_and_the_connection_n
         came = await ask(gateway.port, request(BIG, key=gateway.key))
         assert came.status == 200
         assert gateway.gateway.pools.of(gateway.gateway.fleet.value.pods[0]).live == 0
-        async with asyncio.timeout(2):
+        async with within(2):
             await left.wait()
 
 
@@ -352,7 +353,7 @@ async def test_a_pod_that_never_reads_is_given_up_at_the_deadline(side: Side, st
         assert (came.status, came.error["code"]) == (504, code)
         await gateway.settled()
         never.set()
-        async with asyncio.timeout(2):
+        async with within(2):
             await left.wait()
 
 

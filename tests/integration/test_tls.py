@@ -21,10 +21,11 @@ from gateway.edge.bounds import Bounds
 from gateway.limits.keys import digest, new_key
 from tests.certificates import Pair, certificate
 from tests.fakes import STREAM_HEAD, Close, Hang, ScriptedPod, answer, chunk
-from tests.integration.test_process import fetch, run, started, until_ready
+from tests.integration.test_process import SECONDS, fetch, run, started, until_ready
 from tests.integration.test_reload import reloaded, text_of
 from tests.raw import Answer, RawClient, ask, chat, request
 from tests.running import Running, running
+from tests.turns import within
 
 WHOLE = b'{"choices":[{"index":0,"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}'
 GOOD = answer(WHOLE)
@@ -105,7 +106,7 @@ async def test_a_client_cannot_renegotiate(tmp_path: Path) -> None:
         )
         assert process.stdin is not None
         assert process.stdout is not None
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SECONDS):
             await process.stdout.readuntil(b"Verify return code")
             process.stdin.write(b"R\n")
             said = await process.stdout.read()
@@ -146,7 +147,7 @@ async def test_a_handshake_beyond_the_bound_is_not_begun(tmp_path: Path, proxies
         assert tls is not None
         tls._most = 4
         waiting = [await RawClient.connect(gateway.port) for _ in range(most)]
-        async with asyncio.timeout(5):
+        async with within(5):
             while len(tls.sockets) < most:
                 await asyncio.sleep(0.01)
         # Half of them, if they come from one network that is no proxy's.
@@ -154,7 +155,7 @@ async def test_a_handshake_beyond_the_bound_is_not_begun(tmp_path: Path, proxies
         assert await another.closed()
         another.leave()
         waiting.pop().leave()
-        async with asyncio.timeout(5):
+        async with within(5):
             while len(tls.sockets) == most:
                 await asyncio.sleep(0.01)
         assert (await asked(gateway.port, pair, request(chat(), key=gateway.key))).status == 200
@@ -181,7 +182,7 @@ async def test_a_newcomer_gets_the_place_of_a_handshake_that_has_lasted_for_long
         for address in addresses * 2:
             streams = await asyncio.open_connection("127.0.0.1", gateway.port, local_addr=(address, 0))
             waiting.append(RawClient(*streams))
-        async with asyncio.timeout(5):
+        async with within(5):
             while len(tls.sockets) < len(waiting):
                 await asyncio.sleep(0.01)
             since = edge.now
@@ -209,7 +210,8 @@ async def test_plain_http_and_junk_end_without_a_word_and_harm_nobody(tmp_path: 
             client.send(junk)
             told = b""
             with suppress(ConnectionResetError):
-                told = await asyncio.wait_for(client.reader.read(65536), 5)
+                async with within(5):
+                    told = await client.reader.read(65536)
             # An alert of TLS, at most.
             assert not told.startswith(b"HTTP/")
             client.leave()
@@ -231,7 +233,7 @@ async def test_a_client_that_leaves_frees_its_pod(tmp_path: Path, how: str) -> N
             client.leave()
         else:
             client.writer.close()
-        async with asyncio.timeout(5):
+        async with within(5):
             await pod.peer_left.wait()
         assert (await gateway.last_line())["outcome"] == "client_left"
 
@@ -270,7 +272,7 @@ async def test_a_reader_that_stalls_holds_up_its_pod_and_is_cut(tmp_path: Path) 
     ):
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport that reads
         client.send(request(chat(stream=True), key=gateway.key))
-        async with asyncio.timeout(10):
+        async with within(10):
             await pod.peer_left.wait()
         assert (await gateway.last_line())["outcome"] == "client_left"
 
@@ -284,7 +286,7 @@ async def renewed(gateway: Running, old: Pair, new: Pair) -> None:
     loaded_at = state.value.loaded_at
     shutil.copy(new.key, old.key)
     shutil.copy(new.cert, old.cert)
-    async with asyncio.timeout(5):
+    async with within(5):
         while state.value.loaded_at == loaded_at or state.value.error:
             await state.wait_changed()
 
@@ -336,7 +338,7 @@ async def test_a_bad_pair_is_refused_and_the_old_one_stays(tmp_path: Path, fault
         async with running([], file=file) as gateway:
             await reloaded(gateway, change)
             # A look may have come between the two files, which is told as well, and soon over.
-            async with asyncio.timeout(5):
+            async with within(5):
                 while words not in gateway.gateway.config_state.value.error:
                     await gateway.gateway.config_state.wait_changed()
             assert gateway.sample("poolgate_config_reloads_total", result="refused") >= 1
@@ -355,7 +357,7 @@ async def test_another_place_of_the_certificate_takes_effect_at_once_but_not_its
             assert tls is not None
             first = tls.certificate
             file.write_text(text_of([pod], server={"tls": new.settings}))
-            async with asyncio.timeout(5):
+            async with within(5):
                 while tls.certificate is first:
                     await asyncio.sleep(0.01)
             assert not state.value.waits_for_restart
@@ -403,11 +405,12 @@ async def test_a_process_says_https_and_serves_it_and_its_ops_port_stays_plain(t
                 client.send(request(chat(stream=True), key=key))
                 await client.reader.readuntil(TOKEN)
                 client.leave()
-                async with asyncio.timeout(5):
+                async with within(5):
                     await pod.peer_left.wait()
             plain = await RawClient.connect(port)
             plain.send(request(chat(), key=key))
-            assert not (await asyncio.wait_for(plain.reader.read(65536), 5)).startswith(b"HTTP/")
+            async with within(5):
+                assert not (await plain.reader.read(65536)).startswith(b"HTTP/")
             plain.leave()
             process.signal(signal.SIGINT)
             await process.ended_well()

@@ -17,12 +17,14 @@ from joserfc.jwk import OctKey
 
 from gateway.core.clock import Clock
 from gateway.core.words import HOW_TO_INSTALL_EXTRAS
+from gateway.limits.issuer import Pace
 from tests.discovering import eventually
 from tests.fakes import Leaps, ScriptedPod, answer
 from tests.integration.balancing.scenes import GOOD
 from tests.issuer import AUDIENCE, CONFIGURATION, KEYS, NEVER, Hang, IssuerServer, Signer, signer
 from tests.raw import Answer, ask, chat, request
 from tests.running import NO_LIMITS, Running, Side, running
+from tests.turns import within
 
 SECRET = "open webui's and ours"
 TWO_MODELS = b'{"object":"list","data":[{"id":"m","object":"model"},{"id":"secret","object":"model"}]}'
@@ -45,7 +47,7 @@ class Scene:
 
     async def waits_for(self, status: int, token: str) -> None:
         """Ask with a token again and again until that is the answer."""
-        async with asyncio.timeout(10):
+        async with within(10):
             while (await self.ask(token)).status != status:
                 await asyncio.sleep(0.01)
 
@@ -294,7 +296,9 @@ async def test_who_it_was_is_in_no_line_no_series_no_error_and_at_no_pod(
             assert secret.encode() not in said
 
 
-async def test_a_thousand_bad_tokens_make_no_series_and_ask_the_issuer_nothing(tmp_path: Path) -> None:
+async def test_a_thousand_bad_tokens_make_no_series_and_the_issuer_is_asked_at_its_own_pace(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    began = loop.time()
     async with scene(tmp_path) as at:
         await at.waits_for(200, at.issuer.token())
         bad = [at.issuer.token(signer("ES256", "mallory"), sub=str(n), team=f"team-{n}") for n in range(1000)]
@@ -305,7 +309,8 @@ async def test_a_thousand_bad_tokens_make_no_series_and_ask_the_issuer_nothing(t
             await at.ask(token)
         at.running.gateway.journal.observe()
         assert len(at.running.gateway.metrics.exposition().splitlines()) == series
-        assert at.issuer.asked.count(KEYS) == 1
+        # Once, where the machine is not busy.
+        assert at.issuer.asked.count(KEYS) <= 1 + (loop.time() - began) / Pace().ask_soon
 
 
 async def test_a_gateway_that_authenticates_nobody_asks_no_issuer(tmp_path: Path) -> None:

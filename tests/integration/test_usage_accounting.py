@@ -179,7 +179,7 @@ async def play(wish: Wish, gateway: Running, arrived: asyncio.Event) -> Seen:
             begun += data
         seen.pieces = pieces_in(begun)
     else:
-        came = await client.answer(30)
+        came = await client.answer(60)
         seen.pieces = pieces_in(came.body)
         if came.clean and b'"usage":{' in came.body:
             usage, _ = json.JSONDecoder().raw_decode(came.body.rpartition(b'"usage":')[2].decode())
@@ -250,7 +250,7 @@ async def test_of_thousands_of_requests_that_end_in_every_way_callers_are_charge
 
         await asyncio.gather(*(client() for _ in range(CLIENTS)))
         # Who left at once may be heard of later.
-        await eventually(lambda: len(gateway.lines()) == count)
+        await eventually(lambda: len(gateway.lines()) == count, 20)
         await gateway.settled(10)
         lines = {line["request_id"]: line for line in gateway.lines()}
         made = made_by(given)

@@ -22,6 +22,7 @@ from tests.running import Running, in_flight
 from tests.scenes.canaries import LOOPBACK, PROMPT
 from tests.scenes.scene import SceneFailed, expect
 from tests.scenes.stage import Stage
+from tests.turns import within
 
 AT_REST_SECONDS = 2.0
 GAUGES = frozenset(
@@ -57,12 +58,12 @@ async def _pods_are_left(stage: Stage, seconds: float) -> None:
 
 
 async def _nothing_is_left(left: Callable[[], Mapping[str, object]], seconds: float) -> None:
-    loop = asyncio.get_running_loop()
-    ends_at = loop.time() + seconds
-    while found := left():
-        if loop.time() >= ends_at:
-            raise SceneFailed(f"afterwards there is left: {found}")
-        await asyncio.sleep(0.005)
+    try:
+        async with within(seconds):
+            while left():
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        raise SceneFailed(f"afterwards there is left: {left()}") from None
 
 
 def _left(running: Running) -> dict[str, object]:
@@ -159,16 +160,19 @@ class Footprint:
 
     async def left(self, scene: str, seconds: float = AT_REST_SECONDS) -> None:
         """Raises `SceneFailed` unless what it held is all that is held now, but for memory."""
-        loop = asyncio.get_running_loop()
-        ends_at = loop.time() + seconds
-        while (now := Footprint.now()) and (
-            now.descriptors > self.descriptors + SPARE_DESCRIPTORS or now.tasks - self.tasks
-        ):
-            if loop.time() >= ends_at:
-                more = now.descriptors - self.descriptors
-                left = dict(now.tasks - self.tasks)
-                raise SceneFailed(f"{scene}: afterwards: {more} descriptors more, tasks left: {left}")
-            await asyncio.sleep(0.005)
+        try:
+            async with within(seconds):
+                while any(self._more_now()):
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            more, tasks = self._more_now()
+            raise SceneFailed(f"{scene}: afterwards: {more} descriptors more, tasks left: {tasks}") from None
+
+    def _more_now(self) -> tuple[int, dict[str, int]]:
+        """The descriptors, unless they may be spare ones, and the tasks that there were not."""
+        now = Footprint.now()
+        more = now.descriptors - self.descriptors
+        return more if more > SPARE_DESCRIPTORS else 0, dict(now.tasks - self.tasks)
 
     def grown_bytes(self) -> int:
         """The memory that is held now and was not then."""

@@ -113,7 +113,8 @@ class Client:
     async def answer(self) -> Answer:
         """The next answer, whole or not. Raises `SceneFailed` where none comes, or what is none."""
         try:
-            came = await self._raw.answer(self._stage.patience)
+            async with self._stage.bounded():
+                came = await self._raw.answer(seconds=None)
         except TimeoutError:
             raise SceneFailed(f"{self.name} waited for an answer, and none came to an end") from None
         except httptools.HttpParserError as error:
@@ -167,7 +168,8 @@ class Client:
     async def expect_close(self) -> None:
         """The gateway closes, and says nothing more."""
         try:
-            closed = await self._raw.closed(self._stage.patience)
+            async with self._stage.bounded():
+                closed = await self._raw.closed(seconds=None)
         except TimeoutError:
             raise SceneFailed(f"expected the gateway to let {self.name} go, it is still connected") from None
         expect(closed, f"expected the gateway to let {self.name} go in silence, it said something")
@@ -181,7 +183,7 @@ class Client:
     async def read(self, most: int) -> bytes:
         """What has come, so many bytes at most; empty at the end. Waits until there is something."""
         try:
-            async with asyncio.timeout(self._stage.patience):
+            async with self._stage.bounded():
                 return await self._raw.reader.read(most)
         except TimeoutError:
             raise SceneFailed(f"{self.name} waited for bytes, and none came") from None

@@ -13,13 +13,14 @@ import httpx2
 from gateway.balancing.health import EJECTION_SECONDS, JITTER_SECONDS, RAMP_SECONDS
 from gateway.cli.process import LINGER_SECONDS, Stop, drain
 from gateway.core.fleet import PodState
+from gateway.discovery.kubernetes import KubernetesSource
 from gateway.discovery.pods import MODELS_ANNOTATION, PORT_ANNOTATION
 from gateway.discovery.reflector import Pace
 from gateway.discovery.source import Given
 from gateway.parts import THE_USUAL
 from tests.apiserver import statuses
 from tests.apiserver.watching import bookmark
-from tests.discovering import OddPod, answering_as_redis, appear, asked, fleet_sees
+from tests.discovering import OddPod, answering_as_redis, appear, asked, fleet_sees, watched
 from tests.fakes import MODELS, STREAM_HEAD, Hang, Step, chunk
 from tests.integration.balancing.scenes import FAILED, SIDECAR
 from tests.running import Running
@@ -74,6 +75,21 @@ def _listed(gateway: Running) -> set[str]:
     return {pod.name for pod in gateway.gateway.fleet.value.pods}
 
 
+async def _published(stage: Stage, gateway: Running) -> None:
+    """Wait until requests go to the pods that the source tells of now."""
+    source = gateway.gateway.source
+    await stage.until(
+        lambda: _listed(gateway) == {pod.name for pod in source.seen().pods}, "what the source tells is not published"
+    )
+
+
+def _failures(gateway: Running) -> int:
+    """How often in a row the API server was asked in vain."""
+    source = gateway.gateway.source
+    assert isinstance(source, KubernetesSource)
+    return sum(reflector._failures for reflector in source._reflectors)
+
+
 async def served_by(stage: Stage, times: int = 1, model: str = "m") -> set[str]:
     """The pods that so many requests went to, one after another. All must succeed."""
     client = await stage.client()
@@ -123,7 +139,8 @@ async def an_old_version_ends_in_a_list(stage: Stage) -> None:
     gateway = await stage.gateway_in(server, parts=QUICK)
 
     def refuse_watches() -> None:
-        server.answer_with(statuses.expired_list(), "watch", "models")
+        # Each of them, until there was a list: between two tries a watch is asked for that nobody waits for long.
+        server.answer_with(statuses.expired_list(), "watch", "models", times=None)
         server.end_watches()
 
     happens: dict[str, Callable[[], None]] = {
@@ -134,10 +151,12 @@ async def an_old_version_ends_in_a_list(stage: Stage) -> None:
     for told, happen in happens.items():
         appear(server, "ghost", await stage.pod())
         await stage.until(lambda: ready(gateway) == {"stays", "ghost"}, "a pod that came was not heard of")
+        await watched(server)
         stage.step(told)
         del server.log.pods["models", "ghost"]
         happen()
         await stage.until(lambda: ready(gateway) == {"stays"}, f"after {told} the ghost is still there")
+        server.heal()
     backup = server.log.backup()
     appear(server, "never-was", await stage.pod())
     await stage.until(lambda: "never-was" in ready(gateway), "a pod that came was not heard of")
@@ -158,10 +177,12 @@ async def no_set_is_empty_in_between(stage: Stage) -> None:
     gateway = await stage.gateway_in(server, parts=QUICK)
     for failing in (statuses.internal_error(), statuses.too_many_requests(0), statuses.gateway_timeout(0)):
         lists = len(asked(server, "list"))
-        server.answer_with(failing, "list", "models", times=3)
+        server.answer_with(failing, "list", "models", times=None)
         server.say_error(410, "Expired", "too old resource version")
         await stage.until(lambda lists=lists: len(asked(server, "list")) > lists + 1, "no list was asked for")  # type: ignore[misc]
+        await _published(stage, gateway)
         await served_by(stage)
+        server.heal()
         await stage.until(lambda: gateway.sample("poolgate_discovery_stale_seconds") == 0, "it is not watched again")
 
 
@@ -256,6 +277,8 @@ async def ten_minutes_without_news(stage: Stage) -> None:
     await server.kill()
     await stage.until(lambda: "cannot be reached" in stage.logged.text, "nobody is told of the trouble")
     await stage.leap(600)
+    await stage.until(lambda: _failures(gateway) > 3, "the API server is not asked again")
+    await _published(stage, gateway)
     expect(await served_by(stage, 4) == {"goes", "stays"}, "what was known is not in force")
     expect(gateway.sample("poolgate_discovery_stale_seconds") > 599, "nobody is told that the news is old")
     expect(await readyz(gateway) == 200, "the gateway went with the API server")
@@ -590,6 +613,8 @@ async def a_flapping_pod_is_out_ever_longer(stage: Stage) -> None:
 
 
 SENT = 120
+LONG_TURNS = 200
+"""Of the loop: so long a pod works that does not fail at once."""
 
 
 async def keeps_asking(client: Client, times: int, enough: Callable[[], bool] = lambda: False) -> int:
@@ -619,6 +644,22 @@ class Ticks:
             if at <= self.now:
                 event.set()
         self.due = [(at, event) for at, event in self.due if at > self.now]
+
+    @asynccontextmanager
+    async def passing(self) -> AsyncIterator[None]:
+        """A tick for each turn of the loop: what takes many of them takes longer than what takes few, however late a
+        busy machine makes them all."""
+
+        async def passes() -> None:
+            while True:
+                await asyncio.sleep(0)
+                self.tick()
+
+        task = asyncio.create_task(passes())
+        try:
+            yield
+        finally:
+            task.cancel()
 
 
 @scene(
@@ -659,23 +700,25 @@ async def a_slow_pod_gets_less(stage: Stage) -> None:
 async def a_black_hole_attracts_nothing(stage: Stage) -> None:
     for policy in ("auto", "least", "p2c"):
         hole, *good = pods = await stage.some_pods(4)
+        time = Ticks()
         for pod in good:
-            pod.scripts = [[0.002, says.GOOD]]
+            pod.script_of = lambda _, time=time: (time.after(LONG_TURNS), says.GOOD)
         gateway = await stage.gateway(*pods, pool={"policy": policy})
         clients = [await stage.client(gateway) for _ in range(CALLERS)]
-        await asyncio.gather(*(keeps_asking(client, 2) for client in clients))
-        before, hole.scripts = len(hole.requests), [[FAILED]]
 
         def found(gateway: Running = gateway, hole: Pod = hole) -> bool:
             return bool(standing(gateway, hole).state == "ejected")
 
-        asked = await asyncio.gather(*(keeps_asking(client, 25, found) for client in clients))
-        had = len(hole.requests) - before
-        expect(had <= 5, f"the black hole had {had} of {sum(asked)} requests")
-        expect(found(), "it is not ejected")
-        for client in clients:
-            await client.ask()
-            await client.expect(200)
+        async with time.passing():
+            await asyncio.gather(*(keeps_asking(client, 2) for client in clients))
+            before, hole.scripts = len(hole.requests), [[FAILED]]
+            asked = await asyncio.gather(*(keeps_asking(client, 25, found) for client in clients))
+            had = len(hole.requests) - before
+            expect(found(), "it is not ejected")
+            expect(had <= 5, f"the black hole had {had} of {sum(asked)} requests")
+            for client in clients:
+                await client.ask()
+                await client.expect(200)
 
 
 @scene(
@@ -685,16 +728,18 @@ async def a_black_hole_attracts_nothing(stage: Stage) -> None:
     without=(Without(FAILURES_COUNT, red="the black hole had"),),
 )
 async def a_black_hole_that_stays_attracts_little(stage: Stage) -> None:
-    *sick, hole, _, _, _ = pods = await stage.some_pods(8, 0.02, says.GOOD)
+    time = Ticks()
+    *sick, hole, _, _, _ = pods = await stage.some_pods(8, script_of=lambda _: (time.after(LONG_TURNS), says.GOOD))
     gateway = await stage.gateway(*pods, pool={"policy": "least"})
     balancer = gateway.gateway.balancer
     for each in gateway.gateway.fleet.value.pods:
         seat = balancer.seat_of(each.uid)
         if each.port in [pod.port for pod in sick] and seat is not None:
             balancer.wedged(seat)
-    hole.scripts = [[FAILED]]
+    hole.script_of = lambda _: (FAILED,)
     clients = [await stage.client() for _ in range(CALLERS)]
-    sent = sum(await asyncio.gather(*(keeps_asking(client, 15) for client in clients)))
+    async with time.passing():
+        sent = sum(await asyncio.gather(*(keeps_asking(client, 15) for client in clients)))
     had = len(hole.requests)
     expect(not any(pod.requests for pod in sick), "a pod that is out was asked")
     expect(standing(gateway, hole).state != "ejected", "more than half of the pool is out")
@@ -755,6 +800,7 @@ async def an_address_is_no_proof(stage: Stage) -> None:
     rejected = gateway.sample("poolgate_discovery_rejected_total", reason="address")
     expect(rejected == len(claims), f"{rejected:g} are counted as refused, not {len(claims)}")
     stage.step("the same pods are listed anew")
+    await watched(server)
     server.say_error(410, "Expired", "too old resource version")
     await stage.until(
         lambda: gateway.sample("poolgate_discovery_relists_total", reason="expired") >= 2, "no list was asked for"

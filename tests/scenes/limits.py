@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from gateway.core.clock import Clock
@@ -41,7 +42,7 @@ from tests.valkey import SlowLine, Valkey
 
 REPLICAS = 3
 PATIENT = THE_USUAL._replace(limits=counts_in_redis())
-"""They stay with a Redis that is slow because this machine is."""
+"""They stay with a Redis that is slow because this machine is; one that is dead they leave at once."""
 AS_USUAL = THE_USUAL._replace(limits=counts_in_redis(pace=QUICK_TO_RETURN))
 """They wait for Redis as the product does."""
 
@@ -54,6 +55,8 @@ async def replica(stage: Stage, valkey: Valkey | SlowLine, pod: HasUrl, **settin
     limits = {"redis_url": valkey.url, "replicas": REPLICAS, "default": NO_LIMITS, "rules": rules}
     settings.setdefault("parts", PATIENT)
     gateway = await stage.gateway(pod, limits=limits, tenant={"key_id": "shared"}, **settings)
+    # A thousand requests in one moment hold the loop up: no pod is to be passed over for that.
+    gateway.gateway.pools.use(connect_seconds=60.0, idle_seconds=3.0, api_key=None)
     await stage.until(lambda: gateway.gateway.limits.mode != "local", "Redis is not used")
     return gateway
 
@@ -124,7 +127,10 @@ async def redis_stands_still(stage: Stage) -> None:
     pod = await stage.pod()
     gateways = await replicas(stage, valkey, pod, limit=OF_A_DAY, parts=AS_USUAL)
     clients = await come_to(stage, gateways, 30)
+    since = [each.gateway.limits.since for each in gateways]
     before = await let_in(stage, clients[:12])
+    # A machine that is busy may make Redis slow, and what is counted here meanwhile is none that Redis knows of.
+    known = sum(12 // REPLICAS for each, at in zip(gateways, since, strict=True) if each.gateway.limits.since == at)
     valkey.pause()
     stage.step("Redis stands still")
     meanwhile = await let_in(stage, clients, times=7)
@@ -135,7 +141,7 @@ async def redis_stands_still(stage: Stage) -> None:
     valkey.resume()
     await until_all(stage, gateways, "redis", "Redis is not used again")
     after = await let_in(stage, clients, times=2)
-    expect(before + after <= LIMIT, f"{before} and {after} were let in with Redis")
+    expect(known + after <= LIMIT, f"{known} and {after} were let in with Redis")
 
 
 @scene(
@@ -223,7 +229,7 @@ async def clocks_are_wrong_and_keys_are_evicted(stage: Stage) -> None:
     "F66",
     "Three replicas together let in what one limit allows, of a thousand that ask in one moment",
     promise=Promise.LIMITS,
-    without=(Without(SHARED_COUNT, red=r"30\d were let in"),),
+    without=(Without(SHARED_COUNT, red=r"3\d\d were let in"),),
 )
 async def replicas_share_one_limit(stage: Stage) -> None:
     valkey = await stage.valkey()
@@ -253,7 +259,7 @@ async def redis_is_lost_in_the_middle(stage: Stage) -> None:
     limit = {"requests_per_minute": 100}
     gateways = await replicas(stage, valkey, pod, limit=limit, pool=SOME_AT_ONCE, parts=AS_USUAL)
     clients = await come_to(stage, gateways, 480)
-    began = stage.clock()
+    began, began_here = time.monotonic(), stage.clock()
     for client in clients[:60]:
         await client.ask()
     await stage.until(lambda: pod.requests, "nobody was let in")
@@ -262,7 +268,7 @@ async def redis_is_lost_in_the_middle(stage: Stage) -> None:
     for client in clients[60:]:
         await client.ask()
     came = await heard(stage, clients)
-    refilled = 2 * (stage.clock() - began) * 100 / 60
+    refilled = (time.monotonic() - began + stage.clock() - began_here) * 100 / 60
     expect(came[200] <= 200 + refilled + 2, f"{came[200]} were let in, the limit is 100")
     expect(set(came) == {200, 429}, f"there came {dict(came)}")
 
@@ -408,25 +414,26 @@ async def unknown_keys_leave_nothing(stage: Stage) -> None:
     keys[2::10] = [f"sk-{place}" * 9 for place in range(STRANGERS // 10)]
     stage.secrets |= set(keys[:20])
 
-    async def asked_with(key: str) -> None:
+    async def cost_of(key: str | None, status: int, code: str | None) -> float:
+        """Of one request on a connection of its own: the processor's seconds."""
+        began = time.thread_time()
         client = await stage.client(key=key)
         await client.ask()
-        await client.expect(401, "invalid_api_key")
+        await client.expect(status, code)
+        return time.thread_time() - began
 
-    await asked_with(keys[0])
+    await cost_of(keys[0], 401, "invalid_api_key")
     series = _series(gateway)
-    began = time.thread_time()
     for key in keys:
-        await asked_with(key)
-    cost = time.thread_time() - began
+        await cost_of(key, 401, "invalid_api_key")
     await stage.until(lambda: not gateway.gateway.limits._leases.untold, "Redis is to be told something")  # type: ignore[attr-defined]
     expect(not _limits_in(valkey), f"{len(_limits_in(valkey))} keys are in Redis")
     expect(_series(gateway) == series, f"of {series} series {_series(gateway)} were made")
     expect(not gateway.gateway.admission._plans, "limits were looked up")
-    began = time.thread_time()
-    for _ in range(STRANGERS // 4):
-        await (await stage.asks()).expect(200)
-    expect(cost < 4 * (time.thread_time() - began), "an unknown key costs more than a request")
+    # One by one in turn: what else the machine does makes both dear.
+    costs = [(await cost_of(key, 401, "invalid_api_key"), await cost_of(None, 200, None)) for key in keys[:200]]
+    stranger, caller = map(median, zip(*costs, strict=True))
+    expect(stranger < caller, f"an unknown key costs {stranger / caller:.2f} of a request")
 
 
 def _series(gateway: Running) -> int:

@@ -6,14 +6,14 @@ one defence that a scene is played without. What is put on the stage is taken do
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from time import time
+from time import process_time, time
 from typing import Any
 
 from gateway.app import Gateway
@@ -31,12 +31,15 @@ from tests.scenes.says import GOOD
 from tests.scenes.scene import Defence, SceneFailed
 from tests.scenes.transcript import Transcript
 from tests.scenes.watching import Watch
+from tests.turns import within
 from tests.valkey import Valkey
 
 PATIENCE_SECONDS = 5.0
-"""How long something may take that is to happen: a bound, not a measure."""
+"""How long something may take that is to happen, in turns of the loop: a bound, not a measure."""
 WITHOUT_SECONDS = 1.0
 """The same where it is to be shown that it does not happen."""
+TURN_SECONDS = 0.002
+"""So short, that a machine on which each turn is late leaves enough of them for what has to happen before that."""
 _UNMOVED = partial(Overload, lag_seconds=(inf, inf))
 """A leap of the clock looks as if the loop had been held up. A scene about that gives `partial(Overload)` itself."""
 _TURNS_TO_JUDGE = 40
@@ -73,8 +76,9 @@ class Stage:
 
     def __init__(self, defence: Defence | None = None) -> None:
         self.defence = defence
-        self.clock = Leaps()
-        """The gateways' monotonic clock."""
+        self.clock = Leaps(process_time)
+        """The gateways' monotonic clock: what this process works, and what a scene lets pass. A scene leaps to just
+        before a deadline, so what others take of the machine meanwhile must be none of its time."""
         self.wall = Leaps(time)
         """The machine's wall clock, which somebody may set."""
         self.transcript = Transcript()
@@ -215,14 +219,16 @@ class Stage:
 
     async def until(self, holds: Callable[[], object], told: str) -> None:
         """Wait until it is so. Raises `SceneFailed` with this text if that does not come."""
-        loop = asyncio.get_running_loop()
-        ends_at, turns = loop.time() + self.patience, 0
-        while not holds():
-            # Where much is to be done in one turn, or by others on this machine, time alone says nothing.
-            if loop.time() >= ends_at and turns >= _TURNS_TO_JUDGE:
-                raise SceneFailed(told)
-            turns += 1
-            await asyncio.sleep(0.002)
+        try:
+            async with self.bounded():
+                while not holds():
+                    await asyncio.sleep(TURN_SECONDS)
+        except TimeoutError:
+            raise SceneFailed(told) from None
+
+    def bounded(self) -> AbstractAsyncContextManager[None]:
+        """For what may take so long as this stage has patience. Raises `TimeoutError`."""
+        return within(self.patience, TURN_SECONDS)
 
     async def line(self, gateway: Running | None = None) -> dict[str, Any]:
         """The access line of the last request, once none runs any more."""

@@ -1,7 +1,7 @@
 """What became of a vector, in a word."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from tests.smuggling.conversation import Said, say
 from tests.smuggling.parsers import Recorded
@@ -10,13 +10,15 @@ from tests.smuggling.vectors import KEY, Vector
 AT_ONCE = 12
 
 
-async def tried(port: int, vectors: Iterable[Vector], key: bytes = KEY) -> Mapping[Vector, Said]:
-    """What a server said to each, a few at a time."""
+async def tried(
+    port: int, vectors: Iterable[Vector], key: bytes = KEY, at_work: Callable[[], object] = lambda: False
+) -> Mapping[Vector, Said]:
+    """What a server said to each, a few at a time. `at_work`: whether it is known to have something to say."""
     few = asyncio.Semaphore(AT_ONCE)
 
     async def one(vector: Vector) -> tuple[Vector, Said]:
         async with few:
-            return vector, await say(port, vector.raw.replace(KEY, key))
+            return vector, await say(port, vector.raw.replace(KEY, key), at_work=at_work)
 
     return dict(await asyncio.gather(*map(one, vectors)))
 

@@ -6,8 +6,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,17 +54,27 @@ class Recorded:
         return [(each["port"], each["method"], each["body"].encode("latin-1")) for each in told]
 
 
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+@contextmanager
+def own_port() -> Iterator[int]:
+    """A port that the kernel gives to nobody else in this block, however long a server takes to start. Who names it, as
+    that server does, may listen there: nobody does here."""
+    with closing(socket.socket()) as keeper:
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind(("127.0.0.1", 0))
+        yield keeper.getsockname()[1]
 
 
 @asynccontextmanager
 async def recorder(kind: str, folder: Path) -> AsyncIterator[Recorded]:
     """A server that notes what its parser made of what came, ready to be spoken to."""
-    port, file = free_port(), folder / f"{kind}.jsonl"
+    with own_port() as port:
+        async with _recorder(kind, folder, port) as recorded:
+            yield recorded
+
+
+@asynccontextmanager
+async def _recorder(kind: str, folder: Path, port: int) -> AsyncIterator[Recorded]:
+    file = folder / f"{kind}.jsonl"
     if kind == "nginx":
         async with recorder("aiohttp", folder) as behind:
             conf = folder / "nginx.conf"
@@ -88,7 +98,7 @@ async def process(command: list[str], port: int) -> AsyncIterator[None]:
         *command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 assert running.returncode is None, f"{command[0]} ended with {running.returncode}"
                 try:
@@ -103,7 +113,7 @@ async def process(command: list[str], port: int) -> AsyncIterator[None]:
         if running.returncode is None:
             running.terminate()
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await running.wait()
         except TimeoutError:
             running.kill()

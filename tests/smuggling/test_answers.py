@@ -8,6 +8,7 @@ from tests.fakes import Close, ScriptedPod, Step
 from tests.raw import ask, chat, request
 from tests.running import running
 from tests.smuggling.answers import ANSWERS, GOOD, WHOLE, Answer
+from tests.turns import within
 
 
 def test_there_are_enough_of_them() -> None:
@@ -28,7 +29,7 @@ async def test_an_answer_means_one_thing_or_is_refused(told: Answer) -> None:
             assert came.error["code"] in ("upstream_bad_response", "upstream_disconnected", "upstream_redirect")
         await gateway.settled()
         if not told.kept:
-            async with asyncio.timeout(2):
+            async with within(2):
                 while pod.connections > before:
                     await asyncio.sleep(0.005)
         # Whatever is left of it never reaches the next caller.

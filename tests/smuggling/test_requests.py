@@ -27,7 +27,7 @@ def test_what_must_be_refused_is() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_pod_sees_what_was_accepted_and_nothing_else(kind: str, tmp_path: Path) -> None:
     async with recorder(kind, tmp_path) as pod, running([pod]) as gateway:
-        told = await tried(gateway.port, VECTORS, gateway.key.encode())
+        told = await tried(gateway.port, VECTORS, gateway.key.encode(), lambda: gateway.gateway.pipeline.active)
         await gateway.settled()
         accepted = []
         for vector, said in told.items():

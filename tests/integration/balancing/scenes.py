@@ -1,4 +1,5 @@
-"""A scene: a gateway before scripted pods, with a clock that may leap, and what must be true when the scene is over."""
+"""A scene: a gateway before scripted pods, whose clock stands still but for a test's leaps, and what must be true when
+the scene is over."""
 
 import asyncio
 import json
@@ -20,7 +21,7 @@ from gateway.discovery.source import Given
 from gateway.parts import THE_USUAL
 from gateway.pipeline.overload import Overload
 from tests.discovering import eventually
-from tests.fakes import STREAM_HEAD, Die, Leaps, ScriptedPod, Step, answer, chunk
+from tests.fakes import STREAM_HEAD, Die, Hands, Leaps, ScriptedPod, Step, answer, chunk
 from tests.raw import Answer, RawClient, chat, request
 from tests.running import Running, Side, in_flight, running
 
@@ -36,6 +37,8 @@ FAILED = answer(b'{"error":{"message":"bad luck","type":"x","code":500}}', b"500
 SIDECAR = answer(b"no", b"502 Bad Gateway", b"text/plain")
 GAUGES = ("poolgate_in_flight", "poolgate_pod_in_flight", "poolgate_queue_depth")
 AT_REST_SECONDS = 2.0
+MOMENT = 1e-3
+"""So much later it is when all deadlines were looked at."""
 
 
 def pods(count: int, *script: Step) -> list[ScriptedPod]:
@@ -97,11 +100,12 @@ class Scene:
 
     async def swept(self) -> None:
         """Wait until the gateway has looked at every deadline once more."""
+        self.leap(MOMENT)
         edge, then = self.gateway.edge, self.clock()
         await self.until(lambda: edge.now >= then)
 
     def leap(self, seconds: float) -> None:
-        """Let time pass."""
+        """Let time pass; none passes otherwise."""
         self.clock.ahead += seconds
 
     async def until(self, holds: Callable[[], bool], seconds: float = 5.0) -> None:
@@ -149,6 +153,7 @@ class Scene:
             )
         )
         await self.until(lambda: self.pod(place).state is state)
+        await self._balancer_has_heard()
 
     async def exist(self, seen: tuple[Pod, ...]) -> None:
         """The source sees these pods and no others."""
@@ -159,7 +164,10 @@ class Scene:
         await self.until(
             lambda: {pod.name for pod in self.gateway.fleet.value.pods if pod.state is PodState.READY} == names
         )
-        # When a pod came or went is when the balancer heard of it: a leap before that would be no time at all.
+        await self._balancer_has_heard()
+
+    async def _balancer_has_heard(self) -> None:
+        """When a pod came or went is when the balancer heard of it: a leap before that would be no time at all."""
         await self.until(lambda: self.gateway.balancer._seen is self.gateway.fleet.value)
 
     # What operators see.
@@ -189,7 +197,7 @@ async def scene(
 
     The pods take turns unless another policy is named: so a test knows who is next. At the end nothing may be left.
     """
-    clock = Leaps()
+    clock = Leaps(Hands())
     more["pool"] = {"policy": policy} | more.get("pool", {})
     # A leap of the clock looks as if the loop had been held up.
     more.setdefault("parts", THE_USUAL._replace(overload=partial(Overload, lag_seconds=(inf, inf))))

@@ -1,10 +1,9 @@
 """What is a pod's death, and what only looks like one; and that nobody waits for a pod when this replica goes."""
 
-import asyncio
-
 from gateway.core.fleet import PodLoad, PodState
 from tests.fakes import STREAM_HEAD, Die, Hang, Reset, ScriptedPod, Step, chunk
 from tests.integration.balancing.scenes import GOOD, TOKEN, Scene, pods, scene
+from tests.turns import within
 
 SICK = b"503 Service Unavailable"
 ENGINE_DEAD = chunk(b'data: {"error": {"message": "EngineCore encountered an issue.", "type": "x", "code": 500}}\n\n')
@@ -118,7 +117,7 @@ async def test_when_this_replica_goes_a_second_attempt_waits_for_no_room() -> No
         found.gateway.balancer.load_read(found.pod(1).uid, full, found.clock() + 60)
         found.gateway.pipeline.end_all()
         given[0].die()
-        async with asyncio.timeout(5):
+        async with within(5):
             came = await asking
         assert (came.status, came.error["code"]) == (503, "draining")
         if hangs is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from heapq import heappop, heappush
 from itertools import pairwise
 from typing import Any
 
@@ -182,6 +183,8 @@ async def test_a_black_hole_behind_one_shared_key_is_found_soon_and_attracts_not
             while not found.all_ejections() and asked < 400:
                 asked += 1
                 await found.ask()
+                # All eight together have so many answers in a tenth of a second.
+                found.leap(0.1 / 8)
 
         await asyncio.gather(*(caller() for _ in range(8)))
         there = len(hole.requests) - before[2]
@@ -210,13 +213,13 @@ async def test_a_pod_that_fails_two_callers_is_sick_though_no_other_pod_answers_
 
         sessions = [await session_of(key) for key in (found.running.key, found.running.other_key)]
         # What others said to these callers meanwhile is forgotten.
-        found.leap(EVIDENCE_SECONDS)
+        found.leap(1.5 * EVIDENCE_SECONDS)
         given[1].scripts = [[FAILED]]
         before = len(given[1].requests)
         for session in sessions * 3:
             await found.ask(**session)
             # A failed request counts as in flight for a while, and a session whose pod is busy spills over.
-            found.leap(FAILED_SECONDS)
+            found.leap(1.5 * FAILED_SECONDS)
         assert (found.health(1).state, found.ejections("consecutive")) == ("ejected", 1)
         assert len(given[1].requests) - before == 4
 
@@ -381,14 +384,33 @@ async def test_panic_never_reaches_for_a_pod_that_terminates() -> None:
 
 @pytest.mark.parametrize("policy", ["auto", "least"])
 async def test_a_slow_pod_gets_less_than_half_of_its_share_and_is_not_ejected(policy: str) -> None:
-    given = [ScriptedPod([[0.2, GOOD]]), *pods(2, 0.05, GOOD)]
+    due: list[tuple[float, int, asyncio.Event]] = []
+    """When answers are due by the scene's clock, which of them came first, and what each waits for."""
+
+    def taking(seconds: float) -> ScriptedPod:
+        def script_of(sent: bytes) -> Sequence[Step]:
+            over = asyncio.Event()
+            heappush(due, (found.clock() + seconds, sum(len(pod.requests) for pod in given), over))
+            return over, GOOD
+
+        return ScriptedPod(script_of=script_of)
+
+    given = [taking(0.2), taking(0.05), taking(0.05)]
     async with given[0], given[1], given[2], scene(given, policy=policy) as found:
+        requests = iter(range(120))
 
         async def caller() -> None:
-            while found.sent < 120:
+            for _ in requests:
                 assert (await found.ask()).status == 200
 
-        await asyncio.gather(*(caller() for _ in range(6)))
+        callers = asyncio.gather(*(caller() for _ in range(6)))
+        for answered in range(120):
+            # However long this machine takes until all six wait for a pod.
+            await found.until(lambda: len(due) == min(6, 120 - answered))  # noqa: B023  # waited for here
+            at, _, over = heappop(due)
+            found.leap(at - found.clock())
+            over.set()
+        await callers
         assert len(given[0].requests) <= 120 / 3 / 2
         assert found.all_ejections() == 0
 

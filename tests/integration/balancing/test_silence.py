@@ -13,6 +13,7 @@ from tests.fakes import STREAM_HEAD, Hang, ScriptedPod, Step
 from tests.integration.balancing.scenes import ENDING, FAILED, GOOD, STREAM, TOKEN, Scene, body_of, pods, scene
 from tests.raw import Answer, RawClient
 from tests.running import Side
+from tests.turns import within
 
 BEGUN = (STREAM_HEAD, TOKEN, Hang)
 """A stream that says one word and no more."""
@@ -33,7 +34,7 @@ async def begun(found: Scene, **more: Any) -> RawClient:
 
 async def told(client: RawClient) -> str:
     """The rest of a stream, whose head was read."""
-    async with asyncio.timeout(5):
+    async with within(5):
         return (await client.reader.readuntil(b"[DONE]")).decode()
 
 
@@ -185,10 +186,13 @@ async def test_a_pod_whose_engine_is_stuck_is_ejected_and_what_waits_there_is_an
         waiting = [found.asking(stream=stream) for stream in (True, True, False)]
         await found.until(lambda: len(given[0].requests) == 5)
         await found.swept()
+        # As long as it is the only one, it is not ejected for anything.
+        await found.becomes(1, PodState.READY)
         found.leap(WEDGED_SECONDS - 1)
         await found.swept()
         assert found.all_ejections() == 0
         # However late it came.
+        await alone(found)
         waiting.append(found.asking(stream=True))
         await found.until(lambda: len(given[0].requests) == 6)
         await found.becomes(1, PodState.READY)

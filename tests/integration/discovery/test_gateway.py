@@ -4,7 +4,8 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from time import process_time
 from typing import Any
 
 import pytest
@@ -37,6 +38,7 @@ from tests.fakes import MODELS, Close, ScriptedPod
 from tests.integration.test_retries import GOOD
 from tests.raw import Answer, RawClient, ask, chat, request
 from tests.running import Running
+from tests.turns import within
 
 QUICK_POD = PodSettings(model="m")
 SLOW_POD = PodSettings(model="m", time=TimeModel(step_seconds=0.005), max_model_len_tokens=100_000)
@@ -336,13 +338,11 @@ async def test_a_pod_whose_models_hang_delays_nobody() -> None:
                     ip=f"127.0.1.{number}",
                 )
             await fleet_until(running, lambda fleet: len(fleet.pods) == 21)
-            loop = asyncio.get_running_loop()
-            began = loop.time()
-            appear(server, "b", two)
-            await fleet_until(running, lambda fleet: ready_names(fleet) == {"a", "b"}, SOON)
-            a.vanish()
-            await fleet_until(running, lambda fleet: ready_names(fleet) == {"b"}, SOON)
-            assert loop.time() - began < SOON
+            async with within(SOON):
+                appear(server, "b", two)
+                await fleet_until(running, lambda fleet: ready_names(fleet) == {"a", "b"})
+                a.vanish()
+                await fleet_until(running, lambda fleet: ready_names(fleet) == {"b"})
             assert await who_serves(running, times=4) == {"b"}
 
 
@@ -569,15 +569,16 @@ async def test_requests_stay_quick_while_a_thousand_pods_change() -> None:
             pod.become_unready()
         appear(server, "a", one)
         async with gateway(server, wait=False) as running:
-            loop = asyncio.get_running_loop()
 
             async def slowest() -> float:
-                """Of the requests that are sent until all 1,000 events are heard."""
+                """Of the requests that are sent until all 1,000 events are heard, in the processor's seconds."""
                 taken: list[float] = []
                 while not taken or changed():
-                    began = loop.time()
-                    assert await who_serves(running, times=1) == {"a"}
-                    taken.append(loop.time() - began)
+                    began = process_time()
+                    # Neither waiting nor work of this process holds it up.
+                    async with within(SOON):
+                        assert await who_serves(running, times=1) == {"a"}
+                    taken.append(process_time() - began)
                 return max(taken)
 
             def changed() -> bool:
@@ -597,11 +598,11 @@ async def test_requests_stay_quick_while_a_thousand_pods_change() -> None:
 async def test_a_gateway_ends_during_a_watch_at_once_and_leaves_nothing_open() -> None:
     async with ApiServer() as server, SimulatedPod(QUICK_POD) as one:
         appear(server, "a", one)
-        loop = asyncio.get_running_loop()
-        async with gateway(server) as running:
+        async with AsyncExitStack() as stack:
+            running = await stack.enter_async_context(gateway(server))
             assert (await ask_model(running)).status == 200
-            ended = loop.time()
-        assert loop.time() - ended < SOON
+            async with within(SOON):
+                await stack.aclose()
         await server.until(lambda: server.connections == 0)
         await eventually(lambda: one.open_connections == 0)
 

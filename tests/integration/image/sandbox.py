@@ -17,7 +17,7 @@ from tests.integration.image.dockerfile import Stage
 
 USER = 65532
 CONFIGURATION = "etc/poolgate"
-SECONDS = 30
+SECONDS = 120
 
 Kind = Literal["mounted", "mapped", "chroot", "in place"]
 KINDS: Mapping[Kind, str] = {

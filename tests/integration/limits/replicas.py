@@ -28,6 +28,7 @@ from tests.integration.rollout.lines import Line
 from tests.integration.test_process import SECONDS, Served, started
 from tests.raw import chat, request
 from tests.running import NO_LIMITS
+from tests.turns import Turns, within
 from tests.valkey import Valkey
 
 REPLICAS = 3
@@ -188,6 +189,8 @@ class Told(NamedTuple):
     clean: bool
     late: float
     """So much later it was sent than it should have been: the caller was held up itself."""
+    turns: float
+    """So long it took, in seconds of `tests.turns`."""
 
 
 class Load:
@@ -205,8 +208,10 @@ class Load:
         self._tasks: set[asyncio.Task[None]] = set()
         self._lines: set[Line] = set()
         self._idle: defaultdict[int, list[Line]] = defaultdict(list)
+        self._turns = Turns()
 
     async def __aenter__(self) -> Self:
+        self._turns.__enter__()
         return self
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
@@ -221,6 +226,7 @@ class Load:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             for line in self._lines:
                 line.leave()
+            self._turns.__exit__()
 
     async def send(self, data: bytes, count: int, *, to: Sequence[Served] = ()) -> None:
         """So many requests, spread over the gateways, in one moment, each on a connection of its own."""
@@ -229,7 +235,7 @@ class Load:
 
     async def ask(self, data: bytes, to: Served) -> Told:
         """One request, to its end."""
-        async with asyncio.timeout(SECONDS):
+        async with within(SECONDS):
             return await self._ask(await self._line(to.port), data)
 
     async def ask_in_turn(self, data: bytes, count: int, lines: int, *, to: Sequence[Served] = ()) -> None:
@@ -244,7 +250,7 @@ class Load:
     async def answered(self) -> None:
         """Wait until everybody has an answer; who keeps asking ends with it."""
         self.over = True
-        async with asyncio.timeout(SECONDS):
+        async with within(SECONDS):
             while self._tasks:
                 await asyncio.gather(*self._tasks)
 
@@ -305,10 +311,10 @@ class Load:
         self._idle[line.port].append(line)
 
     async def _told(self, line: Line, data: bytes, due: float | None = None) -> Told:
-        sent_at = asyncio.get_running_loop().time()
+        sent_at, turns = asyncio.get_running_loop().time(), self._turns.seconds
         came = await line.ask(data)
         late = 0.0 if due is None else sent_at - due
-        self.told.append(Told(came.status, sent_at, came.ended_at, came.clean, late))
+        self.told.append(Told(came.status, sent_at, came.ended_at, came.clean, late, self._turns.seconds - turns))
         return self.told[-1]
 
     async def _pace(self, asked: Iterator[bytes], step: float) -> None:
@@ -363,7 +369,7 @@ class Replicas:
         loop = asyncio.get_running_loop()
         began = loop.time()
         # A machine on which everything takes 25 ms has a slow Redis for so long.
-        async with asyncio.timeout(3 * SECONDS):
+        async with within(3 * SECONDS):
             while not all(each[0] == mode and each[1] in (reasons or each) for each in await self.modes()):
                 await asyncio.sleep(0.01)
             took = loop.time() - began

@@ -1,7 +1,8 @@
 """Each scenario is played for a few seconds, with all its processes and faults: what it promises of them holds.
 
-How long things take is not asked here: a machine that tests may be busy. And with its promise broken, a scenario says
-no: a green one would prove nothing otherwise.
+How long things take is not asked here: a machine that tests may be busy. Where a policy's choice is what is promised
+the requests come from so many workers, not by the clock: what stands at the pods is then the same however fast the
+machine is. And with its promise broken, a scenario says no: a green one would prove nothing otherwise.
 """
 
 import asyncio
@@ -14,10 +15,12 @@ from typing import Any, Final
 
 import pytest
 
+from loadtest.load.arrivals import ClosedLoop
 from loadtest.load.drawing import draw
 from loadtest.load.plan import Scenario
 from loadtest.load.progress import Silent
 from loadtest.load.reading import load, names
+from loadtest.load.record import Ending
 from loadtest.stand.cores import Cores
 from loadtest.stand.run import at_simulated, evidence_of
 from loadtest.stand.stand import laid_over
@@ -29,6 +32,7 @@ TAKES_TIME: Final = {
     "added_p99_ms_at_most",
     "itl_p99_ms_at_most",
     "kib_per_stream_at_most",
+    "leaving_seen_within_seconds",
     "memory_growth_mib_at_most",
     "redis_again_within_seconds",
     "ttft_p50_of_key_at_least_ms",
@@ -53,7 +57,8 @@ def _quick_tokens(scenario: Scenario) -> Scenario:
 
 
 def _short_queue(scenario: Scenario) -> Scenario:
-    return configured(scenario, {"pools": {"chat": {"queue_wait_seconds": 1.5}}})
+    """Who is sent away is sent away because the line is full: nobody's wait ends by the clock."""
+    return configured(scenario, {"pools": {"chat": {"queue_limit": 8, "queue_wait_seconds": 60}}})
 
 
 def _at_once(scenario: Scenario) -> Scenario:
@@ -69,6 +74,24 @@ def _only_the_kill(scenario: Scenario) -> Scenario:
     return replace(scenario, faults=faults)
 
 
+def _from(workers: int, requests: int, scenario: Scenario) -> Scenario:
+    return replace(scenario, arrivals=ClosedLoop(workers, requests))
+
+
+def _all_along(scenario: Scenario) -> Scenario:
+    """What befalls it does so from second 0 to the end."""
+    return replace(scenario, faults=tuple(replace(fault, at=0.0, seconds=None) for fault in scenario.faults))
+
+
+def _much_slower(scenario: Scenario) -> Scenario:
+    """The pod's answers take six seconds more than the others', whatever the machine adds to all."""
+    return _all_along(replace(scenario, faults=tuple(replace(fault, factor=20.0) for fault in scenario.faults)))
+
+
+LONG: Final = 600.0
+"""Of requests from workers, who end when they have sent theirs."""
+
+
 @dataclass(frozen=True)
 class Short:
     seconds: float = 2.0
@@ -79,21 +102,28 @@ class Short:
     """Bounds for so few requests."""
 
 
+LIMIT_STORM: Final = Short(
+    seconds=3.0,
+    scale=2.0,
+    # Of the thirty that a key has one may be counted on the other side of a second.
+    eased={"admitted_over_limit_at_most": 0.04, "admitted_under_limit_at_most": 0.04},
+)
+PREFIX: Final = Short(seconds=LONG, change=partial(_from, 8, 300), too_short_for=frozenset({"busiest_pod_at_most"}))
 # Of four pods a quarter is what a policy gives that does not look.
-SLOW_POD: Final = Short(seconds=6.0, eased={"share_of_pod_at_most": {"chat-3": 0.21}})
+SLOW_POD: Final = {"share_of_pod_at_most": {"chat-3": 0.21}}
 SHORT: Mapping[str, Short] = {
     "burst": Short(),
     "disconnects": Short(),
     "fairness": Short(change=_short_queue),
-    "limit-storm": Short(seconds=3.0, scale=2.0),
+    "limit-storm": LIMIT_STORM,
     "long-streams": Short(seconds=1.0, change=_quick_tokens),
     "overhead": Short(),
     # The pod is ejected for ten seconds, whenever it is back.
     "pod-kill": Short(seconds=3.0, too_short_for=frozenset({"share_of_pod_at_least"})),
-    "prefix": Short(seconds=3.0, scale=4.0, too_short_for=frozenset({"busiest_pod_at_most"})),
+    "prefix": PREFIX,
     "redis-down": Short(seconds=3.0, scale=2.0),
     "rolling-restart": Short(seconds=17.0, change=_at_once),
-    "slow-pod": SLOW_POD,
+    "slow-pod": Short(seconds=LONG, change=lambda each: _from(8, 150, _much_slower(each)), eased=SLOW_POD),
     "smoke": Short(),
     "soak": Short(seconds=4.0, scale=2.0, change=_only_the_kill, too_short_for=frozenset({"recovers_within_seconds"})),
     "steady": Short(too_short_for=frozenset({"busiest_pod_at_most"})),
@@ -113,23 +143,23 @@ BROKEN: Mapping[str, tuple[str, Short, Change]] = {
     ),
     "admitted_over_limit_at_most": (
         "limit-storm",
-        Short(seconds=3.0, scale=2.0),
+        LIMIT_STORM,
         # Each replica counts for itself.
         lambda scenario: replace(scenario, stand=replace(scenario.stand, redis=False)),
     ),
     "extra_bursts_at_most": (
         "redis-down",
         Short(seconds=3.0, scale=2.0),
-        lambda scenario: _limited_to(2, configured(scenario, {"limits": {"on_redis_down": "allow"}})),
+        lambda scenario: _limited_to(2, _all_along(configured(scenario, {"limits": {"on_redis_down": "allow"}}))),
     ),
     "share_of_pod_at_most": (
         "slow-pod",
-        SLOW_POD,
+        Short(seconds=6.0, change=_all_along, eased=SLOW_POD),
         lambda scenario: configured(scenario, {"pools": {"chat": {"policy": "round_robin"}}}),
     ),
     "prefix_hits_over_others_at_least": (
         "prefix",
-        Short(seconds=3.0, scale=4.0),
+        PREFIX,
         # The other way round: of two pools alike, one may be luckier.
         lambda scenario: configured(scenario, {"pools": {"auto": {"policy": "least"}, "least": {"policy": "auto"}}}),
     ),
@@ -139,7 +169,8 @@ BROKEN: Mapping[str, tuple[str, Short, Change]] = {
 
 def _short(name: str, short: Short) -> Scenario:
     scenario = load(name).scaled(short.scale).lasting(short.seconds)
-    return short.change(replace(scenario, expect={**scenario.expect, **short.eased}))
+    untimed = replace(scenario.objectives, ttft_ms=None, tpot_ms=None, e2e_ms=None)
+    return short.change(replace(scenario, objectives=untimed, expect={**scenario.expect, **short.eased}))
 
 
 EVERY: Mapping[str, Callable[[], Scenario]] = {
@@ -215,6 +246,16 @@ def test_what_it_promises_holds(name: str, plays: Mapping[str, Evidence | BaseEx
     assert bool(evidence.direct) == scenario.stand.direct
     broken = {name for name, held in found(evidence).items() if held is False} - SHORT[name].too_short_for
     assert not broken, [JUDGES[name](evidence, scenario.expect[name]).words for name in broken]
+
+
+@pytest.mark.parametrize("name", ["disconnects", "smoke"])
+def test_pods_see_who_left(name: str, plays: Mapping[str, Evidence | BaseException]) -> None:
+    """Not within which time: but before the answer's end, which would come in more than a second."""
+    evidence = of(plays, name)
+    assert evidence.watched is not None
+    left = sum(record.ending is Ending.LEFT for record in evidence.records)
+    seen = max(sum(load.aborts for load in sample.pods.values() if load) for sample in evidence.watched.samples)
+    assert 3 <= left <= 2 * seen
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import randrange
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,7 +27,7 @@ from tests.manifests.building import Build, Manifest, containers, of_kind, repli
 from tests.manifests.kubelet import expanded, variables_of
 from tests.valkey import ClusterValkey
 
-SECONDS = 30.0
+SECONDS = 60.0
 GATEWAY = "poolgate"
 """The gateway's Deployment, its account and its namespace."""
 POOLS = "vllm"
@@ -67,6 +68,8 @@ class Node:
     server: ApiServer = field(init=False)
     valkey: ClusterValkey = field(init=False)
     pods: list[Placed] = field(init=False, default_factory=list)
+    network: str = field(init=False, default_factory=lambda: f"127.{randrange(16, 250)}")
+    """Of its pods, whose ports are not free to choose: another run on this machine has its own."""
 
     async def __aenter__(self) -> Self:
         self.valkey = ClusterValkey(self.secrets["redis"]["password"])
@@ -104,7 +107,7 @@ class Node:
             if metadata["namespace"] != namespace or (namespace == GATEWAY and metadata["name"] != GATEWAY):
                 continue
             for number, template in enumerate(_members(workload, self._replicas(workload))):
-                address = f"127.1.{len(self.pods) >> 8}.{10 + (len(self.pods) & 255)}"
+                address = f"{self.network}.{len(self.pods) >> 8}.{10 + (len(self.pods) & 255)}"
                 about = template.get("metadata", {})
                 placed = Placed(
                     f"{metadata['name']}-{number}",
@@ -175,7 +178,7 @@ class Node:
                 "KUBECONFIG": str(self.folder / "kubeconfig"),
                 "POOLGATE_SERVER__HOST": pod.address,
                 "POOLGATE_SERVER__OPS_HOST": pod.address,
-                "POOLGATE_DISCOVERY__POD_NETWORKS": "[127.1.0.0/16]",
+                "POOLGATE_DISCOVERY__POD_NETWORKS": f"[{self.network}.0.0/16]",
             }
         return found
 

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from tests.integration.overlays.node import GATEWAY, POOLS, Node, pool_of
+from tests.integration.overlays.node import GATEWAY, POOLS, SECONDS, Node, pool_of
 from tests.integration.test_process import ROOT
 from tests.manifests.building import KUSTOMIZE, OVERLAYS, build, name_of
 from tests.raw import chat
@@ -23,7 +23,7 @@ SPEC = KUSTOMIZE / "components" / "first-secrets" / "secrets.yaml"
 def secrets_in(folder: Path) -> dict[str, dict[str, str]]:
     """What component first-secrets makes, by Secret and entry."""
     made = [sys.executable, "-m", "gateway", "secrets", str(SPEC), "--folder", str(folder)]
-    subprocess.run(made, cwd=ROOT, check=True, capture_output=True, timeout=30)
+    subprocess.run(made, cwd=ROOT, check=True, capture_output=True, timeout=SECONDS)
     return {each.name: {entry.name: entry.read_text() for entry in each.iterdir()} for each in folder.iterdir()}
 
 
@@ -37,13 +37,13 @@ async def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 async def get(node: Node, path: str, port: int = 9090) -> Any:
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with httpx2.AsyncClient(trust_env=False, timeout=SECONDS) as client:
         return (await client.get(f"http://{node.gateway().address}:{port}{path}")).json()
 
 
 async def asked(node: Node, body: Any, key: str | None) -> httpx2.Response:
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+    async with httpx2.AsyncClient(trust_env=False, timeout=SECONDS) as client:
         url = f"http://{node.gateway().address}:8000/v1/chat/completions"
         return await client.post(url, json=body, headers=headers)
 
@@ -69,7 +69,7 @@ async def test_every_replica_lists_and_watches_with_the_rights_of_its_roles_and_
 
 async def test_every_model_answers_a_stream_to_the_first_key_and_a_401_to_others(node: Node) -> None:
     key = node.secrets["poolgate-first-key"]["key"]
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with httpx2.AsyncClient(trust_env=False, timeout=SECONDS) as client:
         headers = {"authorization": f"Bearer {key}"}
         told = (await client.get(f"http://{node.gateway().address}:8000/v1/models", headers=headers)).json()
     models = [model["id"] for model in told["data"]]
@@ -89,14 +89,14 @@ async def test_open_webuis_key_opens_as_well(node: Node) -> None:
 
 async def test_the_pods_take_nobody_elses_requests(node: Node) -> None:
     pod = next(pod for pod in node.pods if pod.namespace == POOLS and pool_of(pod))
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with httpx2.AsyncClient(trust_env=False, timeout=SECONDS) as client:
         answer = await client.post(f"http://{pod.address}:8000/v1/chat/completions", json=chat(model="any"))
     assert answer.status_code == 401
 
 
 async def test_limits_are_counted_in_redis(node: Node) -> None:
     # A gateway is ready before it has reached Redis.
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SECONDS):
         while (await get(node, "/status.json"))["limits"]["mode"] != "redis":
             await asyncio.sleep(0.05)
     assert node.valkey.denied() == []
@@ -113,7 +113,7 @@ async def test_the_gateways_count_each_other(node: Node) -> None:
 async def test_a_pod_that_is_told_to_go_gets_no_new_work_and_a_stream_there_ends_in_peace(node: Node) -> None:
     pod = next(pod for pod in node.pods if pod.namespace == POOLS and pool_of(pod))
     pod.object.delete(grace=640)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SECONDS):
         while True:
             states = {each["name"]: each["state"] for each in (await get(node, "/status.json"))["pods"]}
             if states[pod.name] == "draining":

@@ -4,7 +4,6 @@ import asyncio
 import re
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -14,13 +13,15 @@ from typing import Any
 import httpx2
 import yaml
 
+from tests.valkey import free_port
+
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy" / "prometheus"
 RULES = DEPLOY / "rules" / "poolgate.yaml"
 EXAMPLE = DEPLOY / "prometheus.yaml"
 QUICKER = 30
 """By this factor all ranges, offsets and `for` are shorter: two minutes are four seconds, so four scrapes."""
 SCRAPE = "1s"
-SECONDS = 10.0
+SECONDS = 60.0
 """For whatever Prometheus has to do: generous, and never slept through."""
 LOOK_SECONDS = 0.1
 
@@ -91,9 +92,7 @@ async def running_with(folder: Path, config: dict[str, Any], rules: str) -> Asyn
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config), "utf-8")
     (folder / "rules").mkdir()
     (folder / "rules" / "poolgate.yaml").write_text(rules, "utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     log = folder / "prometheus.log"
     program = shutil.which("prometheus")
     assert program is not None

@@ -55,6 +55,11 @@ class Line(asyncio.Protocol):
         """The body of an answer has begun to come."""
         return self._answer.begun_at != 0
 
+    @property
+    def events(self) -> int:
+        """How many pieces of that body have come."""
+        return len(self._answer.parts)
+
     async def ask(self, data: bytes) -> Answer:
         """Send a request, and wait for the end of its answer."""
         assert self._over is None

@@ -15,6 +15,7 @@ import yaml
 from gateway.limits.keys import digest, new_key
 from tests.integration.rollout.callers import MODEL
 from tests.integration.test_process import ROOT, SECONDS, Served, environment, started
+from tests.raw import ask, request
 from tests.running import NO_LIMITS
 
 TOKEN_MS = 20.0
@@ -41,8 +42,18 @@ class PodProcess:
         (pod,) = json.loads(await asyncio.wait_for(process.stdout.readline(), SECONDS))["ready"]
         return cls(process, int(pod["url"].rpartition(":")[2]))
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
+
+    async def slow(self, factor: float) -> None:
+        """From its next step on each token takes so many times as long as was said at the start."""
+        body = json.dumps({"factor": factor}).encode()
+        answer = await ask(self.port, request(body, path="/sim/slowness"))
+        assert answer.status == 200, answer.body
 
     async def ended(self) -> int:
         """Wait for the exit, and return its code."""

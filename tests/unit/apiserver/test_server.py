@@ -18,6 +18,7 @@ from tests.apiserver.clock import Clock
 from tests.apiserver.hearing import Caller, Heard
 from tests.apiserver.http import Answer, Delivery
 from tests.apiserver.server import ADMIN_TOKEN, ApiServer, CutBody, Hang
+from tests.turns import within
 
 PODS = "/api/v1/namespaces/models/pods"
 
@@ -248,7 +249,7 @@ async def test_a_kill_spares_no_connection_that_was_just_accepted() -> None:
                 for _ in range(turns):
                     await asyncio.sleep(0)
                 await server.kill()
-                async with asyncio.timeout(1):
+                async with within(1):
                     with suppress(ConnectionResetError):
                         assert await loop.sock_recv(client, 1) == b""
 

@@ -205,9 +205,9 @@ HOSTILE = {  # 300 KB each, on which a careless pattern takes a minute
 
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE.keys())
 def test_the_time_it_takes_grows_no_faster_than_the_body(body: bytes) -> None:
-    begin = time.process_time()
+    begin = time.thread_time()
     assert gauges_of(body) == SILENT
-    assert time.process_time() - begin < 1.0
+    assert time.thread_time() - begin < 1.0
 
 
 # --- /load

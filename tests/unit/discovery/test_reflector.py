@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gateway.discovery.reflector import MAX_LINE_BYTES, ApiFailed, Pace, Reflector
+from tests.turns import within
 
 PACE = Pace(relist=1000.0, first_pause=0.002, longest_pause=0.02, healthy=0.2)
 UNREACHABLE = ApiFailed(0, "the API server cannot be reached")
@@ -121,7 +122,7 @@ class Following:
         return set(self.reflector.held())
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(2):
+        async with within(2):
             while not holds():
                 await asyncio.sleep(0.001)
 

@@ -14,6 +14,7 @@ from gateway.discovery.roster import Roster
 from gateway.discovery.source import Sighting
 from gateway.discovery.static import StaticPod, pods_of
 from tests.fakes import Hands
+from tests.turns import within
 
 PODS = pods_of([StaticPod("a-0", "h", 1, "a"), StaticPod("a-1", "h", 2, "a"), StaticPod("b-0", "h", 3, "b")])
 A0, A1, B0 = (pod.uid for pod in PODS)
@@ -62,7 +63,7 @@ class Kept:
     async def published(self) -> Fleet:
         """The next fleet."""
         self.hands.now += module.PUBLISH_SECONDS
-        async with asyncio.timeout(2):
+        async with within(2):
             return await self.cell.wait_changed()
 
 
@@ -287,5 +288,5 @@ async def test_a_change_that_follows_another_at_once_waits_for_its_turn() -> Non
         for _ in range(5):
             await asyncio.sleep(0)
         assert not at.cell.value.routes
-        async with asyncio.timeout(2):
+        async with within(2):
             assert (await at.cell.wait_changed()).routes

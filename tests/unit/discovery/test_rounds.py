@@ -16,6 +16,7 @@ from gateway.discovery.rounds import Pace, Rounds
 from gateway.discovery.source import Given, Sighting
 from gateway.discovery.static import StaticPod, pods_of
 from tests.fakes import Hands
+from tests.turns import within
 from tests.unit.discovery.test_roster import Told
 
 PODS = pods_of([StaticPod("a-0", "h", 1, "a"), StaticPod("a-1", "h", 2, "a")])
@@ -89,7 +90,7 @@ class Asking:
         return {pod.name: pod.state for pod in self.cell.value.pods}.get(name)
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(2):
+        async with within(2):
             while not holds():
                 await asyncio.sleep(0.001)
 

@@ -13,6 +13,7 @@ from gateway.edge.port import Edge
 from tests.fakes import STREAM_HEAD, ScriptedPod, answer, chunk
 from tests.raw import RawClient, chat, request
 from tests.running import Running, running
+from tests.turns import within
 
 GOOD = answer(b'{"choices":[{"index":0,"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}')
 LARGE = answer(b'{"choices":[{"index":0,"finish_reason":"stop"}],"x":"' + b"x" * 900_000 + b'"}')
@@ -40,7 +41,7 @@ async def visitor(gateway: Running) -> AsyncIterator[RawClient]:
 
 async def until(holds: Any) -> None:
     """Loopback delivers at once: turns of the loop are all there is to wait for."""
-    async with asyncio.timeout(5):
+    async with within(5):
         while not holds():
             await asyncio.sleep(0)
 

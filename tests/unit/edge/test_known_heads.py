@@ -13,6 +13,7 @@ from gateway.core.caller import Tenant
 from gateway.limits.keys import KeyEntry, KeyRing, digest
 from tests.door import GOOD, STREAM, Door, door, turn_the_loop
 from tests.raw import RawClient, chat, request
+from tests.turns import within
 
 
 class Parsed:
@@ -215,7 +216,7 @@ async def test_a_client_that_leaves_in_the_middle_of_such_a_body_is_counted_as_o
         at.client.send(at.chat()[:-5])
         await turn_the_loop()
         at.client.leave()
-        async with asyncio.timeout(5):
+        async with within(5):
             while at.gateway.gateway.edge.connections:
                 await asyncio.sleep(0)
         line = await at.gateway.last_line()
@@ -239,7 +240,7 @@ async def test_while_it_is_served_its_connection_is_busy_and_not_let_go() -> Non
         assert not edge.busy
         at.pod.scripts = [[may_answer, GOOD]]
         at.client.send(at.chat())
-        async with asyncio.timeout(5):
+        async with within(5):
             while at.asked < 2:
                 await asyncio.sleep(0)
         assert edge.busy

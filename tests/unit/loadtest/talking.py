@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from loadtest.simulator import SimulatedPod
 
+SECONDS = 60.0
+"""Nothing that comes takes so long, on a busy machine too."""
+
 
 @dataclass(frozen=True)
 class Heard:
@@ -79,7 +82,7 @@ class Talk:
     def send(self, data: bytes) -> None:
         self.writer.write(data)
 
-    async def hear_until(self, mark: bytes, seconds: float = 5.0) -> bytes:
+    async def hear_until(self, mark: bytes, seconds: float = SECONDS) -> bytes:
         """All that came so far, `mark` in it. Raises EOFError if the connection ends first."""
         async with asyncio.timeout(seconds):
             while mark not in self.heard:
@@ -89,7 +92,7 @@ class Talk:
                 self.heard += data
         return self.heard
 
-    async def hear_chunks(self, count: int, seconds: float = 5.0) -> None:
+    async def hear_chunks(self, count: int, seconds: float = SECONDS) -> None:
         """Until so many chunks have come whole."""
         async with asyncio.timeout(seconds):
             while len(Heard(self.heard).chunks) < count:
@@ -98,14 +101,14 @@ class Talk:
                     raise EOFError(f"ended before chunk {count}: {self.heard!r}")
                 self.heard += data
 
-    async def hear_out(self, seconds: float = 5.0) -> Heard:
+    async def hear_out(self, seconds: float = SECONDS) -> Heard:
         """All until the connection ends. Raises ConnectionResetError if it ends with a reset."""
         async with asyncio.timeout(seconds):
             while data := await self._reader.read(65536):
                 self.heard += data
         return Heard(self.heard)
 
-    async def how_it_ends(self, seconds: float = 5.0) -> str:
+    async def how_it_ends(self, seconds: float = SECONDS) -> str:
         """ "end" or "reset"; what came before is in `heard`."""
         try:
             await self.hear_out(seconds)

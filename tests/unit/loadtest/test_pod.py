@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from dataclasses import replace
 from itertools import pairwise
 
@@ -18,6 +17,7 @@ from loadtest.simulator import (
     Stage,
     TimeModel,
 )
+from loadtest.stand.ports import lasting_ports
 from tests.unit.loadtest.talking import ask, chat, get, post, talk_to
 
 M = PodSettings(model="m")
@@ -323,12 +323,11 @@ async def test_tokens_come_as_slowly_as_the_model_of_time_says() -> None:
     loop = asyncio.get_running_loop()
     slow = TimeModel(step_seconds=0.02, step_seconds_per_sequence=0, prefill_seconds_per_token=0)
     async with SimulatedPod(PodSettings(model="m", time=slow)) as pod, talk_to(pod) as talk:
+        began = loop.time()  # of when something was heard a busy loop may be late to tell
         talk.send(post(chat(stream=True, max_tokens=4)))
-        await talk.hear_until(b'"role"')
-        began = loop.time()
         await talk.hear_out()
 
-    assert loop.time() - began >= 0.055
+    assert loop.time() - began >= 0.075
 
 
 async def test_until_tells_the_state_when_it_gives_up() -> None:
@@ -350,25 +349,30 @@ async def test_a_condition_that_raises_raises_where_it_is_awaited() -> None:
 
 
 async def test_a_pod_refuses_connections_while_it_loads() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    pod = SimulatedPod(PodSettings(model="m", port=port, loading_seconds=0.05))
-    starting = asyncio.create_task(pod.start())
-    await pod.until(lambda p: p.stage is Stage.LOADING)
-    with pytest.raises(ConnectionRefusedError):
-        await ask(pod, get("/health"))
-    await starting
-    try:
+    with lasting_ports(1) as (port,):
+        pod = SimulatedPod(PodSettings(model="m", port=port, loading_seconds=3600))
+        loading = asyncio.create_task(pod.start())
+        await pod.until(lambda p: p.stage is Stage.LOADING)
+        with pytest.raises(ConnectionRefusedError):
+            await ask(pod, get("/health"))
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+
+
+async def test_a_pod_that_has_loaded_serves() -> None:
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with SimulatedPod(PodSettings(model="m", loading_seconds=0.05)) as pod:
+        assert loop.time() - began >= 0.048  # uvloop counts in milliseconds
         assert (await ask(pod, get("/health"))).status == 200
-    finally:
-        await pod.close()
 
 
 async def test_a_pod_told_to_end_while_it_loads_never_listens() -> None:
     pod = SimulatedPod(PodSettings(model="m", loading_seconds=0.02))
     starting = asyncio.create_task(pod.start())
-    await pod.until(lambda p: p.stage is Stage.LOADING)
+    while pod.stage is not Stage.LOADING:
+        await asyncio.sleep(0)  # one turn of the loop at a time: its loading cannot be over in the same one
     pod.terminate()
     await starting
 
@@ -428,7 +432,7 @@ async def test_a_drain_of_an_idle_pod_ends_by_itself() -> None:
     async with SimulatedPod(settings) as pod:
         pod.terminate()
         assert pod.stage is Stage.DRAINING
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             await pod.wait_down()
 
 
@@ -492,7 +496,9 @@ async def test_a_running_pod_can_be_made_slower_and_fast_again() -> None:
         assert (await ask(pod, post({"factor": 10}, "/sim/slowness"))).status == 200
         assert await seconds(pod) >= 0.5
         assert (await ask(pod, post({"factor": 1}, "/sim/slowness"))).status == 200
-        assert await seconds(pod) < 0.5
+        async with asyncio.timeout(60):
+            while await seconds(pod) >= 0.5:  # a machine may be busy once; a pod that is slow is so each time
+                pass
 
         wrongs: tuple[dict[str, object], ...] = ({"factor": 0}, {"factor": "4"}, {})
         for wrong in wrongs:

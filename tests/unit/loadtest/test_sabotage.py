@@ -102,9 +102,8 @@ async def test_a_stall_can_come_behind_the_last_token() -> None:
 async def test_a_drip_takes_its_time_over_every_token_and_ends_well() -> None:
     loop = asyncio.get_running_loop()
     async with pod_with(Fault(FaultKind.DRIP, seconds_per_token=0.01)) as pod, talk_to(pod) as talk:
-        talk.send(post(STREAM))
-        await talk.hear_until(b'"role"')
         began = loop.time()
+        talk.send(post(STREAM))
         heard = await talk.hear_out()
 
     assert loop.time() - began >= 0.035
@@ -371,8 +370,17 @@ async def test_no_done_leaves_a_whole_answer_as_it_is() -> None:
 # The whole pod
 
 
-async def test_engine_death_errors_everyone_turns_health_to_503_and_ends_the_pod() -> None:
-    async with SimulatedPod(PodSettings(model="m", engine_death_exit_seconds=0.05)) as pod, talk_to(pod) as bystander:
+async def test_engine_death_ends_the_pod() -> None:
+    async with SimulatedPod(PodSettings(model="m", engine_death_exit_seconds=0.05)) as pod:
+        pod.set_fault(Fault(FaultKind.ENGINE_DEATH))
+        await pod.wait_down()
+
+        with pytest.raises(ConnectionRefusedError):
+            await ask(pod, get("/health"))
+
+
+async def test_engine_death_errors_everyone_and_turns_health_to_503() -> None:
+    async with SimulatedPod(PodSettings(model="m", engine_death_exit_seconds=3600)) as pod, talk_to(pod) as bystander:
         pod.pause()
         bystander.send(post(STREAM))
         await pod.until(lambda p: p.waiting == 1)
@@ -380,10 +388,6 @@ async def test_engine_death_errors_everyone_turns_health_to_503_and_ends_the_pod
         heard = await bystander.hear_out()
         health = await ask(pod, get("/health"))
         refused = await ask(pod, post(WHOLE))
-        await pod.wait_down()
-
-        with pytest.raises(ConnectionRefusedError):
-            await ask(pod, get("/health"))
 
     assert heard.events[0]["error"]["type"] == "InternalServerError"  # type: ignore[index]
     assert heard.is_whole

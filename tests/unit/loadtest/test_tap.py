@@ -29,7 +29,7 @@ class Tapped:
         return [type(event).__name__ for event in self.heard]
 
     async def until(self, name: str) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while name not in self.told:
                 await asyncio.sleep(0.005)
 
@@ -86,7 +86,7 @@ async def test_a_clients_leave_reaches_the_pod_and_is_told_as_the_gateways() -> 
         client.send(SENT)
         await found.until("PodPiece")
         client.leave()
-        await asyncio.wait_for(found.pod.peer_left.wait(), 5)
+        await asyncio.wait_for(found.pod.peer_left.wait(), 60)
         await found.until("PodConnectionClosed")
         last = found.heard[-1]
         assert isinstance(last, e.PodConnectionClosed)

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 from gateway.pipeline.aside import MOST_AT_ONCE, OFF_LOOP_BYTES, Aside
+from tests.turns import within
 
 
 async def test_one_is_worked_on_at_a_time_and_none_that_has_been_given_up() -> None:
@@ -20,7 +21,7 @@ async def test_one_is_worked_on_at_a_time_and_none_that_has_been_given_up() -> N
 
     aside = Aside()
     tasks = [asyncio.create_task(aside.run(OFF_LOOP_BYTES + 1, partial(work, number))) for number in range(8)]
-    async with asyncio.timeout(5):
+    async with within(5):
         while len(begun) < MOST_AT_ONCE:
             await asyncio.sleep(0.002)
     # The loop's own threads are free.
@@ -38,7 +39,7 @@ async def test_a_small_body_is_worked_on_at_once_while_a_large_one_of_another_ga
     here, there, may_end = Aside(), Aside(), threading.Event()
     held = asyncio.create_task(there.run(OFF_LOOP_BYTES + 1, partial(may_end.wait, 10)))
     await asyncio.sleep(0)
-    async with asyncio.timeout(5):
+    async with within(5):
         assert await here.run(OFF_LOOP_BYTES, threading.get_ident) == threading.get_ident()
         assert await here.run(OFF_LOOP_BYTES + 1, threading.get_ident) != threading.get_ident()
     assert not held.done()

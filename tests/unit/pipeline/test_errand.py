@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.pipeline.errand import Errand, Moment, in_a_task
+from tests.turns import within
 
 
 def moment() -> Moment[str]:
@@ -74,7 +75,7 @@ async def test_a_task_may_wait_for_a_moment_as_for_a_future() -> None:
         waits = asyncio.create_task(Notes().waiting(when))
         await turns()
         getattr(when, say)("one")
-        async with asyncio.timeout(1):
+        async with within(1):
             await waits
         assert when.result() == "one"
 
@@ -126,7 +127,7 @@ async def test_what_needs_a_task_asks_for_one() -> None:
 
     begun(coroutine())
     assert not found
-    async with asyncio.timeout(5):
+    async with within(5):
         while len(found) < 2:
             await asyncio.sleep(0)
     assert found == [True, "in time"]

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from gateway.telemetry.exposition import KEEP_SECONDS, Exposition
+from tests.turns import within
 
 
 class Rendered:
@@ -37,7 +38,7 @@ class Rendered:
 async def started(rendered: Rendered, scrapers: int) -> list[asyncio.Task[bytes]]:
     """So many scrapes that wait for a rendering which has begun."""
     tasks = [asyncio.create_task(rendered.exposition.text()) for _ in range(scrapers)]
-    async with asyncio.timeout(5):
+    async with within(5):
         while not rendered.renderings:
             await asyncio.sleep(0.001)
     return tasks

@@ -10,6 +10,7 @@ from gateway.core.fleet import Pod
 from gateway.upstream.connection import AnswerHead, Loss, PodConnection, Receiver
 from gateway.upstream.pool import PodPool
 from tests.fakes import Hang, ScriptedPod, answer, chunk
+from tests.turns import within
 
 POST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -237,6 +238,6 @@ async def test_a_receiver_may_drop_its_exchange_in_any_of_its_calls() -> None:
         connection.data_received(GOOD)
         assert heard.end is None
         assert pool.take() is None
-        async with asyncio.timeout(5):
+        async with within(5):
             while pool.live:
                 await asyncio.sleep(0)

@@ -10,6 +10,7 @@ from gateway.core.fleet import Pod
 from gateway.upstream.connection import AnswerHead, Loss, PodConnection, Receiver
 from gateway.upstream.pool import PodPool
 from tests.fakes import ScriptedPod, answer
+from tests.turns import within
 
 POST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
 
@@ -43,7 +44,7 @@ async def test_a_connection_that_was_paused_by_the_last_of_an_answer_reads_the_n
         for _ in range(2):
             reader = SlowReader(connection)
             connection.send(POST, (), reader)
-            async with asyncio.timeout(5):
+            async with within(5):
                 assert await reader.ended is None
             # Its client has caught up, too late: the answer is over.
             connection.resume(reader)

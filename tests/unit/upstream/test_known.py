@@ -15,6 +15,7 @@ from gateway.upstream.connection import AnswerHead, Loss, PodConnection, Receive
 from gateway.upstream.known import Shape, body_within, shape_of
 from gateway.upstream.pool import PodPool
 from tests.fakes import Close, ScriptedPod, Step
+from tests.turns import within
 
 POST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
 BODY = b'{"a": 1}'
@@ -128,7 +129,7 @@ async def pool_before(*answers: list[Step]) -> AsyncIterator[PodPool]:
 async def asked(connection: PodConnection, *, takes_whole: bool = False) -> tuple[Collected, Loss | None]:
     receiver = Collected(takes_whole=takes_whole)
     connection.send(POST, (), receiver)
-    async with asyncio.timeout(5):
+    async with within(5):
         return receiver, await receiver.over
 
 
@@ -221,7 +222,7 @@ async def test_a_receiver_that_will_have_nothing_of_a_known_answer_gets_no_end_o
         receiver = Collected()
         receiver.head_received = lambda head: connection.drop(receiver)  # type: ignore[method-assign]
         connection.send(POST, (), receiver)
-        async with asyncio.timeout(5):
+        async with within(5):
             while pool.live:
                 await asyncio.sleep(0)
         assert not receiver.over.done()

@@ -11,6 +11,7 @@ from gateway.core.fleet import Pod
 from gateway.core.ports import FetchFailed
 from gateway.upstream.pool import Pools
 from tests.fakes import MODELS, ScriptedPod, answer
+from tests.turns import within
 
 PACKED = gzip.compress(MODELS)
 ENDLESS = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -62,7 +63,7 @@ def pod_at(server: Server | ScriptedPod) -> Pod:
 async def failed(made: Pools, server: Server) -> str:
     with pytest.raises(FetchFailed) as told:
         await made.fetch(pod_at(server), b"/v1/models", 5)
-    async with asyncio.timeout(2):
+    async with within(2):
         await server.left.wait()
     assert made.of(pod_at(server)).take() is None
     return str(told.value)

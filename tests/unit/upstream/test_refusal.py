@@ -231,9 +231,10 @@ def test_a_message_is_cut_to_a_sensible_length() -> None:
 
 @pytest.mark.parametrize("unit", ["a", "a-", "a."])
 def test_a_long_message_does_not_hold_up_the_loop(unit: str) -> None:
-    began = time.perf_counter()
-    without_addresses(unit * 10_000)
-    assert time.perf_counter() - began < 0.1
+    began = time.thread_time()
+    without_addresses(unit * 1_000_000)
+    # Of the processor's time: 5 ms, and a second or more for all of it.
+    assert time.thread_time() - began < 0.25
 
 
 # Whatever comes.

@@ -268,10 +268,10 @@ def test_of_indices_and_reasons_without_end_little_is_kept() -> None:
     for told, most in (("", MAX_INDICES), (f',"finish_reason":"{"s" * 100}"', MAX_INDICES)):
         reader = ChoicesReader(None)
         choices = ",".join(f'{{"index":{index}{told}}}' for index in range(many))
-        since = time.process_time()
+        since = time.thread_time()
         assert reader.read_event(f'data: {{"choices":[{choices}]}}\n\n'.encode()) is EventKind.CONTENT
         # Copying made this 5 s.
-        assert time.process_time() - since < 1.0
+        assert time.thread_time() - since < 1.0
         assert len(reader.finished) + len(reader.unfinished or ()) == most
         assert all(len(reason) < 100 for reason in reader.finished.values())
     told_width = ChoicesReader(2)
@@ -471,7 +471,8 @@ def _has_controls(raw: bytes) -> bool:
 def test_no_event_takes_long_to_recognise(unit: bytes, end: bytes) -> None:
     long = CHAT[: CHAT.index(b"TEXT")] + unit * 200_000 + end
     many = CHAT[: CHAT.index(b"]}")] + b',"a":null' * 50_000 + end
-    began = time.perf_counter()
+    began = time.thread_time()
     assert not PLAIN_TOKEN.fullmatch(long)
     assert not PLAIN_TOKEN.fullmatch(many)
-    assert time.perf_counter() - began < 0.5
+    # Of the processor's time: 6 ms at most.
+    assert time.thread_time() - began < 0.5

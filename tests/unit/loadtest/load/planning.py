@@ -1,7 +1,9 @@
-"""Requests and schedules as short as a test needs them."""
+"""Requests and schedules as short as a test needs them, and whom they are sent to in vain."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from socket import socket
 
 from loadtest.load.schedule import Planned, Schedule, Step
 
@@ -54,3 +56,11 @@ def evenly(count: int, seconds: float, *, stream: bool = False) -> Schedule:
 def closed_loop(workers: int, count: int, seconds: float = 60.0, *, stream: bool = False) -> Schedule:
     requests = [planned(n, None, stream=stream) for n in range(count)]
     return Schedule(requests, (Step("all", 0.0, seconds, None),), workers, seconds)
+
+
+@contextmanager
+def refusing() -> Iterator[str]:
+    """The URL of a port that is taken, so that nobody else comes to listen there, and that refuses who connects."""
+    with socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"

@@ -4,7 +4,8 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable, Iterator
-from statistics import median
+from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 
@@ -15,7 +16,7 @@ from loadtest.load.record import Ending, Record
 from loadtest.load.schedule import Schedule
 from tests.fakes import STREAM_HEAD, Hang, ScriptedPod, Step, answer, chunk
 from tests.running import captured, captured_events
-from tests.unit.loadtest.load.planning import closed_loop, evenly, open_loop, planned
+from tests.unit.loadtest.load.planning import closed_loop, evenly, open_loop, planned, refusing
 
 KEYS = {"caller": "sk-test"}
 BOUNDS = Bounds(patience_seconds=10.0)
@@ -25,7 +26,7 @@ STREAM: list[Step] = [STREAM_HEAD, *map(chunk, captured_events("12-chat-stream-u
 STANDS_STILL_AT_NUMBER, STANDS_STILL_SECONDS = 20, 0.6
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.002)
@@ -39,64 +40,85 @@ def waited(record: Record) -> float:
 # --- the intended second ------------------------------------------------------------------------------------
 
 
-async def on_who_stands_still(schedule: Schedule) -> list[Record]:
+class StoodStill(NamedTuple):
+    records: list[Record]
+    until: float
+    """When the server went on, in the records' seconds."""
+
+    @property
+    def kept(self) -> list[Record]:
+        """Who was due before the server went on, and answered after."""
+        return [record for record in self.records if record.intended_at < self.until <= (record.ended_at or 0.0)]
+
+
+async def on_who_stands_still(schedule: Schedule) -> StoodStill:
     """What comes of a load on a server that answers at once, but for the time in which it stands still.
 
     From its 20th request on, not from a second on: what a test's process does before it asks takes its time.
     """
     going = asyncio.Event()
     going.set()
+    went_on: list[float] = []
+    zero = time.monotonic() + 0.05
+
+    def go_on() -> None:
+        went_on.append(time.monotonic() - zero)
+        going.set()
 
     def answers(_request: object) -> list[Step]:
         if len(pod.requests) == STANDS_STILL_AT_NUMBER:
             going.clear()
-            asyncio.get_running_loop().call_later(STANDS_STILL_SECONDS, going.set)
+            asyncio.get_running_loop().call_later(STANDS_STILL_SECONDS, go_on)
         return [going, *WHOLE]
 
     async with ScriptedPod() as pod:
         pod.script_of = answers
-        return await play(schedule, pod.url, KEYS)
+        records = await play(schedule, pod.url, KEYS, zero=zero)
+    assert {record.ending for record in records} == {Ending.WHOLE}
+    return StoodStill(records, *went_on)
 
 
 async def test_a_server_that_stood_still_is_slow_to_all_who_came_meanwhile_not_only_to_the_one_it_kept() -> None:
     """Coordinated omission: a closed loop waits along with the server, and so sees one slow answer of very many."""
     opened = await on_who_stands_still(evenly(120, 1.2))
     closed = await on_who_stands_still(closed_loop(1, 500))
-    assert {record.ending for record in opened + closed} == {Ending.WHOLE}
-    assert (len(opened), len(closed)) == (120, 500)
-    kept = max(opened, key=waited)
-    assert kept.ended_at is not None
-    meanwhile = [record for record in opened if kept.intended_at <= record.intended_at < kept.ended_at - 0.1]
-    assert len(meanwhile) >= 40
-    for record in meanwhile:
-        assert waited(record) > kept.ended_at - record.intended_at - 0.05
-    assert max(map(waited, closed)) >= STANDS_STILL_SECONDS
-    assert sum(waited(record) > 0.1 for record in closed) <= 5
+    assert (len(opened.records), len(closed.records)) == (120, 500)
+    # The 20th was due at 0.19 s, 60 more while the server stood still: it cannot have answered any of them meanwhile.
+    late = [record for record in opened.kept if waited(record) > 0.1]
+    assert len(late) >= 40
+    assert all(record.intended_at == record.planned.at for record in opened.records)
+    assert len(closed.kept) == 1
 
 
 async def test_a_server_that_never_answers_slows_the_schedule_by_nothing() -> None:
-    async with ScriptedPod([[Hang]]) as pod:
-        records = await play(evenly(100, 0.5), pod.url, KEYS, bounds=Bounds(patience_seconds=0.5))
-    assert {record.ending for record in records} == {Ending.TIMEOUT}
+    """It answers nobody before all have come: who waited for an answer would wait for ever."""
+    going = asyncio.Event()
+    async with ScriptedPod([[going, *WHOLE]]) as pod:
+        playing = asyncio.create_task(play(evenly(100, 0.5), pod.url, KEYS))
+        await until(lambda: len(pod.requests) == 100)
+        going.set()
+        records = await playing
+    assert {record.ending for record in records} == {Ending.WHOLE}
     assert [record.intended_at for record in records] == [record.planned.at for record in records]
-    assert median(record.sent_at - record.intended_at for record in records) < 0.25  # half of what an answer takes
     assert all(record.sent_at >= record.intended_at for record in records)
 
 
 async def test_a_generator_that_was_late_says_so_and_does_not_call_it_the_server_s_speed() -> None:
     def dawdle(record: Record) -> None:
-        if record.planned.number == 10:
-            time.sleep(0.2)
+        if record.planned.number == 0:
+            assert record.ended_at is not None
+            time.sleep(max(0.0, 1.7 - record.ended_at))
 
     own = Own()
+    # When all the others are due the generator is not there; the first one's answer has a second to come before them.
+    requests = [planned(0, 0.0), *(planned(n, 1.0 + n * 0.005) for n in range(1, 100))]
     async with ScriptedPod([WHOLE]) as pod:
-        records = await play(evenly(100, 0.5), pod.url, KEYS, on_record=dawdle, own=own)
+        records = await play(open_loop(requests), pod.url, KEYS, on_record=dawdle, own=own)
     assert [record.intended_at for record in records] == [record.planned.at for record in records]
-    late = [record for record in records if record.own_lateness > 0.05]
-    assert len(late) >= 20
-    assert all(waited(record) >= record.own_lateness for record in late)
-    assert 0.15 < own.late_max < 5.0
-    assert own.late_p99 > 0.1
+    assert sum(record.own_lateness > 0.2 for record in records) >= 20
+    assert all(waited(record) >= record.own_lateness for record in records)
+    assert own.late_max == max(record.own_lateness for record in records)
+    assert own.late_p99 > 0.2
     assert not own.kept_up
 
 
@@ -163,18 +185,35 @@ async def test_second_0_is_where_the_caller_puts_it() -> None:
 
 async def test_records_stand_in_the_order_of_sending_whichever_ended_first() -> None:
     ended: list[int] = []
-    async with ScriptedPod([[0.2, *WHOLE], WHOLE]) as pod:
-        records = await play(
-            evenly(5, 0.1), pod.url, KEYS, on_record=lambda record: ended.append(record.planned.number)
-        )
+    others_ended = asyncio.Event()
+
+    def note(record: Record) -> None:
+        ended.append(record.planned.number)
+        if len(ended) == 4:
+            others_ended.set()
+
+    requests = [planned(n, n * 0.02, key="first" if n == 0 else "caller") for n in range(5)]
+    async with ScriptedPod() as pod:
+        pod.script_of = lambda request: [others_ended, *WHOLE] if b"sk-first" in request else WHOLE
+        records = await play(open_loop(requests), pod.url, {**KEYS, "first": "sk-first"}, on_record=note)
     assert [record.planned.number for record in records] == [0, 1, 2, 3, 4]
     assert sorted(ended) == [0, 1, 2, 3, 4]
     assert ended[-1] == 0
 
 
 async def test_requests_of_one_moment_are_sent_at_once() -> None:
-    async with ScriptedPod([[0.3, *WHOLE]]) as pod:
-        records = await play(open_loop([planned(n, 0.05) for n in range(20)]), pod.url, KEYS)
+    """None of them waits for another's answer: there is none before all have come."""
+    all_came = asyncio.Event()
+
+    def answers(_request: object) -> list[Step]:
+        if len(pod.requests) == 20:
+            all_came.set()
+        return [all_came, *WHOLE]
+
+    async with ScriptedPod() as pod:
+        pod.script_of = answers
+        async with asyncio.timeout(60):
+            records = await play(open_loop([planned(n, 0.05) for n in range(20)]), pod.url, KEYS)
     assert max(record.sent_at for record in records) < min(record.first_at or 0 for record in records)
 
 
@@ -187,8 +226,17 @@ async def test_an_empty_schedule_is_over_at_once() -> None:
 
 
 async def test_workers_ask_one_after_the_other_and_never_more_at_once_than_there_are() -> None:
-    async with ScriptedPod([[0.01, *WHOLE]]) as pod:
-        records = await play(closed_loop(3, 30), pod.url, KEYS)
+    three_came = asyncio.Event()
+
+    def answers(_request: object) -> list[Step]:
+        if len(pod.requests) == 3:
+            three_came.set()
+        return [three_came, 0.01, *WHOLE]
+
+    async with ScriptedPod() as pod:
+        pod.script_of = answers
+        async with asyncio.timeout(60):
+            records = await play(closed_loop(3, 30), pod.url, KEYS)
     assert [record.planned.number for record in records] == list(range(30))
     assert {record.ending for record in records} == {Ending.WHOLE}
     assert set(_open_at_once(records)) == {1, 2, 3}
@@ -205,19 +253,18 @@ def _open_at_once(records: list[Record]) -> Iterator[int]:
 
 
 async def test_a_closed_loop_sends_nothing_after_its_time_and_hears_the_last_answers_out() -> None:
-    async with ScriptedPod([[0.05, *WHOLE]]) as pod:
-        records = await play(closed_loop(2, 10_000, seconds=0.3), pod.url, KEYS)
+    async with ScriptedPod([[0.3, *WHOLE]]) as pod:
+        records = await play(closed_loop(2, 10_000, seconds=2.0), pod.url, KEYS)
     assert 2 <= len(records) <= 14
     assert {record.ending for record in records} == {Ending.WHOLE}
-    assert max(record.intended_at for record in records) < 0.3
+    assert max(record.intended_at for record in records) < 2.0
 
 
 async def test_a_worker_without_a_connection_pauses_instead_of_spinning_through_the_schedule() -> None:
-    async with ScriptedPod() as pod:
-        url = pod.url
-    records = await play(closed_loop(2, 10_000, seconds=0.35), url, KEYS)
+    with refusing() as url:
+        records = await play(closed_loop(2, 10_000, seconds=1.95), url, KEYS)
     assert {record.code for record in records} == {"ECONNREFUSED"}
-    assert 2 <= len(records) <= 8
+    assert 2 <= len(records) <= 40
 
 
 async def test_a_closed_loop_begins_at_second_0() -> None:
@@ -243,7 +290,8 @@ async def test_a_server_that_takes_another_s_place_gets_its_requests() -> None:
             if record.planned.number == 4:
                 urls[0] = new.url
 
-        await play(evenly(10, 0.5), urls, KEYS, on_record=replace_at_4)
+        # One at a time: the fifth answer is heard before the sixth request is sent.
+        await play(closed_loop(1, 10), urls, KEYS, on_record=replace_at_4)
         assert (len(old.requests), len(new.requests)) == (5, 5)
 
 
@@ -251,13 +299,14 @@ async def test_a_replacement_that_is_no_url_ends_the_play_with_that() -> None:
     async with ScriptedPod([WHOLE]) as pod:
         urls = [pod.url]
         with pytest.raises(BadUrl):
-            await play(evenly(10, 0.2), urls, KEYS, on_record=lambda _record: urls.__setitem__(0, "nowhere"))
+            await play(closed_loop(1, 10), urls, KEYS, on_record=lambda _record: urls.__setitem__(0, "nowhere"))
 
 
 async def test_each_caller_s_key_is_sent_with_their_requests() -> None:
-    requests = [planned(n, n * 0.02, key=name) for n, name in enumerate(["greedy", "modest", "nobody"])]
+    requests = [planned(n, None, key=name) for n, name in enumerate(["greedy", "modest", "nobody"])]
+    one_at_a_time = replace(closed_loop(1, 0), requests=requests)
     async with ScriptedPod([WHOLE]) as pod:
-        await play(open_loop(requests), pod.url, {"greedy": "sk-g", "modest": "sk-m", "nobody": ""})
+        await play(one_at_a_time, pod.url, {"greedy": "sk-g", "modest": "sk-m", "nobody": ""})
         keys = [request.partition(b"Bearer ")[2].partition(b"\r\n")[0] for request in pod.requests]
     assert keys == [b"sk-g", b"sk-m", b""]
 
@@ -294,18 +343,22 @@ async def test_what_the_listener_raises_ends_the_play_and_closes_every_connectio
 
 async def test_a_cancelled_play_closes_every_connection_before_it_lets_go() -> None:
     for schedule in (evenly(50, 0.1), closed_loop(10, 1000)):
+        ended: list[Record] = []
         async with ScriptedPod([[Hang]]) as pod:
-            playing = asyncio.create_task(play(schedule, pod.url, KEYS))
+            playing = asyncio.create_task(play(schedule, pod.url, KEYS, on_record=ended.append))
             await until(lambda pod=pod: len(pod.requests) >= 10)  # type: ignore[misc]
             playing.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await playing
-            asked = len(pod.requests)
+            sent = [record for record in ended if record.ending is Ending.TIMEOUT]
             await until(lambda pod=pod: pod.connections == 0)  # type: ignore[misc]
-            assert len(pod.requests) == asked < 51
+            # What was sent last the server may have read after the play had let go.
+            assert 10 <= len(pod.requests) <= len(sent) <= len(ended) <= 50
 
 
-async def test_a_play_may_be_cancelled_at_any_moment_of_a_connection_s_making() -> None:
+async def test_a_play_may_be_cancelled_at_any_moment_of_a_connection_s_making(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And then waits for no farewell that cannot come."""
+    monkeypatch.setattr("loadtest.load.client._FAREWELL_SECONDS", 3600.0)
     async with ScriptedPod([[Hang]]) as pod:
         for moment in range(12):
             requests = [planned(number, 0.0) for number in range(5)]
@@ -313,22 +366,24 @@ async def test_a_play_may_be_cancelled_at_any_moment_of_a_connection_s_making() 
             for _ in range(moment):
                 await asyncio.sleep(0)
             playing.cancel()
-            began = time.monotonic()
-            with pytest.raises(asyncio.CancelledError):
-                await playing
-            assert time.monotonic() - began < 2.0
+            ended, _ = await asyncio.wait({playing}, timeout=60)
+            assert ended
+            assert playing.cancelled()
         await until(lambda: pod.connections == 0)
 
 
 async def test_a_play_that_is_stopped_sends_nothing_more_and_hears_out_what_is_open() -> None:
     async with ScriptedPod([[0.2, *WHOLE]]) as pod:
-        player = Player(evenly(1000, 20.0), pod.url, KEYS)
-        playing = asyncio.create_task(player.play())
+        player = Player(evenly(10_000, 200.0), pod.url, KEYS)
+        zero = time.monotonic()
+        playing = asyncio.create_task(player.play(zero))
         await until(lambda: len(pod.requests) >= 3)
         player.stop()
-        records = await asyncio.wait_for(playing, 5)
+        stopped_at = time.monotonic() - zero
+        records = await asyncio.wait_for(playing, 60)
         assert {record.ending for record in records} == {Ending.WHOLE}
-        assert 3 <= len(records) == len(pod.requests) < 50
+        assert 3 <= len(records) == len(pod.requests)
+        assert all(record.taken_at is not None and record.taken_at <= stopped_at for record in records)
 
 
 async def test_the_collector_is_as_it_was_when_the_play_is_over() -> None:
@@ -357,14 +412,17 @@ class Noted:
 
     def __init__(self) -> None:
         self.standings: list[Standing] = []
+        self.twice_while_open = asyncio.Event()
 
     def show(self, standing: Standing) -> None:
         self.standings.append(standing)
+        if standing.open and len(self.standings) > 1:
+            self.twice_while_open.set()
 
 
 async def test_progress_is_shown_while_it_plays_and_once_at_the_end() -> None:
     noted = Noted()
-    async with ScriptedPod([[0.1, *STREAM]]) as pod:
+    async with ScriptedPod([[noted.twice_while_open, *STREAM]]) as pod, asyncio.timeout(60):
         await play(evenly(20, 0.8, stream=True), pod.url, KEYS, progress=noted)
     assert len(noted.standings) >= 3
     assert [standing.sent for standing in noted.standings] == sorted(standing.sent for standing in noted.standings)
@@ -381,4 +439,4 @@ async def test_progress_that_cannot_be_shown_ends_the_play_with_its_error() -> N
 
     async with ScriptedPod([[Hang]]) as pod:
         with pytest.raises(BrokenPipeError):
-            await asyncio.wait_for(play(evenly(5, 0.1), pod.url, KEYS, progress=Broken()), 5)
+            await asyncio.wait_for(play(evenly(5, 0.1), pod.url, KEYS, progress=Broken()), 60)

@@ -2,7 +2,7 @@
 
 import random
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loadtest.load.lengths import Even, Fixed
@@ -59,6 +59,7 @@ def test_zipf_asks_the_first_family_most() -> None:
     assert counts[0] > 1.5 * counts[1]
 
 
+@example(turns=2, conversations=7, families=0, seed=1363)
 @given(st.integers(2, 6), st.integers(1, 8), st.integers(0, 2), st.integers())
 def test_a_turn_begins_with_the_turn_before_and_no_conversation_is_longer_than_its_turns(
     turns: int, conversations: int, families: int, seed: int
@@ -66,15 +67,16 @@ def test_a_turn_begins_with_the_turn_before_and_no_conversation_is_longer_than_i
     prompt = Prompt(Even(1, 9), families=families, turns=turns, conversations=conversations)
     talking = Talk(prompt, ("a", "b"), SEA, random.Random(seed))
     head = min(families, 1)
-    heard: dict[tuple[Message, ...], str] = {}
+    heard: dict[tuple[Message, ...], list[str]] = {}
     for _ in range(80):
         caller, messages = talking.speak(None, 4)
         assert [message.role for message in messages[head:]] == (["user", "assistant"] * turns)[: len(messages) - head]
         assert len(messages) - head <= 2 * turns - 1
         if len(messages) - head > 1:
-            # The turn before was said, once, by the same caller, and nobody goes on from it a second time.
-            assert heard.pop(messages[:-2]) == caller
-        heard[messages] = caller
+            # The turn before was said by the same caller, and nobody goes on from it a second time. Of texts so short
+            # two may begin alike.
+            heard[messages[:-2]].remove(caller)
+        heard.setdefault(messages, []).append(caller)
 
 
 def test_nobody_goes_on_before_they_have_thought() -> None:

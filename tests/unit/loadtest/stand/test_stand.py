@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from socket import socket
+from socket import create_server, socket
 
 import pytest
 
@@ -19,6 +19,7 @@ from loadtest.load.reading import load, names
 from loadtest.stand.cluster import cluster_of
 from loadtest.stand.cores import Cores
 from loadtest.stand.faults import MAKERS, befall
+from loadtest.stand.gateways import GatewayProcess
 from loadtest.stand.looking import asked, series_in, total
 from loadtest.stand.pods import Load, Pod
 from loadtest.stand.ports import lasting_ports
@@ -56,6 +57,61 @@ async def test_a_fault_that_cannot_be_made_ends_the_run() -> None:
         await befall(stand, [fault, replace(fault, at=1000.0)], Watched(), time.monotonic())
 
 
+class BusyGateway(GatewayProcess):
+    """Answers when it gets to it."""
+
+    def __init__(self, answers: list[dict[str, float] | None], *, runs: bool = True) -> None:
+        self.name = "gateway-0"
+        self._answers = answers
+        self._runs = runs
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return (1,) if self._runs else ()
+
+    async def scrape(self) -> dict[str, float]:
+        told = self._answers.pop(0)
+        if told is None:
+            raise ConnectionError("no answer")
+        return told
+
+
+class NoRedis(RedisProcess):
+    def __init__(self) -> None:
+        pass
+
+    async def start(self) -> None:
+        pass
+
+    async def kill(self) -> None:
+        pass
+
+
+IN_REDIS = {'poolgate_limit_mode{mode="redis"}': 1.0, 'poolgate_pods{state="ready"}': 0.0}
+BY_ITSELF = {'poolgate_limit_mode{mode="redis"}': 0.0, 'poolgate_pods{state="ready"}': 0.0}
+
+
+def before_redis(gateway: GatewayProcess) -> SimulatedStand:
+    return SimulatedStand({}, [], [gateway], NoRedis(), None, lambda: pytest.fail("none is wanted"), [])
+
+
+async def test_a_gateway_too_busy_to_tell_is_asked_again() -> None:
+    answers: list[dict[str, float] | None] = [None, BY_ITSELF, None, IN_REDIS]
+    gateway = BusyGateway(answers)
+    await before_redis(gateway).knows_its_pods(gateway)
+    assert answers == []
+    answers[:] = [None, BY_ITSELF, None, IN_REDIS]
+    seen = Watched()
+    await befall(before_redis(gateway), [Fault(at=0.0, what="stop_redis", seconds=0.0)], seen, time.monotonic())
+    assert (answers, seen.mode_back_at) == ([], 0.0)
+
+
+async def test_a_gateway_that_is_gone_is_not_waited_for() -> None:
+    stand = before_redis(BusyGateway([None], runs=False))
+    with pytest.raises(BenchError, match="stop_redis could not be made: no answer"):
+        await befall(stand, [Fault(at=0.0, what="stop_redis", seconds=0.0)], Watched(), time.monotonic())
+
+
 def test_settings_are_laid_over_key_by_key_and_lists_are_replaced() -> None:
     settings = {"a": {"b": 1, "c": {"d": 2}}, "e": [1, 2]}
     assert laid_over(settings, {"a": {"c": {"f": 3}}, "e": [3]}) == {"a": {"b": 1, "c": {"d": 2, "f": 3}}, "e": [3]}
@@ -74,9 +130,20 @@ def test_gateways_and_generator_are_apart_where_there_are_two_cores(monkeypatch:
 
 def test_lasting_ports_are_none_that_the_kernel_gives_to_outgoing_connections_and_none_stands_twice() -> None:
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    ports = lasting_ports(400)
-    assert all(1024 < port < max(lowest, 19_000) for port in ports)
-    assert len(set(ports)) == 400
+    with lasting_ports(400) as ports:
+        assert all(1024 < port < max(lowest, 19_000) for port in ports)
+        assert len(set(ports)) == 400
+
+
+def test_a_lasting_port_is_free_to_its_server_and_to_nobody_else() -> None:
+    with lasting_ports(1) as (port,), socket() as other:
+        for _ in range(2):  # its server comes, goes and comes back
+            with pytest.raises(ConnectionRefusedError), socket() as caller:
+                caller.connect(("127.0.0.1", port))
+            with pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", port))
+            with create_server(("127.0.0.1", port)), socket() as caller:
+                caller.connect(("127.0.0.1", port))
 
 
 def test_too_few_free_ports_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,8 +151,8 @@ def test_too_few_free_ports_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError
 
     monkeypatch.setattr(socket, "bind", taken)
-    with pytest.raises(BenchError, match="0 of 2 ports are free"):
-        lasting_ports(2)
+    with pytest.raises(BenchError, match="0 of 2 ports are free"), lasting_ports(2):
+        pass
 
 
 def test_series_are_read_with_their_labels_and_summed_by_some() -> None:
@@ -126,28 +193,29 @@ async def test_outside_a_checkout_a_cluster_says_where_it_is_to_be_had(
 
 
 async def test_a_pod_that_does_not_start_says_why(tmp_path: Path) -> None:
-    pod = Pod("chat-0", "chat", lasting_ports(1)[0], ("--no-such-flag",), frozenset(os.sched_getaffinity(0)), tmp_path)
-    try:
-        with pytest.raises(BenchError, match="no-such-flag"):
-            await pod.start()
-    finally:
-        pod.close()
+    with lasting_ports(1) as (port,):
+        pod = Pod("chat-0", "chat", port, ("--no-such-flag",), frozenset(os.sched_getaffinity(0)), tmp_path)
+        try:
+            with pytest.raises(BenchError, match="no-such-flag"):
+                await pod.start()
+        finally:
+            pod.close()
 
 
 async def test_a_pod_comes_back_where_it_was_and_can_be_slowed(tmp_path: Path) -> None:
     flags = ("--model=m", "--task=generate", "--step-ms=1")
-    pod = Pod("chat-0", "chat", lasting_ports(1)[0], flags, frozenset(os.sched_getaffinity(0)), tmp_path)
-    try:
-        await pod.start()
-        port = pod.port
-        assert await pod.load() == Load(in_flight=0, aborts=0)
-        await pod.set_slowness(4)
-        with pytest.raises(BenchError, match="factor"):
-            await pod.set_slowness(-1)
-        await pod.kill()
-        assert await pod.load() is None
-        await pod.start()
-        assert (pod.port, await pod.load() is not None) == (port, True)
-        assert await pod.end(10)
-    finally:
-        pod.close()
+    with lasting_ports(1) as (port,):
+        pod = Pod("chat-0", "chat", port, flags, frozenset(os.sched_getaffinity(0)), tmp_path)
+        try:
+            await pod.start()
+            assert await pod.load() == Load(in_flight=0, aborts=0)
+            await pod.set_slowness(4)
+            with pytest.raises(BenchError, match="factor"):
+                await pod.set_slowness(-1)
+            await pod.kill()
+            assert await pod.load() is None
+            await pod.start()
+            assert (pod.port, await pod.load() is not None) == (port, True)
+            assert await pod.end(10)
+        finally:
+            pod.close()

@@ -341,6 +341,21 @@ def test_a_place_that_one_got_who_was_waiting_before_makes_no_wait_too_short() -
     assert "1 were too short" in JUDGES["true_waits_within_seconds"](of(told, before, next_one), 0.1).words
 
 
+def test_what_was_long_under_way_may_have_been_counted_late_and_makes_no_wait_too_long() -> None:
+    told, last = limited(0.0, 2.0), record(at=3.0)
+    counted_late, counted_early = record(at=1.5, waited=0.6), record(at=1.5, waited=0.1)
+    assert "0 longer" in JUDGES["true_waits_within_seconds"](of(told, counted_late, last), 0.1).words
+    assert "1 longer" in JUDGES["true_waits_within_seconds"](of(told, counted_early, last), 0.1).words
+
+
+def test_a_place_that_went_to_one_sent_later_and_counted_sooner_makes_no_wait_too_short() -> None:
+    """Two replicas: the one that the first is sent to may be the slower."""
+    told, overtaken = limited(0.0, 0.5), replace(limited(1.0, 5.0), ended_at=1.4)
+    meanwhile, afterwards = record(at=1.2, waited=0.1), record(at=1.5, waited=0.1)
+    assert "0 were too short" in JUDGES["true_waits_within_seconds"](of(told, overtaken, meanwhile), 0.1).words
+    assert "1 were too short" in JUDGES["true_waits_within_seconds"](of(told, overtaken, afterwards), 0.1).words
+
+
 def test_what_the_bucket_lets_in_is_what_a_window_may_hold() -> None:
     assert let_in_by_bucket([place / 10 for place in range(300)], PER_MINUTE) == PER_MINUTE + 2
     assert let_in_by_bucket([0.0] * 100, PER_MINUTE) == PER_MINUTE
