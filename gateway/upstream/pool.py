@@ -210,7 +210,7 @@ class Pools:
             raise
         finally:
             # An error's traceback holds this frame, which would hold the future, which holds the error.
-            del done
+            del done, collector
 
 
 class _Stale(Exception):

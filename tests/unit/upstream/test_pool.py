@@ -1,9 +1,11 @@
 """What we ask pods ourselves (their models, load, metrics, health) is suspected like any answer."""
 
 import asyncio
+import gc
 import gzip
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from types import FrameType
 
 import pytest
 
@@ -130,3 +132,29 @@ async def test_the_bound_is_what_a_subclass_says() -> None:
 async def test_junk_is_a_failure_that_says_nothing_of_what_came(says: bytes) -> None:
     async with listening(says) as server:
         assert "CANARY" not in await failed(pools(), server)
+
+
+@pytest.mark.parametrize("says", [answer(b"{}", b"503 Busy"), b"", answer(MODELS)], ids=["refused", "silent", "good"])
+async def test_a_fetch_leaves_nothing_to_the_collector_however_it_ends(says: bytes) -> None:
+    """A replica asks its pods ten times a second, and some may fail for hours."""
+    async with listening(says) as server:
+        made = pools()
+
+        async def asked() -> None:
+            with suppress(FetchFailed):
+                await made.fetch(pod_at(server), b"/load", 5 if says else 0.05)
+
+        await asked()
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            await asked()
+            gc.collect()
+            left = [each for each in gc.garbage if isinstance(each, FrameType | BaseException)]
+        finally:
+            gc.set_debug(0)
+            gc.enable()
+            gc.garbage.clear()
+        assert left == []
+        made.close()
