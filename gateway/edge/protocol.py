@@ -135,6 +135,8 @@ class ClientConnection(asyncio.Protocol):
         self._keep_alive = False
         self._old_http = False
         self._chunked = False
+        self._parser: httptools.HttpRequestParser | None = None
+        """There while it has read something, or soon will."""
         self._pieces: list[bytes] = []
         """Of the body, as they came; joined when it is whole."""
         self._body: bytearray | None = None
@@ -155,8 +157,6 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # a server gives a Transport
-        # Not before: it and we hold each other, and a handshake of TLS that comes to nothing is never lost.
-        self._parser = httptools.HttpRequestParser(self)
         self._write = transport.write  # type: ignore[attr-defined]
         transport.set_write_buffer_limits(high=self._edge.bounds.write_buffer_bytes)  # type: ignore[attr-defined]
         self._edge.enter(self, peer_of(transport))
@@ -233,8 +233,12 @@ class ClientConnection(asyncio.Protocol):
             if self._body_left:
                 self._take_body(data)
                 return
+        parser = self._parser
+        if parser is None:
+            # Not before: it and we hold each other, and a handshake of TLS that comes to nothing is never lost.
+            parser = self._parser = httptools.HttpRequestParser(self)
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except httptools.HttpParserCallbackError as failed:
             self._refusal = self._refusal or self._our_own(failed.__context__)
         except httptools.HttpParserError:
@@ -242,6 +246,9 @@ class ClientConnection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self._refusal = self._refusal or UPGRADE
         if self._exchange is not None:
+            if self._known is not None:
+                # The next request is likely not to need it, and an answer may take long.
+                self._parser = None
             if self._refusal is not None or self._url:
                 # What came behind the request is the beginning of another one, or of nothing good.
                 self._came_behind(1)
@@ -301,7 +308,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport = None
         # Cycles otherwise, that only the collector would end, for each connection there was.
         self._write = to_nobody
-        del self._parser
+        self._parser = None
         self._let_go_of_body()
         if self._visit is not None:
             self._edge.pipeline.left(self._visit)
@@ -341,6 +348,7 @@ class ClientConnection(asyncio.Protocol):
         if self._refusal is not None:
             return
         edge, parser = self._edge, self._parser
+        assert parser is not None  # noqa: S101  # it calls this
         fields = dict(headers)
         version = parser.get_http_version()
         repeated = NO_NAMES
@@ -440,7 +448,7 @@ class ClientConnection(asyncio.Protocol):
         error = too_much(url, headers, edge.bounds) or ill_framed(version, fields, repeated)
         if error is not None:
             return error
-        if self._parser.should_upgrade():
+        if self._parser is not None and self._parser.should_upgrade():
             return UPGRADE
         edge.remember_host(fields.get(b"host"))
         if b"transfer-encoding" in fields:

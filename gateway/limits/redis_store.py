@@ -25,10 +25,10 @@ from redis import exceptions as errors
 from redis.asyncio.connection import AbstractConnection, Connection, parse_url
 
 from gateway.core.clock import about
+from gateway.core.patience import Patience
 from gateway.limits.batch import MAX_LOOKS, MAX_TOLD, Batch, Decided, Garbled, Request
 from gateway.limits.bucket import Book, Bucket, Costs, Taken
 from gateway.limits.leases import Leases
-from gateway.limits.patience import Patience
 from gateway.limits.store import LOCAL_BECAUSE, Mode
 
 MAX_ASKS = 4096

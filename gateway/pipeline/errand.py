@@ -3,9 +3,10 @@
 A task costs: itself, a turn of the loop before its first step, a future for each thing it waits for, and one more turn
 when that has come. Nearly every request waits for its pod and for nothing else. So an `Errand` takes the first step at
 once, waits for a `Moment`, and goes on in the very call that brings a whole answer. A coroutine that waits for anything
-else (room at a pod, a fresh connection, another thread) becomes a task there, and stays one.
+else (room at a pod, another thread) becomes a task there, and stays one.
 
-Code on such a way may be on either: what needs a task (`asyncio.timeout` looks for it) awaits `in_a_task` first.
+Code on such a way may be on either: what needs a task (`asyncio.timeout` looks for it) awaits `in_a_task` first, or
+runs `apart`.
 """
 
 import asyncio
@@ -163,6 +164,34 @@ class Errand:
 def in_a_task() -> Generator[None, None, None]:
     """Returns in a task."""
     yield
+
+
+async def apart(begun: Coroutine[Any, Any, T], unwanted: Callable[[T], None]) -> T:
+    """What this coroutine comes to, in a task of its own: who waits for it here needs none, and a stream that began so
+    holds none for as long as it lasts.
+
+    Cancelled, it cancels that task; what comes of it all the same is `unwanted`.
+    """
+    loop = asyncio.get_running_loop()
+    over: Moment[None] = Moment(loop)
+
+    def tell(_: object) -> None:
+        if not over.done():
+            over.bring(None)
+
+    def put_away(task: asyncio.Task[T]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            unwanted(task.result())
+
+    task = loop.create_task(begun)
+    task.add_done_callback(tell)
+    try:
+        await over
+    except BaseException:
+        task.cancel()
+        task.add_done_callback(put_away)
+        raise
+    return task.result()
 
 
 async def _rest_of(begun: Coroutine[Any, Any, None], waits_for: object) -> None:

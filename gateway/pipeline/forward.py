@@ -32,7 +32,7 @@ from gateway.core.errors import (
 from gateway.core.fleet import Deadlines, Fleet, Pod, Route
 from gateway.core.made import maker
 from gateway.pipeline.aside import Aside
-from gateway.pipeline.errand import in_a_task
+from gateway.pipeline.errand import apart
 from gateway.pipeline.exchange import Exchange, Head, Headers
 from gateway.pipeline.intake import renamed
 from gateway.pipeline.keep_alive import KeepAlive
@@ -603,9 +603,8 @@ def _mark(request: Request) -> Mark:
 
 async def _opened(pool: PodPool) -> PodConnection | None:
     """A fresh connection; None: there is none to be had."""
-    await in_a_task()
     try:
-        return await pool.connect()
+        return await apart(pool.connect(), PodConnection.abort)
     except ConnectFailed:
         return None
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import ClassVar
 
 from gateway.core.fleet import Pod
+from gateway.core.patience import Patience
 from gateway.core.ports import FetchFailed
 from gateway.upstream.connection import AnswerHead, Loss, PodConnection, Receiver
 from gateway.upstream.headers import fetch_head
@@ -68,11 +69,12 @@ class PodPool:
     async def connect(self) -> PodConnection:
         """A fresh connection.
 
-        Raises `ConnectFailed` after at most `connect_seconds`.
+        Raises `ConnectFailed` after `connect_seconds`, our own delays left out: a loop that was held up says nothing of
+        the pod.
         """
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self.connect_seconds):
+            async with Patience(self.connect_seconds):
                 transport, connection = await loop.create_connection(
                     lambda: self._connection(self._on_idle, self._on_closed), self.pod.host, self.pod.port
                 )
@@ -181,7 +183,7 @@ class Pools:
         pool = self.of(pod)
         head = fetch_head(path, pool.host, self.authorization)
         try:
-            async with asyncio.timeout(timeout_seconds):
+            async with Patience(timeout_seconds):
                 connection = pool.take()
                 if connection is not None:
                     try:
@@ -210,7 +212,7 @@ class Pools:
             raise
         finally:
             # An error's traceback holds this frame, which would hold the future, which holds the error.
-            del done
+            del done, collector
 
 
 class _Stale(Exception):

@@ -5,13 +5,15 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import httptools
 import pytest
 
 from gateway.core.caller import Tenant
 from gateway.limits.keys import KeyEntry, KeyRing, digest
-from tests.door import GOOD, STREAM, Door, door, turn_the_loop
+from tests.door import BODY, EVENTS, GOOD, STREAM, Door, door, turn_the_loop, visitor
+from tests.fakes import STREAM_HEAD, chunk
 from tests.raw import RawClient, chat, request
 from tests.turns import within
 
@@ -21,6 +23,8 @@ class Parsed:
 
     def __init__(self) -> None:
         self.heads = 0
+        self.parsers: WeakSet[object] = WeakSet()
+        """That are there now."""
 
 
 @pytest.fixture
@@ -30,6 +34,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Parsed:
 
     class Counted:
         def __init__(self, connection: Any) -> None:
+            found.parsers.add(self)
             self._real = real(connection)
             self.should_keep_alive = self._real.should_keep_alive
             self.should_upgrade = self._real.should_upgrade
@@ -69,6 +74,34 @@ async def test_a_head_that_comes_again_is_not_parsed_and_answered_alike(parsed: 
         lines = at.gateway.lines()
         assert [line["outcome"] for line in lines] == ["completed"] * 5
         assert {line["key_id"] for line in lines} == {lines[0]["key_id"]}
+
+
+async def test_while_an_answer_lasts_nobody_keeps_a_parser_or_a_task_for_it(parsed: Parsed) -> None:
+    """Ten thousand streams would keep ten thousand of each."""
+    goes_on = asyncio.Event()
+    first, rest = (chunk(part + b"\n\n") for part in EVENTS.split(b"\n\n", 1))
+    async with door(STREAM_HEAD + first, goes_on, rest + b"0\r\n\r\n") as at, visitor(at.gateway) as other:
+        before = asyncio.all_tasks()
+        # The second stream wants a fresh connection to the pod.
+        begun = []
+        for client in (at.client, other):
+            client.send(at.chat(stream=True))
+            begun.append(await client.reader.readuntil(b'"a"'))
+        assert not parsed.parsers
+        since = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks() - before]
+        assert since == ["ScriptedPod._serve"]
+        goes_on.set()
+        for client, bytes_so_far in zip((at.client, other), begun, strict=True):
+            assert (await client.answer(begun=bytes_so_far)).body.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("user", ["", "another"])
+async def test_the_next_head_on_the_connection_is_read_whether_it_is_known_or_not(parsed: Parsed, user: str) -> None:
+    async with known() as at:
+        more = [b"X-Session-Id: " + user.encode()] if user else []
+        at.client.send(at.post(b"Content-Length: %d" % len(BODY), *more, body=BODY))
+        assert (await at.client.answer()).status == 200
+        assert at.asked == 2
 
 
 async def test_a_body_may_come_in_pieces_behind_it(parsed: Parsed) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.pipeline.errand import Errand, Moment, in_a_task
+from gateway.pipeline.errand import Errand, Moment, apart, in_a_task
 from tests.turns import within
 
 
@@ -131,6 +131,67 @@ async def test_what_needs_a_task_asks_for_one() -> None:
         while len(found) < 2:
             await asyncio.sleep(0)
     assert found == [True, "in time"]
+
+
+class Errands:
+    """Of one that runs something apart, and what became of that."""
+
+    def __init__(self) -> None:
+        self.notes = Notes()
+        self.came: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.unwanted: list[str] = []
+
+    async def run(self) -> None:
+        try:
+            self.notes.append(await apart(self._what_needs_a_task(), self.unwanted.append))
+            await self.notes.waiting()
+        except (ValueError, asyncio.CancelledError) as error:
+            self.notes.append(type(error).__name__)
+
+    async def _what_needs_a_task(self) -> str:
+        async with asyncio.timeout(60):
+            return await self.came
+
+
+async def test_what_runs_apart_needs_a_task_and_who_waits_for_it_none() -> None:
+    at = Errands()
+    errand = begun(at.run())
+    await turns()
+    at.came.set_result("came")
+    await turns()
+    assert at.notes == ["came", "begun", "over", "left"]
+    assert errand._task is None
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert not at.unwanted
+
+
+async def test_what_fails_apart_fails_who_waits_for_it() -> None:
+    at = Errands()
+    begun(at.run())
+    await turns()
+    at.came.set_exception(ValueError())
+    await turns()
+    assert at.notes == ["ValueError"]
+
+
+@pytest.mark.parametrize("in_task", [False, True], ids=["errand", "task"])
+@pytest.mark.parametrize("ready", [False, True], ids=["still-runs", "has-come"])
+async def test_who_is_cancelled_cancels_what_runs_apart_for_him_and_what_came_is_unwanted(
+    ready: bool, in_task: bool
+) -> None:
+    at = Errands()
+    waits = asyncio.create_task(at.run()) if in_task else begun(at.run())
+    await turns()
+    if ready:
+        at.came.set_result("came")
+        # The task apart has taken it; who waits has not heard of it yet.
+        await turns(1)
+    waits.cancel()
+    await turns(6)
+    assert at.notes == ["CancelledError"]
+    assert at.unwanted == (["came"] if ready else [])
+    assert at.came.cancelled() is not ready
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 @asynccontextmanager

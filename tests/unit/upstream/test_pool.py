@@ -1,9 +1,14 @@
 """What we ask pods ourselves (their models, load, metrics, health) is suspected like any answer."""
 
 import asyncio
+import gc
 import gzip
+import socket
+import threading
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from types import FrameType
 
 import pytest
 
@@ -131,3 +136,66 @@ async def test_the_bound_is_what_a_subclass_says() -> None:
 async def test_junk_is_a_failure_that_says_nothing_of_what_came(says: bytes) -> None:
     async with listening(says) as server:
         assert "CANARY" not in await failed(pools(), server)
+
+
+async def test_a_loop_that_was_held_up_takes_no_pod_for_one_that_is_not_there() -> None:
+    """Else every pod that is asked in that moment would be left out for it."""
+    async with listening(answer(MODELS)) as server:
+        made = Pools(connect_seconds=0.05, idle_seconds=3, clock=lambda: 0.0)
+        asking = asyncio.create_task(made.fetch(pod_at(server), b"/v1/models", 60))
+        await asyncio.sleep(0)
+        time.sleep(0.3)
+        assert await asking == MODELS
+        made.close()
+
+
+async def test_nor_for_one_that_does_not_answer() -> None:
+    asked, held_up = threading.Event(), threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            asked.set()
+            held_up.wait(60)
+            connection.sendall(answer(MODELS))
+            connection.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pod = Pod("u", "p", "p", *listener.getsockname())
+        made = pools()
+        serving = asyncio.get_running_loop().run_in_executor(None, serve, listener)
+        asking = asyncio.create_task(made.fetch(pod, b"/v1/models", 0.5))
+        while not asked.is_set():
+            await asyncio.sleep(0.001)
+        held_up.set()
+        time.sleep(1.0)
+        assert await asking == MODELS
+        made.close()
+        await serving
+
+
+@pytest.mark.parametrize("says", [answer(b"{}", b"503 Busy"), b"", answer(MODELS)], ids=["refused", "silent", "good"])
+async def test_a_fetch_leaves_nothing_to_the_collector_however_it_ends(says: bytes) -> None:
+    """A replica asks its pods ten times a second, and some may fail for hours."""
+    async with listening(says) as server:
+        made = pools()
+
+        async def asked() -> None:
+            with suppress(FetchFailed):
+                await made.fetch(pod_at(server), b"/load", 5 if says else 0.05)
+
+        await asked()
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            await asked()
+            gc.collect()
+            left = [each for each in gc.garbage if isinstance(each, FrameType | BaseException)]
+        finally:
+            gc.set_debug(0)
+            gc.enable()
+            gc.garbage.clear()
+        assert left == []
+        made.close()

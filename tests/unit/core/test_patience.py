@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.limits.patience import Patience
+from gateway.core.patience import Patience
 from tests.jumping import JumpingLoop
 
 

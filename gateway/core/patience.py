@@ -10,8 +10,8 @@ LAST_TURNS = 4
 
 
 class Patience:
-    """A deadline for Redis, not for ourselves: a loop that was held up finds its timer and the answer at the same time,
-    and then the answer counts. `slow`: it was not there after so long."""
+    """A deadline for others, not for ourselves: a loop that was held up finds its timer and the answer at one time, and
+    then the answer counts. `slow`: it was not there after so long."""
 
     def __init__(self, seconds: float, slow_after: float | None = None) -> None:
         self._rest = seconds if slow_after is None else seconds - slow_after
