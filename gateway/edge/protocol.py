@@ -235,8 +235,7 @@ class ClientConnection(asyncio.Protocol):
                 return
         parser = self._parser
         if parser is None:
-            # Not before: it and we hold each other, and a handshake of TLS that comes to nothing is never lost.
-            parser = self._parser = httptools.HttpRequestParser(self)
+            parser = self._parser = self.new_parser()
         try:
             parser.feed_data(data)
         except httptools.HttpParserCallbackError as failed:
@@ -265,6 +264,11 @@ class ClientConnection(asyncio.Protocol):
                 self._refusal = URL_TOO_LONG
         if self._refusal is not None:
             self.refuse(self._refusal)
+
+    def new_parser(self) -> httptools.HttpRequestParser:
+        """Strict, and not before there is something to read: it and we hold each other, and a handshake of TLS that comes
+        to nothing is never lost."""
+        return httptools.HttpRequestParser(self)
 
     def _take_body(self, data: bytes) -> None:
         """A piece of the body behind a head that was known."""

@@ -1,6 +1,5 @@
 """What a gateway does against requests that mean two things, or more than they say."""
 
-import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -10,6 +9,7 @@ from posixpath import normpath
 from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes
 
+import httptools
 import msgspec
 
 from gateway.balancing.affinity import PrefixIndex
@@ -52,10 +52,10 @@ class _TakesAnyHead(ClientConnection):
 class _LenientFront(ClientConnection):
     __slots__ = ()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        every = [True] * 10
-        self._parser.set_dangerous_leniencies(*every)
+    def new_parser(self) -> httptools.HttpRequestParser:
+        parser, every = super().new_parser(), [True] * 10
+        parser.set_dangerous_leniencies(*every)
+        return parser
 
 
 class _LenientThroughout(_LenientFront, _TakesAnyHead):
