@@ -266,8 +266,8 @@ class ClientConnection(asyncio.Protocol):
             self.refuse(self._refusal)
 
     def new_parser(self) -> httptools.HttpRequestParser:
-        """Strict, and not before there is something to read: it and we hold each other, and a handshake of TLS that comes
-        to nothing is never lost."""
+        """A strict one. Not before there is something to read: it and we hold each other, and a handshake of TLS that
+        comes to nothing is never lost."""
         return httptools.HttpRequestParser(self)
 
     def _take_body(self, data: bytes) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from loadtest.bench.targets import Gateway
 from loadtest.load.client import Bounds
@@ -146,25 +146,29 @@ async def played_on(stand: SimulatedStand, scenario: Scenario, schedule: Schedul
             later = zero + half_a_gap(schedule)
             past = dict.fromkeys(stand.keys, "")
             loads.append(asyncio.create_task(play(schedule, stand.direct_urls, past, zero=later, bounds=bounds)))
-        try:
-            done, _ = await asyncio.wait([befalling, *loads], return_when=asyncio.FIRST_EXCEPTION)
-            for task in done:
-                task.result()
-        except BaseException:
-            await _cancelled([befalling, *loads])
-            raise
-        unfinished = [] if befalling.done() else [fault.what for fault in scenario.faults]
-        await _cancelled([befalling])
-        records, *others = [task.result() for task in loads]
+        in_time, (records, *others) = await side_by_side(befalling, loads)
         direct = others[0] if others else []
+        unfinished = [] if in_time else [fault.what for fault in scenario.faults]
         await at_rest(stand, seen)
     return Played(records, own, direct, tuple(stand.marks), stand.pod_names, seen, unfinished)
 
 
-async def _cancelled(tasks: Sequence["asyncio.Task[list[Record]] | asyncio.Task[None]"]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def side_by_side(
+    befalling: "asyncio.Task[None]", loads: Sequence["asyncio.Task[list[Record]]"]
+) -> tuple[bool, list[list[Record]]]:
+    """Whether the faults were over before the load, and what came of each load. What fails of one ends the other."""
+    loaded = asyncio.gather(*loads)
+    both: tuple[asyncio.Future[Any], ...] = befalling, loaded
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        in_time = befalling.done()
+        await asyncio.gather(*both)
+    except BaseException:
+        for task in (befalling, *loads):
+            task.cancel()
+        await asyncio.gather(befalling, *loads, return_exceptions=True)
+        raise
+    return in_time, loaded.result()
 
 
 def half_a_gap(schedule: Schedule) -> float:
