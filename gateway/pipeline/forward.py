@@ -604,9 +604,11 @@ def _mark(request: Request) -> Mark:
 async def _opened(pool: PodPool) -> PodConnection | None:
     """A fresh connection; None: there is none to be had."""
     try:
-        return await apart(pool.connect(), PodConnection.abort)
+        connection = await apart(pool.connect(), PodConnection.abort)
     except ConnectFailed:
         return None
+    # The pod may have closed it in the turn that lies between.
+    return connection if connection.usable else None
 
 
 def _give_up(relay: Relay) -> None:

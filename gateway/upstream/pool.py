@@ -80,9 +80,10 @@ class PodPool:
                 )
         except (OSError, TimeoutError) as error:
             raise ConnectFailed(type(error).__name__) from None
-        if connection.usable:
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_bytes)
-            self._open.add(connection)
+        if not connection.usable:
+            raise ConnectFailed("closed at once")
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_bytes)
+        self._open.add(connection)
         return connection
 
     def release(self, connection: PodConnection, receiver: Receiver) -> None:

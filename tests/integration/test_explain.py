@@ -109,7 +109,8 @@ async def test_each_attempt_of_a_request_that_was_tried_again_is_told() -> None:
 
 async def test_json_is_what_the_gateway_said_and_holds_no_prompt_no_key_and_no_address() -> None:
     body = chat(messages=[{"role": "user", "content": "a canary sings"}])
-    async with ScriptedPod([[GOOD]]) as pod, running([pod]) as gateway, ops_of(gateway) as url:
+    clock = Clock(Hands(), lambda: 1_800_000_000.5)
+    async with ScriptedPod([[GOOD]]) as pod, running([pod], clock=clock) as gateway, ops_of(gateway) as url:
         await ask(gateway.port, request(body, key=gateway.key, headers={"X-Request-Id": "the-one"}))
         ended = await explain("the-one", "--url", url + "/", "--json")
         told = await told_of(url, "the-one")

@@ -14,7 +14,9 @@ import pytest
 
 from gateway.core.fleet import Pod
 from gateway.core.ports import FetchFailed
-from gateway.upstream.pool import Pools
+from gateway.pipeline.forward import _opened
+from gateway.upstream.connection import PodConnection
+from gateway.upstream.pool import PodPool, Pools
 from tests.fakes import MODELS, ScriptedPod, answer
 from tests.turns import within
 
@@ -173,6 +175,20 @@ async def test_nor_for_one_that_does_not_answer() -> None:
         assert await asking == MODELS
         made.close()
         await serving
+
+
+async def test_a_connection_that_its_pod_closes_before_anything_is_sent_is_none() -> None:
+    """In the turn of the loop between its coming and its use, too: nothing was asked of that pod."""
+
+    class ClosedMeanwhile(PodPool):
+        async def connect(self) -> PodConnection:
+            connection = await super().connect()
+            connection.abort()
+            return connection
+
+    async with listening() as server:
+        assert await _opened(PodPool(pod_at(server), 5, lambda: 0.0)) is not None
+        assert await _opened(ClosedMeanwhile(pod_at(server), 5, lambda: 0.0)) is None
 
 
 @pytest.mark.parametrize("says", [answer(b"{}", b"503 Busy"), b"", answer(MODELS)], ids=["refused", "silent", "good"])
