@@ -167,11 +167,11 @@ async def test_nor_for_one_that_does_not_answer() -> None:
         pod = Pod("u", "p", "p", *listener.getsockname())
         made = pools()
         serving = asyncio.get_running_loop().run_in_executor(None, serve, listener)
-        asking = asyncio.create_task(made.fetch(pod, b"/v1/models", 0.5))
+        asking = asyncio.create_task(made.fetch(pod, b"/v1/models", 2.0))
         while not asked.is_set():
             await asyncio.sleep(0.001)
         held_up.set()
-        time.sleep(1.0)
+        time.sleep(2.5)
         assert await asking == MODELS
         made.close()
         await serving
