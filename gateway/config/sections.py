@@ -374,7 +374,7 @@ class LimitsSection(Section):
 
 class UpstreamSection(Section):
     connect_seconds: Seconds = 1.0
-    """How long opening a connection to a pod may take. Then another pod is tried."""
+    """How long opening a connection to a pod may take, the gateway's own delays left out. Then another pod is tried."""
     pool_idle_seconds: Annotated[float, Field(gt=0, lt=5)] = 3.0
     """How long an unused connection to a pod is kept. vLLM closes its own after 5 s, so less than that."""
     api_key: str | None = Field(default=None, repr=False, pattern=r"^[!-~]+$")

@@ -3,14 +3,14 @@
 import asyncio
 import json
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from loadtest.stand.ports import lasting_ports
 from tests.smuggling.recorder import ANSWER, MODELS
 
 HERE = Path(__file__).parent
@@ -54,20 +54,10 @@ class Recorded:
         return [(each["port"], each["method"], each["body"].encode("latin-1")) for each in told]
 
 
-@contextmanager
-def own_port() -> Iterator[int]:
-    """A port that the kernel gives to nobody else in this block, however long a server takes to start. Who names it, as
-    that server does, may listen there: nobody does here."""
-    with closing(socket.socket()) as keeper:
-        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        keeper.bind(("127.0.0.1", 0))
-        yield keeper.getsockname()[1]
-
-
 @asynccontextmanager
 async def recorder(kind: str, folder: Path) -> AsyncIterator[Recorded]:
     """A server that notes what its parser made of what came, ready to be spoken to."""
-    with own_port() as port:
+    with lasting_ports(1) as (port,):
         async with _recorder(kind, folder, port) as recorded:
             yield recorded
 

@@ -7,6 +7,7 @@ and no request refused.
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ _MANY: Final = 100_000
 """More connections, requests and what not than any scenario has."""
 
 
-class _OfDebian:
+class _OfDebian(ABC):
     """A program that Debian packages, and whose `-v` tells its version."""
 
     name: str
@@ -42,9 +43,9 @@ class _OfDebian:
     def _binary(self) -> str:
         return of_debian(self.name, self._search_path)
 
+    @abstractmethod
     def _arguments(self, port: int, site: Site, log: Path) -> list[str]:
         """What starts it, its configuration being written."""
-        raise NotImplementedError
 
 
 class Nginx(_OfDebian):

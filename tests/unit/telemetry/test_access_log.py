@@ -309,7 +309,8 @@ def test_a_full_pipe_holds_nobody_up_and_what_is_lost_is_counted() -> None:
     assert ticks.seconds < 1
     assert log.dropped == extra
     out.go.set()
-    while len(out.getvalue().splitlines()) < 1 + MAX_WAITING_BATCHES:
+    give_up_at = time.monotonic() + 60
+    while len(out.getvalue().splitlines()) < 1 + MAX_WAITING_BATCHES and time.monotonic() < give_up_at:
         # Its end waits for no more than a second or two.
         time.sleep(0.001)
     log.close()
